@@ -329,8 +329,8 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
             sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
             slower.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
             click.echo(" | ".join(slower[-1]), err=True)
-    click.echo("\n".join(markdown.table(AA_HEADINGS, equal, left=2)) + "\n")
-    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower, left=2)))
+    click.echo("\n".join(markdown.table(AA_HEADINGS, equal, left_columns=2)) + "\n")
+    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower, left_columns=2)))
 
 
 def replace_verdicts(tally: Tally) -> Tally:
@@ -402,7 +402,7 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
             rates = (rate_text(times, count), rate_text(slower[interval], count))
             lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
-    click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left=2)))
+    click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left_columns=2)))
 
 
 # ---- real runs ----
@@ -440,7 +440,7 @@ def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: in
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
             lines.append(aa_cells(pairing, f"{operands}, if times were judged", times))
-    click.echo("\n".join(markdown.table(AA_HEADINGS, lines, left=2)))
+    click.echo("\n".join(markdown.table(AA_HEADINGS, lines, left_columns=2)))
 
 
 def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:

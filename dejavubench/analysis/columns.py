@@ -47,7 +47,7 @@ class Column:
     @property
     def unit(self) -> str | None:
         """Unit, which the end of the name gives; None without one."""
-        return next((unit for end, unit in UNITS.items() if self.name.endswith(end)), None)
+        return next((unit for suffix, unit in UNITS.items() if self.name.endswith(suffix)), None)
 
 
 @cache
@@ -64,12 +64,12 @@ def _column_types(row: Any) -> dict[str, Any]:
 def columns_of(row: type[Any]) -> Iterator[Column]:
     """Yield the columns of a row's class in their order."""
     row_class: Any = row
-    for name, declared in _column_types(row_class).items():
-        if isinstance(declared, tuple):
-            value_type, meaning = declared
+    for name, column_type in _column_types(row_class).items():
+        if isinstance(column_type, tuple):
+            value_type, meaning = column_type
             yield Column(name, meaning, value_type, row.__name__)
         else:
-            yield from columns_of(declared)
+            yield from columns_of(column_type)
 
 
 def names_of(row: type[Any]) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def values_by_column(row: Any) -> dict[str, Any]:
     """Return the values of a row by the names of its columns, in their order."""
     values: dict[str, Any] = {}
     row_class: Any = type(row)
-    for name, declared in _column_types(row_class).items():
+    for name, column_type in _column_types(row_class).items():
         value = getattr(row, name)
-        values |= {name: value} if isinstance(declared, tuple) else values_by_column(value)
+        values |= {name: value} if isinstance(column_type, tuple) else values_by_column(value)
     return values

@@ -13,47 +13,45 @@ def value_or_dash(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def rate_text(value: float | None, decimals: int) -> str:
+def rate_text(rate: float | None, decimals: int) -> str:
     """Write a rate with some decimals; a small one has three significant digits."""
-    if value is None:
+    if rate is None:
         return "–"
-    if 0 < abs(value) < 1:
+    if 0 < abs(rate) < 1:
         # 0.0123: log10 is −1.9, its floor −2, so 4 decimals show three digits.
-        shown_decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
-        return f"{value:.{shown_decimals}f}"
-    return f"{value:.{decimals}f}"
+        shown_decimals = max(decimals, 2 - math.floor(math.log10(abs(rate))))
+        return f"{rate:.{shown_decimals}f}"
+    return f"{rate:.{decimals}f}"
 
 
-def ms_text(value: float | None) -> str:
+def ms_text(ms: float | None) -> str:
     """Milliseconds with about four digits."""
-    if value is None:
+    if ms is None:
         return "–"
-    return (
-        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-    )
+    return f"{ms:.3f}" if abs(ms) < 1 else f"{ms:.2f}" if abs(ms) < 100 else f"{ms:.1f}"
 
 
-def nbytes_text(value: float | None) -> str:
+def nbytes_text(nbytes: float | None) -> str:
     """Bytes in decimal units, as GB/s are."""
-    if value is None:
+    if nbytes is None:
         return "–"
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} B"
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"
 
 
-def format_count(value: float | None) -> str:
+def format_count(count: float | None) -> str:
     """Write a count with separators of thousands; two decimals if it is not whole."""
-    if value is None:
+    if count is None:
         return "–"
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+    return f"{count:,.0f}" if count == round(count) else f"{count:,.2f}"
 
 
-def signed_percent(value: float) -> str:
+def signed_percent(percent: float) -> str:
     """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
-    size = abs(value)
-    return format_signed(value, 2 if size < 10 else 1 if size < 100 else 0)
+    size = abs(percent)
+    return format_signed(percent, 2 if size < 10 else 1 if size < 100 else 0)
 
 
 def format_signed(percent: float, decimals: int) -> str:
@@ -70,9 +68,11 @@ def span_text(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
 
 
-def slowdown_text(value: float) -> str:
+def slowdown_text(factor: float) -> str:
     """Write a factor: 0.98×, 1.40×, 13.4×, 131×."""
-    return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
+    return (
+        f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×" if factor < 100 else f"{factor:,.0f}×"
+    )
 
 
 def noise_range_text(low: float, high: float) -> str:
@@ -80,9 +80,9 @@ def noise_range_text(low: float, high: float) -> str:
     return f"{signed_percent(low)} to {signed_percent(high)}"
 
 
-def with_interval(value: float, low: float | None, high: float | None) -> str:
+def with_interval(percent: float, low: float | None, high: float | None) -> str:
     """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
-    return f"{signed_percent(value)} {span_text(low, high)}".rstrip()
+    return f"{signed_percent(percent)} {span_text(low, high)}".rstrip()
 
 
 def interval_of(low: float | None, high: float | None) -> str:
@@ -90,13 +90,13 @@ def interval_of(low: float | None, high: float | None) -> str:
     return "–" if low is None else f"[{ms_text(low)}, {ms_text(high)}]"
 
 
-def four_digits(value: float | None) -> str:
+def four_digits(rate: float | None) -> str:
     """Write a rate with about four digits."""
-    if value is None:
+    if rate is None:
         return "–"
-    return rate_text(value, 3 if value < 10 else 1 if value < 1000 else 0)
+    return rate_text(rate, 3 if rate < 10 else 1 if rate < 1000 else 0)
 
 
-def three_digits(value: float) -> str:
+def three_digits(speed: float) -> str:
     """Return a speed with three digits, without an exponent."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{float(f'{speed:.3g}'):,.0f}" if speed >= 100 else f"{speed:.3g}"

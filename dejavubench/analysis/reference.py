@@ -94,13 +94,18 @@ def headings() -> dict[str, str]:
 def columns_page() -> str:
     """Return the text of ``docs/reference/columns.md``."""
     lines = [COLUMNS_INTRODUCTION]
-    shown = headings()
+    heading_by_column = headings()
     for group, columns in _group_columns(columns_of(Row)):
         rows = [
-            [f"`{column.name}`", column.unit or "", shown.get(column.name, ""), column.meaning]
+            [
+                f"`{column.name}`",
+                column.unit or "",
+                heading_by_column.get(column.name, ""),
+                column.meaning,
+            ]
             for column in columns
         ]
-        table = markdown.table(("column", "unit", "heading", "meaning"), rows, left=4)
+        table = markdown.table(("column", "unit", "heading", "meaning"), rows, left_columns=4)
         lines += [
             f"## {_title_of(group)}",
             "",
@@ -125,9 +130,16 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
         [f"`{column.name}`", column.unit or "", column.meaning] for column in columns_of(row)
     ]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.
-    title, _, rest = _summary_of(row).partition(": ")
-    table = markdown.table(("column", "unit", "meaning"), columns, left=3)
-    return [f"## {title}{name}", "", _make_paragraph(rest[0].upper() + rest[1:]), "", *table, ""]
+    title, _, explanation = _summary_of(row).partition(": ")
+    table = markdown.table(("column", "unit", "meaning"), columns, left_columns=3)
+    return [
+        f"## {title}{name}",
+        "",
+        _make_paragraph(explanation[0].upper() + explanation[1:]),
+        "",
+        *table,
+        "",
+    ]
 
 
 def environment_page() -> str:
@@ -138,7 +150,7 @@ def environment_page() -> str:
             [f"`{name}`", _make_sentence(field.description or "")]
             for name, field in model.model_fields.items()
         ]
-        table = markdown.table(("key", "meaning"), rows, left=2)
+        table = markdown.table(("key", "meaning"), rows, left_columns=2)
         lines += [
             f"## {_title_of(model.__name__)}",
             "",
@@ -152,12 +164,14 @@ def environment_page() -> str:
 
 def makefile() -> str:
     """Return the figures of ``make figures``, with the ranks and flags of their runs."""
-    quick = [(figure.name, figure.quick) for figure in figures() if figure.quick is not None]
+    quick_runs = [
+        (figure.name, figure.quick_run) for figure in figures() if figure.quick_run is not None
+    ]
     lines = [
         "# Runs of `make figures`, made by `python -m dejavubench.analysis.reference makefile`.",
-        f"FIGURES := {' '.join(name for name, _ in quick)}",
+        f"FIGURES := {' '.join(name for name, _ in quick_runs)}",
     ]
-    for name, run in quick:
+    for name, run in quick_runs:
         lines += ["", f"RANKS_{name} := {run.ranks}", f"QUICK_{name} := {run.flags}"]
     return "\n".join(lines) + "\n"
 
@@ -187,9 +201,9 @@ def _make_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _summary_of(described: type[Any]) -> str:
+def _summary_of(described_class: type[Any]) -> str:
     """Return a class's docstring as one paragraph."""
-    return " ".join((inspect.getdoc(described) or "").split()).replace("``", "`")
+    return " ".join((inspect.getdoc(described_class) or "").split()).replace("``", "`")
 
 
 def _make_paragraph(text: str) -> str:

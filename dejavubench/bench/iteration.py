@@ -41,7 +41,7 @@ class Iterations:
     ) -> None:
         start = context.plan.starts[point.id]
         continued_run = context.plan.continued_run
-        earlier = () if continued_run is None else continued_run.earlier[point.id]
+        earlier = () if continued_run is None else continued_run.earlier_iterations[point.id]
         self.completed: list[records.Iteration] = list(earlier)
         self.failures = ArmFailures(context.world, self._note_failure)
         self.failures.names |= set(start.without)

@@ -79,7 +79,7 @@ def _list_missing(plan: Plan) -> list[str]:
             f"{start.point}: {count_text(start.rounds, 'round')}" for start in plan.starts.values()
         ]
         return [f"Missing  {'; '.join(rounds) or 'nothing'}"]
-    return [] if plan.only is None else [f"Points   {', '.join(plan.starts)} alone"]
+    return [] if plan.only_points is None else [f"Points   {', '.join(plan.starts)} alone"]
 
 
 def _describe_skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
@@ -100,10 +100,10 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
     notes += host_lines.make_notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
-        f"{point.id} has {count_text(point.generated - 1, 'decode step')}, fewer than "
+        f"{point.id} has {count_text(point.generated_tokens - 1, 'decode step')}, fewer than "
         f"--flush-interval {interval}: they move as one, after the last of them."
         for point in plan.points
-        if interval > max(1, point.generated - 1)
+        if interval > max(1, point.generated_tokens - 1)
     ]
     if plan.checkpoint is not None:
         notes += [f"{note}." for note in plan.checkpoint.notes]

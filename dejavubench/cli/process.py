@@ -84,7 +84,9 @@ def process(
     read = read_reports(paths, parts_of(against))
     reports = [report for report, _ in read.shown]
     shown_reports = (
-        [report.short() for report in reports] if style == "table" and not is_long else reports
+        [report.without_long_tables() for report in reports]
+        if style == "table" and not is_long
+        else reports
     )
     write_reports(shown_reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves

@@ -43,7 +43,9 @@ def make_tables(folder: Path) -> str:
     from dejavubench.cli.console import console
     from dejavubench.records import read_run
 
-    table_lines = make_lines(report(read_run(folder)).short(), console(stderr=True).width)
+    table_lines = make_lines(
+        report(read_run(folder)).without_long_tables(), console(stderr=True).width
+    )
     return "\n".join(line.text for line in table_lines)
 
 
@@ -78,7 +80,7 @@ def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
 
     full_report = report(read_run(folder))
     # A file is kept, so it holds all tables; a screen shows what a user needs now.
-    show([full_report.short()], console(stderr=True))
+    show([full_report.without_long_tables()], console(stderr=True))
     click.echo(f"records: {folder}", err=True)
     if results is not None:
         results.write(full_report)

@@ -97,16 +97,16 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> l
     Args:
         unavailable: maps a destination that cannot run here to the reason.
     """
-    streaming = list(_streaming_arms(experiment, unavailable))
+    streaming_arms = list(_streaming_arms(experiment, unavailable))
     baseline = Arm(NO_STREAMING, NO_STREAMING, role="baseline")
     if experiment.handoff:
         # Sources compute only part of a request, so no baseline would be comparable.
-        return streaming
+        return streaming_arms
     # Arms can only be compared where two equal ones show the noise.
-    several = len(experiment.streaming) > 1 or len(streaming) > 1
-    if experiment.compare or several or experiment.swap:
-        return [baseline, Arm(f"{NO_STREAMING}#2", NO_STREAMING, role="repeat"), *streaming]
-    return streaming or [baseline]
+    has_several_arms = len(experiment.streaming) > 1 or len(streaming_arms) > 1
+    if experiment.compare or has_several_arms or experiment.swap:
+        return [baseline, Arm(f"{NO_STREAMING}#2", NO_STREAMING, role="repeat"), *streaming_arms]
+    return streaming_arms or [baseline]
 
 
 def _streaming_arms(
@@ -124,7 +124,7 @@ def _streaming_arms(
         # A loopback shows its own name: within one GPU no link is measured.
         shown_mode = loopback.name if loopback else mode
         # Kept as a skipped arm: its row says why it did not run.
-        missing = unavailable.get(mode)
+        why_unavailable = unavailable.get(mode)
         durabilities = experiment.durability if destination.entry.durabilities else (None,)
         for level_name, durability in product(experiment.level, durabilities):
             # The first given durability keeps the short name; a suffix tells the others apart.
@@ -134,7 +134,7 @@ def _streaming_arms(
                 mode=mode,
                 level=level_name,
                 durability=durability,
-                skipped=missing.reason if missing else None,
+                skipped=why_unavailable.reason if why_unavailable else None,
                 loopback=loopback is not None,
                 scenario=scenario,
             )

@@ -61,7 +61,7 @@ class ContinuedRun:
         folder: the folder of the run, as an absolute path.
         header: what its ``run.json`` says.
         starts: what is missing, in the order of the points; empty if nothing is.
-        earlier: rank 0's records of the rounds of earlier sessions that count, by point.
+        earlier_iterations: rank 0's records of the rounds of earlier sessions that count, by point.
         hosts: host of each rank in earlier sessions.
         sessions: numbers of the earlier sessions.
         tokens: tokens that earlier sessions generated without streaming, by point and request.
@@ -72,7 +72,7 @@ class ContinuedRun:
     folder: Path
     header: RunHeader
     starts: tuple[PointStart, ...]
-    earlier: Mapping[str, tuple[Iteration, ...]]
+    earlier_iterations: Mapping[str, tuple[Iteration, ...]]
     hosts: Mapping[int, str]
     sessions: tuple[int, ...]
     tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
@@ -82,7 +82,7 @@ class ContinuedRun:
 
 def find_continued_run(
     folder: Path,
-    only: Sequence[str] | None,
+    only_points: Sequence[str] | None,
     check: CheckSessions | None = None,
     rounds: int | None = None,
     ceilings: bool = False,
@@ -90,7 +90,7 @@ def find_continued_run(
     """Return the run of a folder, and what is missing there.
 
     Args:
-        only: ids of points; None: all of them.
+        only_points: ids of points; None: all of them.
         check: a further check of the run, which is given what was read of it.
         rounds: rounds that each of these points shall have; None: as many as were asked for before.
         ceilings: a point without ceilings gets a round more, as they are measured after a round.
@@ -101,14 +101,16 @@ def find_continued_run(
     try:
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
-        unfinished = _points_without_ceilings(sessions) if ceilings else ()
-        starts = missing_rounds(sessions, largest_numbers(folder), only, rounds, unfinished)
-        rounds_by_point = _rounds_of_points(sessions, only)
+        unfinished_ids = _points_without_ceilings(sessions) if ceilings else ()
+        starts = missing_rounds(
+            sessions, largest_numbers(folder), only_points, rounds, unfinished_ids
+        )
+        rounds_by_point = _rounds_of_points(sessions, only_points)
         tokens = _read_tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
     header = sessions[0].header
-    check_points(only, [point.id for point in header.points])
+    check_points(only_points, [point.id for point in header.points])
     if header.experiment.get("resume"):
         raise UsageError(
             f"--continue: {folder} went on with one request of {header.experiment['resume']}, "
@@ -122,13 +124,13 @@ def find_continued_run(
             raise UsageError(f"--continue: {error}") from None
     if rounds is not None and rounds_by_point:
         _refuse_fewer_rounds(folder, rounds_by_point, rounds)
-    joined = join_sessions(sessions)
+    joined_run = join_sessions(sessions)
     return ContinuedRun(
         folder=folder.absolute(),
         header=header,
         starts=tuple(starts),
-        earlier={
-            point.id: _whole_iterations(joined, sessions, point.id) for point in header.points
+        earlier_iterations={
+            point.id: _whole_iterations(joined_run, sessions, point.id) for point in header.points
         },
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
@@ -146,7 +148,7 @@ def _points_without_ceilings(sessions: Sequence[Run]) -> frozenset[str]:
     return frozenset() if None in measured_ids else frozenset(point_ids - measured_ids)
 
 
-def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> dict[str, int]:
+def _rounds_of_points(sessions: Sequence[Run], only_points: Sequence[str] | None) -> dict[str, int]:
     """Return the rounds that each point has or shall have, by its id; of skipped points none."""
     header = sessions[0].header
     trimmed_sessions = trim_sessions(sessions)
@@ -157,18 +159,18 @@ def _rounds_of_points(sessions: Sequence[Run], only: Sequence[str] | None) -> di
             len(whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
         )
         for point in header.points
-        if not point.skipped and (only is None or point.id in only)
+        if not point.skipped and (only_points is None or point.id in only_points)
     }
 
 
 def _refuse_fewer_rounds(folder: Path, rounds_by_point: Mapping[str, int], rounds: int) -> None:
     """Refuse a number of rounds that would leave out some that were measured or asked for."""
-    point_id, most = max(rounds_by_point.items(), key=lambda id_and_rounds: id_and_rounds[1])
-    if rounds < most:
+    point_id, most_rounds = max(rounds_by_point.items(), key=lambda id_and_rounds: id_and_rounds[1])
+    if rounds < most_rounds:
         raise UsageError(
-            f"--rounds {rounds} is fewer than the {most} rounds that {point_id} of {folder} has or "
-            f"was asked for, and rounds can only be added. Give {most} or more, or leave --rounds "
-            "out"
+            f"--rounds {rounds} is fewer than the {most_rounds} rounds that {point_id} of {folder} "
+            f"has or was asked for, and rounds can only be added. Give {most_rounds} or more, or "
+            "leave --rounds out"
         )
 
 
@@ -182,12 +184,14 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
                 )
 
 
-def _whole_iterations(joined: Run, sessions: Sequence[Run], point_id: str) -> tuple[Iteration, ...]:
-    arms = arms_of(joined.header, point_id, sessions)
-    rounds = set(whole_rounds([joined], point_id, arms))
+def _whole_iterations(
+    joined_run: Run, sessions: Sequence[Run], point_id: str
+) -> tuple[Iteration, ...]:
+    arms = arms_of(joined_run.header, point_id, sessions)
+    rounds = set(whole_rounds([joined_run], point_id, arms))
     return tuple(
         iteration
-        for _, iteration in joined.records_of(Iteration)
+        for _, iteration in joined_run.records_of(Iteration)
         if iteration.point == point_id and iteration.round in rounds
     )
 
@@ -212,15 +216,19 @@ def _read_tokens(
     return tokens
 
 
-def check_points(only: Sequence[str] | None, existing: Sequence[str]) -> None:
+def check_points(only_points: Sequence[str] | None, existing_ids: Sequence[str]) -> None:
     """Refuse ids of points that a run does not have.
 
     Raises:
         UsageError: there is such an id; the message names those that exist.
     """
-    for point_id in only or ():
-        if point_id not in existing:
-            id_range = existing[0] if len(existing) == 1 else f"{existing[0]} to {existing[-1]}"
+    for point_id in only_points or ():
+        if point_id not in existing_ids:
+            id_range = (
+                existing_ids[0]
+                if len(existing_ids) == 1
+                else f"{existing_ids[0]} to {existing_ids[-1]}"
+            )
             raise UsageError(f"--points: there is no point {point_id!r}; this run has {id_range}")
 
 

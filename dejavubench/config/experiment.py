@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dejavubench.config.options.field import PURE, OptionInfo, flag_of, info_of
+from dejavubench.config.options.field import OPTIONS_CONFIG, OptionInfo, flag_of, info_of
 from dejavubench.config.options.machine import MachineOptions
 from dejavubench.config.options.measurement import MeasurementOptions
 from dejavubench.config.options.model import ModelOptions
@@ -25,7 +25,7 @@ class Experiment(  # pydantic lists the fields of the last base first
 ):
     """The options of a run. Options that take a list sweep: each combination is a point."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     def is_given(self, key: str) -> bool:
         """Return whether an option has another value than its default."""

@@ -143,5 +143,5 @@ def _complaint_text(error: ValidationError, sources: Mapping[str, str]) -> str:
     message = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     key = cast(str, complaint["loc"][0])
     # A message of this program's own readers shows the value already.
-    instead = "" if complaint["type"] == "value_error" else f", not {shown(complaint['input'])}"
-    return f"{sources.get(key, key)}: {message}{instead}"
+    input_text = "" if complaint["type"] == "value_error" else f", not {shown(complaint['input'])}"
+    return f"{sources.get(key, key)}: {message}{input_text}"

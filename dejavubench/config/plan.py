@@ -42,7 +42,7 @@ class Plan:
         prompts: token ids of each given prompt; empty if prompts are random.
         restart_request: the request of a killed run that this run restarts.
         continued_run: the run that this session goes on with.
-        only: ids of the points that are measured; None: all of them.
+        only_points: ids of the points that are measured; None: all of them.
         unavailable: maps a destination that cannot run here to the reason.
         native_bf16: whether rank 0's CPU computes in bf16.
     """
@@ -52,7 +52,7 @@ class Plan:
     prompts: tuple[Ids, ...] = ()
     restart_request: RestartRequest | None = None
     continued_run: ContinuedRun | None = None
-    only: tuple[str, ...] | None = None
+    only_points: tuple[str, ...] | None = None
     unavailable: dict[str, Unavailable] = field(default_factory=dict)
     native_bf16: bool = False
 
@@ -116,7 +116,7 @@ class Plan:
         return {
             point.id: PointStart(point=point.id, iteration=0, round=0, rounds=rounds)
             for point in self.points
-            if self.only is None or point.id in self.only
+            if self.only_points is None or point.id in self.only_points
         }
 
     @property
@@ -151,8 +151,8 @@ class Plan:
     def _count_positions(self, context: int | None, input_len: int, output_len: int) -> int:
         if self.experiment.max_seq_len:
             return self.experiment.max_seq_len
-        rounded = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
-        return rounded if context is None else min(rounded, context)
+        rounded_positions = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
+        return rounded_positions if context is None else min(rounded_positions, context)
 
     def _choose_sink_sizes(self, ubatch_size: int) -> SetupSizes | None:
         """Return the sizes of the sinks' setup; None if it is that of the sources."""
@@ -226,7 +226,7 @@ class Plan:
         if size in self.ranks:
             return
         experiment = self.experiment
-        remote = next((arm.mode for arm in self.running if arm.remote), None)
+        remote_mode = next((arm.mode for arm in self.running if arm.remote), None)
         sources = units.count_text(self.sources, "source")
         sinks = units.count_text(experiment.sinks, "sink")
         if self.sources > 1:
@@ -234,12 +234,12 @@ class Plan:
                 f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
                 f"{experiment.pipeline_para_size}"
             )
-        needed = units.count_text(self.ranks[-1], "rank")
-        if remote:
-            needs = f"{remote} needs {needed} here ({sources}, and {sinks})"
+        ranks = units.count_text(self.ranks[-1], "rank")
+        if remote_mode:
+            needs = f"{remote_mode} needs {ranks} here ({sources}, and {sinks})"
         else:
             needs = (
-                f"this run needs {self.ranks[0]} or {needed} ({sources}, with or without {sinks})"
+                f"this run needs {self.ranks[0]} or {ranks} ({sources}, with or without {sinks})"
             )
         raise UsageError(
             f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "

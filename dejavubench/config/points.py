@@ -103,34 +103,34 @@ class Point:
         return ITEMSIZE[self.data_type]
 
     @property
-    def written(self) -> int:
+    def written_positions(self) -> int:
         """Positions that keys and values are written to: P + T − 1."""
         # The last new token is chosen but never fed back, so it has no keys and values.
         return self.input_len + self.output_len - 1
 
     @property
-    def generated(self) -> int:
+    def generated_tokens(self) -> int:
         """New tokens of each request that the sources generate."""
         return self.handed_over or self.output_len
 
     @property
-    def streamed(self) -> int:
+    def streamed_positions(self) -> int:
         """Positions whose keys and values are streamed: all that the sources write."""
         # Likewise: the step that takes the newest token writes its keys and values.
-        return self.input_len + self.generated - 1
+        return self.input_len + self.generated_tokens - 1
 
     @property
-    def flushed(self) -> tuple[tuple[int, int], ...]:
+    def flush_groups(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the groups of decode steps, each with the number of groups of that size."""
-        full_groups, rest = divmod(self.generated - 1, self.flush_interval)
+        full_groups, leftover_tokens = divmod(self.generated_tokens - 1, self.flush_interval)
         # The last group is shorter if the interval does not divide the decode steps.
-        pairs = ((self.flush_interval, full_groups), (rest, 1))
-        return tuple((tokens, count) for tokens, count in pairs if tokens and count)
+        sizes_and_counts = ((self.flush_interval, full_groups), (leftover_tokens, 1))
+        return tuple((tokens, count) for tokens, count in sizes_and_counts if tokens and count)
 
     @property
     def most_flushed(self) -> int:
         """Most tokens of the decode phase that move as one; 0 without decode steps."""
-        return max((tokens for tokens, _ in self.flushed), default=0)
+        return max((tokens for tokens, _ in self.flush_groups), default=0)
 
     @property
     def token_nbytes(self) -> int:
@@ -142,7 +142,7 @@ class Point:
     @property
     def streamed_nbytes(self) -> int:
         """Bytes of one microbatch's cache over all workers: what a streaming arm moves for it."""
-        return self.ubatch_size * self.streamed * self.token_nbytes
+        return self.ubatch_size * self.streamed_positions * self.token_nbytes
 
     @property
     def problem(self) -> str | None:
@@ -165,10 +165,11 @@ class Point:
         spec = self.spec
         if spec.context is None:
             return None
-        if self.written > spec.context:
+        if self.written_positions > spec.context:
             return (
                 f"--input-len {self.input_len} and --output-len {self.output_len} take "
-                f"{self.written} positions, but {spec.name} has {spec.context}{spec.limit_text}"
+                f"{self.written_positions} positions, but {spec.name} has "
+                f"{spec.context}{spec.limit_text}"
             )
         if self.positions > spec.context:
             return (

@@ -57,8 +57,8 @@ MOST_NBYTES = 1 << 30
 LARGEST_ID = 2**31 - 1
 """Largest token id: ids are 32-bit integers in files and messages."""
 
-_NUMERIC = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
-_WHOLE = re.compile("[0-9]{1,18}")
+_NUMERIC_LINE = re.compile(r"[\s,0-9+.eE-]*[0-9][\s,0-9+.eE-]*")
+_WHOLE_NUMBER = re.compile("[0-9]{1,18}")
 
 TOKENIZERS = (
     "tokenizer.json",
@@ -139,7 +139,7 @@ def _choose_reader(path: Path, lines: list[str]) -> TokenReader:
     if suffix in (".jsonl", ".ndjson"):
         return _parse_json_line
     filled_lines = [line for line in lines if line.strip()]
-    if suffix == ".csv" or (filled_lines and all(map(_NUMERIC.fullmatch, filled_lines))):
+    if suffix == ".csv" or (filled_lines and all(map(_NUMERIC_LINE.fullmatch, filled_lines))):
         return _parse_csv_line
     if filled_lines and suffix != ".txt" and _is_json(filled_lines[0]):
         return _parse_json_line
@@ -194,23 +194,23 @@ def _prompt_of_object(value: dict[str, Any]) -> Any:
             if key in ID_KEYS and not isinstance(value[key], list):
                 raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
             return value[key]
-    foreign = next((reason for key, reason in FOREIGN_KEYS.items() if key in value), None)
+    foreign_reason = next((reason for key, reason in FOREIGN_KEYS.items() if key in value), None)
     complaint = (
-        f"it is {foreign}"
-        if foreign
+        f"it is {foreign_reason}"
+        if foreign_reason
         else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
     )
     raise ValueError(f"{complaint}; lines that are read: {LINE_FORMS}")
 
 
 def _parse_id(token: Any) -> int:
-    number = int(token) if isinstance(token, str) and _WHOLE.fullmatch(token) else token
+    token_id = int(token) if isinstance(token, str) and _WHOLE_NUMBER.fullmatch(token) else token
     # Python's bool is a subclass of int, but true is no token.
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
         raise ValueError(f"{shown(token)} is not a token id{_hint_text(token)}")
-    if number > LARGEST_ID:
+    if token_id > LARGEST_ID:
         raise ValueError(f"{shown(token)} is not a token id: it is larger than {LARGEST_ID}")
-    return number
+    return token_id
 
 
 def _hint_text(token: Any) -> str:
@@ -247,11 +247,11 @@ def _load_tokenizer(folder: Path | None) -> Encode:
             f"give token ids; lines that are read: {LINE_FORMS}"
         )
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - broken tokenizer files raise anything
         reason = one_line(str(error)) or type(error).__name__
         raise PromptError(
             f"{folder}: no tokenizer that transformers can load; give token ids, or save the "
             f"tokenizer there: {reason}"
         ) from None
-    return lambda text: list(loaded(text)["input_ids"])
+    return lambda text: list(tokenizer(text)["input_ids"])

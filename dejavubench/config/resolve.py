@@ -40,7 +40,7 @@ def load(
     overrides: Mapping[str, Any],
     environ: Mapping[str, str],
     dry_run: bool = False,
-    only: tuple[str, ...] | None = None,
+    only_points: tuple[str, ...] | None = None,
 ) -> Plan:
     """Read the experiment and resolve it.
 
@@ -49,7 +49,7 @@ def load(
         overrides: values of flags, by key; they win.
         environ: the environment, for the level.
         dry_run: the run is not going to start here, so its device may be missing.
-        only: ids of the points to measure; None: all of them.
+        only_points: ids of the points to measure; None: all of them.
 
     Raises:
         UsageError: a value is wrong, cannot be had here, or does not fit the others.
@@ -57,9 +57,9 @@ def load(
     # --restart-request has this key since records and hashes of older runs spell it so.
     if "resume" not in overrides:
         plan = resolve(read_experiment(path, overrides, environ), dry_run)
-        check_points(only, [point.id for point in plan.points])
-        return replace(plan, only=only)
-    if only is not None:
+        check_points(only_points, [point.id for point in plan.points])
+        return replace(plan, only_points=only_points)
+    if only_points is not None:
         raise UsageError(
             "--points cannot be combined with --restart-request, which goes on at the point of the "
             "killed run. Drop one of them"
@@ -82,7 +82,7 @@ def load(
 
 def load_continued_run(
     folder: Path,
-    only: tuple[str, ...] | None,
+    only_points: tuple[str, ...] | None,
     overrides: Mapping[str, Any],
     dry_run: bool = False,
     check: CheckSessions | None = None,
@@ -90,7 +90,7 @@ def load_continued_run(
     """Read the run of a folder and resolve the session that measures what is missing there.
 
     Args:
-        only: ids of the points to measure; None: all of them.
+        only_points: ids of the points to measure; None: all of them.
         overrides: values of flags, by key.
         dry_run: as in :func:`load`.
         check: as in :func:`find_continued_run`.
@@ -102,7 +102,7 @@ def load_continued_run(
     overrides, rounds = _without_rounds(overrides)
     ceilings: bool | None = overrides.pop("ceilings", None)
     continued_run = find_continued_run(
-        checked_path(folder, "--continue"), only, check, rounds, ceilings=bool(ceilings)
+        checked_path(folder, "--continue"), only_points, check, rounds, ceilings=bool(ceilings)
     )
     values = values_of(continued_run)
     # No file and no environment: all settings are those of the run.
@@ -117,7 +117,7 @@ def load_continued_run(
     if ceilings is not None:
         # Only here, as the hash covers the option: this session alone measures them, or does not.
         plan = replace(plan, experiment=plan.experiment.model_copy(update={"ceilings": ceilings}))
-    return replace(plan, continued_run=continued_run, only=only)
+    return replace(plan, continued_run=continued_run, only_points=only_points)
 
 
 def _without_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
@@ -125,11 +125,11 @@ def _without_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int |
 
     The experiment keeps its own number: the hash, which tells a run from others, covers it.
     """
-    remaining = {key: value for key, value in overrides.items() if key != "rounds"}
+    other_overrides = {key: value for key, value in overrides.items() if key != "rounds"}
     if "rounds" not in overrides:
-        return remaining, None
+        return other_overrides, None
     only_rounds = read_experiment(None, {"rounds": overrides["rounds"]}, {}).experiment
-    return remaining, only_rounds.rounds
+    return other_overrides, only_rounds.rounds
 
 
 def resolve(
@@ -147,34 +147,34 @@ def resolve(
     Raises:
         UsageError: something cannot be had here, or the options do not fit together.
     """
-    unsettled = given_experiment.experiment
+    unsettled_experiment = given_experiment.experiment
     device = _settle_device(given_experiment, dry_run)
     native_bf16 = cpu.native_bf16()
     # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
     fastest_type = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
-    settled: dict[str, Any] = {
+    settled_values: dict[str, Any] = {
         "device": device,
         "inference_data_type": tuple(
             fastest_type if data_type == "auto" else data_type
-            for data_type in unsettled.inference_data_type
+            for data_type in unsettled_experiment.inference_data_type
         ),
         "weights_data_type": fastest_type
-        if unsettled.weights_data_type == "auto"
-        else unsettled.weights_data_type,
+        if unsettled_experiment.weights_data_type == "auto"
+        else unsettled_experiment.weights_data_type,
     }
     # Only now: `auto` may have become a type that the list names as well.
     with _name_origin(given_experiment, "inference_data_type"):
-        require_unique(settled["inference_data_type"])
-    experiment = unsettled.model_copy(update=settled)
+        require_unique(settled_values["inference_data_type"])
+    experiment = unsettled_experiment.model_copy(update=settled_values)
     plan = Plan(
         experiment=experiment,
         checkpoint=_open_given_checkpoint(given_experiment),
         prompts=_read_given_prompts(given_experiment),
         restart_request=restart_request,
         unavailable={
-            mode: missing
-            for mode in unsettled.streaming
-            if (missing := _find_missing(mode, experiment))
+            mode: why_unavailable
+            for mode in unsettled_experiment.streaming
+            if (why_unavailable := _find_missing(mode, experiment))
         },
         native_bf16=native_bf16,
     )

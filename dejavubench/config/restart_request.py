@@ -73,8 +73,8 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
         run = read_run(folder)
     except RecordError as error:
         raise UsageError(f"--restart-request: {error}") from None
-    last = run.last  # an earlier session's request is over
-    mark = _last_mark(last)
+    last_session = run.last_session  # an earlier session's request is over
+    mark = _last_mark(last_session)
     arm = next((arm for arm in run.header.arms if arm.name == mark.arm), None)
     point = next((point for point in run.header.points if point.id == mark.point), None)
     if arm is None or point is None:
@@ -101,15 +101,15 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
     restart_request = RestartRequest(
         folder=folder.absolute(),
         # Each session streams to files of its own; the request is in those of the last one.
-        run_id=stream_id(run.header.run_id, last.number),
+        run_id=stream_id(run.header.run_id, last_session.number),
         point_id=point.id,
         arm_name=arm.name,
         durability=arm.durability,
         phase=mark.phase,
         stream_dir=stream_dir.absolute(),
     )
-    narrowed = _narrow_to_request(point, arm, experiment)
-    return restart_request, experiment | narrowed | {"resume": folder}
+    narrowed_options = _narrow_to_request(point, arm, experiment)
+    return restart_request, experiment | narrowed_options | {"resume": folder}
 
 
 def _allows_restart(mode: str) -> bool:

@@ -52,9 +52,9 @@ def probe() -> Rates:
 
 
 def _measure_seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began_s
 
 
 def multiplies_natively(data_type: DataType) -> bool:
@@ -65,7 +65,8 @@ def multiplies_natively(data_type: DataType) -> bool:
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
     """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
     spec, batch = point.spec, point.ubatch_size
-    attended = point.input_len + point.output_len // 2  # positions of a decode step, on average
+    # Positions that a decode step attends to, on average.
+    attended_positions = point.input_len + point.output_len // 2
     layers, head = spec.layer_weights, spec.head_weights
     # A CPU that multiplies a half type does so twice as fast.
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
@@ -74,9 +75,9 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     attention = 2 * spec.layer_num * spec.hidden
     prompt = 2 * batch * (point.input_len * layers + head)
     prompt += attention * batch * point.input_len**2
-    token = 2 * batch * (layers + head + attention * attended)
-    read = (layers + head) * point.itemsize + batch * attended * point.token_nbytes
-    return prompt / matmul, max(token / matmul, read / (rates.read * TOKEN_SHARE))
+    token = 2 * batch * (layers + head + attention * attended_positions)
+    read_nbytes = (layers + head) * point.itemsize + batch * attended_positions * point.token_nbytes
+    return prompt / matmul, max(token / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
 
 
 def naive_seconds(point: Point, arm: Arm) -> float:
@@ -93,8 +94,8 @@ def naive_seconds(point: Point, arm: Arm) -> float:
         )
 
     copies = extents(point.input_len)
-    copies += sum(count * extents(tokens) for tokens, count in point.flushed)
-    flushes = 1 + sum(count for _, count in point.flushed)
+    copies += sum(count * extents(tokens) for tokens, count in point.flush_groups)
+    flushes = 1 + sum(count for _, count in point.flush_groups)
     waits = destination.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
         # On storage the sync of each extent is the wait; the copy before it hardly counts.

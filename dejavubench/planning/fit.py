@@ -65,8 +65,8 @@ def _find_reason(
     if on_cuda and point.data_type == "fp32":
         return NO_FP32_ON_CUDA
     needs, name = memory(plan, point), point.spec.name
-    if on_cuda and (short := _find_shortage(plan, needs, host, sources, sinks)):
-        return f"{name} needs {short}"
+    if on_cuda and (shortage := _find_shortage(plan, needs, host, sources, sinks)):
+        return f"{name} needs {shortage}"
     if (needed_nbytes := needs.host_nbytes(sources, sinks)) > host.memory_nbytes:
         return (
             f"{name} needs {nbytes_text(needed_nbytes)} of memory; "
@@ -89,8 +89,8 @@ def _find_shortage(
 ) -> str | None:
     """Return which GPU of the host has too little memory for its ranks, and how much they need."""
     if not host.devices:
-        used = sources or (sinks and needs.sink.device_nbytes)
-        return "a CUDA device; none is found on this host" if used else None
+        needs_device = sources or (sinks and needs.sink.device_nbytes)
+        return "a CUDA device; none is found on this host" if needs_device else None
     assigned_devices = device_numbers(plan, sources, sinks, len(host.devices))
     for device_number, needed_nbytes in needs.nbytes_by_device(assigned_devices).items():
         device = host.devices[device_number]
@@ -102,11 +102,11 @@ def _find_shortage(
     return None
 
 
-def refuse_if_none_runs(plan: Plan, skipped: Mapping[str, str]) -> None:
+def refuse_if_none_runs(plan: Plan, skip_reasons: Mapping[str, str]) -> None:
     """Refuse a run of which nothing is left. In a sweep, points that cannot run are skipped.
 
     Raises:
         UsageError: every point has a reason not to run; the message is the first one's.
     """
-    if len(skipped) == len(plan.starts):
-        raise UsageError(next(iter(skipped.values())))
+    if len(skip_reasons) == len(plan.starts):
+        raise UsageError(next(iter(skip_reasons.values())))

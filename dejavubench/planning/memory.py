@@ -69,13 +69,16 @@ class Memory:
         """Return the memory of a host with this many of the ranks."""
         return sources * self.source.host_nbytes + sinks * self.sink.host_nbytes
 
-    def nbytes_by_device(self, assigned: DeviceNumbers) -> dict[int, int]:
+    def nbytes_by_device(self, assigned_devices: DeviceNumbers) -> dict[int, int]:
         """Return the memory of each of a host's GPUs that is used, by number."""
-        totals: Counter[int] = Counter()
-        for device_numbers, needs in ((assigned.sources, self.source), (assigned.sinks, self.sink)):
+        used_nbytes: Counter[int] = Counter()
+        for device_numbers, needs in (
+            (assigned_devices.sources, self.source),
+            (assigned_devices.sinks, self.sink),
+        ):
             for device_number in device_numbers:
-                totals[device_number] += needs.device_nbytes
-        return dict(totals)
+                used_nbytes[device_number] += needs.device_nbytes
+        return dict(used_nbytes)
 
 
 def memory(plan: Plan, point: Point) -> Memory:
@@ -83,7 +86,9 @@ def memory(plan: Plan, point: Point) -> Memory:
     experiment = plan.experiment
     in_flight = point.pipeline_para_size
     geometry = worker_geometry(point)
-    streamed_nbytes = in_flight * point.ubatch_size * point.streamed * geometry.token_nbytes
+    streamed_nbytes = (
+        in_flight * point.ubatch_size * point.streamed_positions * geometry.token_nbytes
+    )
     is_swapping = any(arm.is_swapping for arm in plan.running)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
     cache_nbytes = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes

@@ -18,14 +18,14 @@ def setups(point: Point) -> tuple[Setup, Setup]:
     return setup_of(point, point.sources), setup_of(point, point.sinks or point.sources)
 
 
-def everything(point: Point) -> Region:
+def whole_region(point: Point) -> Region:
     """Return the region that all microbatches in flight stream, in the whole model's numbers."""
     spec = point.spec
     return Region(
         Span(0, spec.layer_num),
         Span(0, point.requests),
         Span(0, spec.kv_heads),
-        Span(0, point.streamed),
+        Span(0, point.streamed_positions),
     )
 
 

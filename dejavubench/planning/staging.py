@@ -30,7 +30,7 @@ class Staging:
     device_nbytes: int = 0
 
     @classmethod
-    def most(cls, stagings: Iterable[Staging]) -> Staging:
+    def largest_of(cls, stagings: Iterable[Staging]) -> Staging:
         """Return the memory that is enough for several points, one after the other."""
         return cls(*map(max, zip(*map(astuple, stagings), strict=True)))
 
@@ -75,9 +75,11 @@ def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
         streams: how many streams arrive.
     """
     on_cuda = plan.experiment.device == "cuda"
-    remote = [arm.destination.entry for arm in plan.running if arm.destination and arm.remote]
-    on_host = any(entry.uses_host_slots(on_cuda) for entry in remote)
-    on_device = any(entry.uses_device_memory(on_cuda) for entry in remote)
+    remote_entries = [
+        arm.destination.entry for arm in plan.running if arm.destination and arm.remote
+    ]
+    on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
+    on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)
     slots_nbytes = streams * slot_nbytes(point)
     return Staging(
         host_nbytes=HOST_SLOTS * slots_nbytes if on_host else 0,

@@ -200,11 +200,11 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
             f"{count_text(pairs, 'pair')} of workers make {request_spans * pairs:,} different "
             f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
-    everything = Region(
+    whole_region = Region(
         Span(0, source.layer_cuts[-1]),
         Span(0, period),
         Span(0, source.heads),
-        Span(0, point.written),
+        Span(0, point.written_positions),
     )
     microbatches = period // source.microbatch_size, period // sink.microbatch_size
     flows = tuple(
@@ -217,7 +217,7 @@ def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
             repeats=repeats,
             microbatches=microbatches,
         )
-        for exchange in exchanges(source, sink, everything)
+        for exchange in exchanges(source, sink, whole_region)
     )
     return Traffic(point=point, source=source, sink=sink, requests=requests, flows=flows)
 
@@ -252,7 +252,7 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
         region_pairs=1,
         prompt_nbytes=point.input_len * token_nbytes,
         token_nbytes=token_nbytes,
-        total_nbytes=point.written * token_nbytes,
+        total_nbytes=point.written_positions * token_nbytes,
         prompt_extents=extents(Span(0, point.input_len)),
         token_extents=extents(Span(0, 1)),
         flush_nbytes=point.most_flushed * token_nbytes,

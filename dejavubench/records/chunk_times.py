@@ -129,17 +129,17 @@ class ChunkTimes(RoundRecord):
     def stamps(self) -> Iterator[dict[str, int | None]]:
         """Yield the times of each chunk by name, as ``dejavulib.chunk_times.cut`` takes them."""
         # A column that the destination does not know is None as a whole, so spread it over chunks.
-        unknown = [None] * len(self.ready)
+        unknown_column = [None] * len(self.ready)
         columns = {
             "ready": self.ready,
             "begun": self.begun,
             "gathered": self.gathered,
-            "copied": self.copied or unknown,
-            "seen": self.seen or unknown,
+            "copied": self.copied or unknown_column,
+            "seen": self.seen or unknown_column,
             "posted": self.posted,
-            "moved": self.moved or unknown,
+            "moved": self.moved or unknown_column,
             "complete": self.complete,
-            "sink_ns": self.sink_ns or unknown,
+            "sink_ns": self.sink_ns or unknown_column,
         }
         for row in zip(*columns.values(), strict=True):
             yield dict(zip(columns, row, strict=True))
@@ -213,7 +213,7 @@ class TimedChunks(NamedTuple):
     """One microbatch of one iteration on one source, with the list of its chunks."""
 
     rank: int
-    listed: ChunkList
+    chunk_list: ChunkList
     times: ChunkTimes
 
 
@@ -251,12 +251,20 @@ def read_source_times(
 
 def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
     """Read the times of a run's chunks, microbatch by microbatch, as :func:`read_source_times`."""
-    return (timed for timed in read_source_times(folder) if isinstance(timed, TimedChunks))
+    return (
+        timed_record
+        for timed_record in read_source_times(folder)
+        if isinstance(timed_record, TimedChunks)
+    )
 
 
 def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
     """Read the times of single extents that a run sampled, as :func:`read_source_times`."""
-    return (timed for timed in read_source_times(folder) if isinstance(timed, SampledExtents))
+    return (
+        timed_record
+        for timed_record in read_source_times(folder)
+        if isinstance(timed_record, SampledExtents)
+    )
 
 
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
@@ -287,17 +295,17 @@ def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExte
             lists[key] = record
         if not isinstance(record, ChunkTimes):
             continue
-        listed = lists.get(key)
-        if listed is None:
+        chunk_list = lists.get(key)
+        if chunk_list is None:
             raise RecordError(
                 f"{path}:{line_number}: times of chunks that no line before has listed"
             )
-        if len(record.ready) != len(listed.chunks):
+        if len(record.ready) != len(chunk_list.chunks):
             raise RecordError(
                 f"{path}:{line_number}: times of {len(record.ready)} chunks, "
-                f"but {len(listed.chunks)} are listed"
+                f"but {len(chunk_list.chunks)} are listed"
             )
-        yield TimedChunks(rank, listed, record)
+        yield TimedChunks(rank, chunk_list, record)
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:

@@ -1,7 +1,7 @@
 """Facts about each destination of a run that analysis must know.
 
 A run writes it into ``run.json``, so that its records can be read where the destination is not
-installed. Records older than this key have the destinations of :data:`FROZEN`.
+installed. Records older than this key have the destinations of :data:`FROZEN_DESTINATIONS`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ _LINK_OVERHEAD_OF = {"mpi-message-overhead": "mpi-message"}
 
 _DURABILITIES = ["fdatasync", "direct", "page-cache"]
 
-FROZEN: Destinations = {
+FROZEN_DESTINATIONS: Destinations = {
     "host": DestinationInfo(
         label="host", colour="#56B4E9", hatch="//", order=10, ceiling="memory-copy"
     ),
@@ -187,31 +187,31 @@ _FROZEN_ON_GPU: dict[str, str] = {"host": "pcie-d2h", "nccl": "nccl-send"}
 """Their ceilings where the model ran on a GPU and the ceiling is another one."""
 
 
-def destinations_of(recorded: Destinations, on_gpu: bool) -> Destinations:
+def destinations_of(recorded_destinations: Destinations, on_gpu: bool) -> Destinations:
     """Return every destination that a run can name.
 
     Args:
-        recorded: ``destinations`` of its ``run.json``; empty in older records.
+        recorded_destinations: ``destinations`` of its ``run.json``; empty in older records.
         on_gpu: the model ran on a GPU.
     """
     # A newer record names all of its destinations, so the frozen table must add none.
-    if recorded:
-        return recorded
+    if recorded_destinations:
+        return recorded_destinations
     ceilings = _FROZEN_ON_GPU if on_gpu else {}
     return {
         mode: info.model_copy(update={"ceiling": ceilings.get(mode, info.ceiling)})
-        for mode, info in FROZEN.items()
+        for mode, info in FROZEN_DESTINATIONS.items()
     }
 
 
-def shown(name: str, among: Destinations) -> DestinationInfo:
+def destination_named(name: str, destinations: Destinations) -> DestinationInfo:
     """Return the destination that a name in the column ``mode`` of a table stands for.
 
     The name is a mode, or that of a loopback. An unknown name is its own label.
     """
-    if name in among:
-        return among[name]
-    for info in among.values():
+    if name in destinations:
+        return destinations[name]
+    for info in destinations.values():
         if info.loopback is not None and info.loopback.name == name:
             # Figures give a loopback a style of its own: it is no remote GPU.
             style = info.loopback
@@ -220,11 +220,13 @@ def shown(name: str, among: Destinations) -> DestinationInfo:
     return DestinationInfo(label=name)
 
 
-def held_against(among: Iterable[DestinationInfo]) -> dict[str, str]:
+def held_against(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
     """Return the probes of all destinations' own code, each with its raw loop."""
-    return {loop: raw for info in among for loop, raw in info.held_against.items()}
+    return {loop: raw_loop for info in destinations for loop, raw_loop in info.held_against.items()}
 
 
-def overhead_of(among: Iterable[DestinationInfo]) -> dict[str, str]:
+def overhead_of(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
     """Return the probes of naive loops that move nothing, each with the loop that does."""
-    return {nothing: loop for info in among for nothing, loop in info.overhead_of.items()}
+    return {
+        empty_loop: loop for info in destinations for empty_loop, loop in info.overhead_of.items()
+    }

@@ -212,11 +212,11 @@ class RankEnvironment(_Shared):
             RecordError: the key has a value of another type.
         """
         # A plugin's sink is a key that no field names, so it has stayed a plain dict.
-        recorded = getattr(self, f"{mode}_sink", None)
+        recorded_sink = getattr(self, f"{mode}_sink", None)
         return (
-            parse_environment(ExternalSink, recorded, f"{mode}_sink")
-            if isinstance(recorded, dict)
-            else recorded
+            parse_environment(ExternalSink, recorded_sink, f"{mode}_sink")
+            if isinstance(recorded_sink, dict)
+            else recorded_sink
         )
 
 

@@ -17,9 +17,9 @@ from dejavubench.records.names import RUN_FILE, chunk_file, conditions_file
 from dejavubench.records.notes import CHANGED, Note
 from dejavubench.records.ranks import End
 
-_CHANGED = "was changed after the run, so its numbers may not be the measured ones"
-_ADDED = "was added after the run: the rank did not write it"
-_LOST = "was removed after the run, so what it held is not in the report"
+_CHANGED_TEXT = "was changed after the run, so its numbers may not be the measured ones"
+_ADDED_TEXT = "was added after the run: the rank did not write it"
+_LOST_TEXT = "was removed after the run, so what it held is not in the report"
 
 
 class Seals(NamedTuple):
@@ -27,17 +27,17 @@ class Seals(NamedTuple):
 
     Attributes:
         notes: one for each file that is not as the run has left it.
-        intact: names of the files beside the ranks' own that have their digest.
+        intact_names: names of the files beside the ranks' own that have their digest.
     """
 
     notes: list[Note]
-    intact: frozenset[str]
+    intact_names: frozenset[str]
 
 
 def compare_seals(
     folder: Path,
     header: bytes,
-    altered: Iterable[str],
+    altered_names: Iterable[str],
     end_records: Iterable[tuple[int, End]],
     session: int = 1,
 ) -> Seals:
@@ -45,17 +45,17 @@ def compare_seals(
 
     Args:
         header: the bytes of ``run.json``.
-        altered: names of the ranks' files that do not have the digest of their own End record.
+        altered_names: names of the ranks' files without the digest of their own End record.
         end_records: the End record of each rank that has one.
         session: number of the session that has written the files.
     """
     end_by_rank = list(end_records)
     notes: list[Note] = []
-    intact: set[str] = set()
+    intact_names: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.
     if any(end.header_digest not in (None, digest_of(header)) for _, end in end_by_rank):
-        notes.append(_changed_note(RUN_FILE, _CHANGED))
-    notes += [_changed_note(name, _CHANGED) for name in altered]
+        notes.append(_changed_note(RUN_FILE, _CHANGED_TEXT))
+    notes += [_changed_note(name, _CHANGED_TEXT) for name in altered_names]
     for rank, end in end_by_rank:
         if end.file_digests is None:
             continue
@@ -64,17 +64,17 @@ def compare_seals(
             if change is not None:
                 notes.append(_changed_note(name, change))
             elif name in end.file_digests:
-                intact.add(name)
-    return Seals(notes, frozenset(intact))
+                intact_names.add(name)
+    return Seals(notes, frozenset(intact_names))
 
 
 def _find_change(path: Path, digest: str | None) -> str | None:
     """Return the change of a file that a rank has written beside its own; None without one."""
     if not path.exists():
-        return None if digest is None else _LOST
+        return None if digest is None else _LOST_TEXT
     if digest is None:
-        return _ADDED
-    return None if digest == _digest_of_file(path) else _CHANGED
+        return _ADDED_TEXT
+    return None if digest == _digest_of_file(path) else _CHANGED_TEXT
 
 
 def _changed_note(name: str, change: str) -> Note:

@@ -76,20 +76,20 @@ def file_schema(name: str) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": title, "schema_version": SCHEMA, **document}
 
 
-def described_schema(described: type[Any]) -> dict[str, Any]:
+def described_schema(described_class: type[Any]) -> dict[str, Any]:
     """Return the schema of a class whose docstring tells the meaning of each key."""
-    document = TypeAdapter(described).json_schema(schema_generator=_Described)
+    document = TypeAdapter(described_class).json_schema(schema_generator=_Described)
     document.pop("title", None)
     return document
 
 
-def output_schema(title: str, version: int, described: type[Any]) -> dict[str, Any]:
+def output_schema(title: str, version: int, described_class: type[Any]) -> dict[str, Any]:
     """Return the schema of a command's json, which is one object of a described class.
 
     Args:
         version: value of the object's key ``schema_version``.
     """
-    document = described_schema(described)
+    document = described_schema(described_class)
     document["properties"]["schema_version"]["const"] = version
     return {"$schema": DIALECT, "title": title, "schema_version": version, **document}
 
@@ -101,16 +101,16 @@ def unit_of(key: str) -> str | None:
     return next(units, None)
 
 
-def attributes(described: type[Any]) -> dict[str, str]:
+def attributes(described_class: type[Any]) -> dict[str, str]:
     """Return the meanings of a class's attributes by its docstring and those of its bases."""
     meanings: dict[str, str] = {}
-    for base in reversed(described.__mro__):
+    for base in reversed(described_class.__mro__):
         meanings |= dict(_attributes_of(base))
     return meanings
 
 
-def _attributes_of(described: type[Any]) -> Iterator[tuple[str, str]]:
-    section = _ATTRIBUTES.search(inspect.cleandoc(described.__doc__ or "") + "\n")
+def _attributes_of(described_class: type[Any]) -> Iterator[tuple[str, str]]:
+    section = _ATTRIBUTES.search(inspect.cleandoc(described_class.__doc__ or "") + "\n")
     if section is None:
         return
     # The text before the first entry is empty; names and texts alternate after it.
@@ -122,9 +122,9 @@ def _attributes_of(described: type[Any]) -> Iterator[tuple[str, str]]:
 
 def sentence(text: str) -> str:
     """Return a meaning as a sentence on one line, without the marks of code."""
-    plain = re.sub(r":\w+:`[~.]*([^`]+)`", r"\1", " ".join(text.split())).replace("``", "'")
-    plain = re.sub(r"\bNone\b", "null", plain)
-    return f"{plain[:1].upper()}{plain[1:].rstrip('.')}."
+    plain_text = re.sub(r":\w+:`[~.]*([^`]+)`", r"\1", " ".join(text.split())).replace("``", "'")
+    plain_text = re.sub(r"\bNone\b", "null", plain_text)
+    return f"{plain_text[:1].upper()}{plain_text[1:].rstrip('.')}."
 
 
 class _Described(GenerateJsonSchema):
@@ -136,11 +136,11 @@ class _Described(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         return self._describe(super().dataclass_schema(schema), schema["cls"])
 
-    def _describe(self, document: JsonSchemaValue, described: type[Any]) -> JsonSchemaValue:
+    def _describe(self, document: JsonSchemaValue, described_class: type[Any]) -> JsonSchemaValue:
         """Add to a class's schema what its docstring and its keys' names tell."""
-        summary, *_ = inspect.cleandoc(described.__doc__ or "").split("\n\n")
+        summary, *_ = inspect.cleandoc(described_class.__doc__ or "").split("\n\n")
         document["description"] = sentence(summary)
-        meanings = attributes(described)
+        meanings = attributes(described_class)
         properties: dict[str, Any] = document.get("properties", {})
         for key, value in properties.items():
             # The title would only repeat the key.

@@ -79,22 +79,25 @@ def _decode_lines(file: IO[bytes]) -> Iterator[str]:
     mark = next((mark for mark in _BYTE_ORDER_MARKS if start.startswith(mark)), b"")
     encoding = _BYTE_ORDER_MARKS[mark] if mark else _guess_encoding(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
-    block, rest = start[len(mark) :], ""
+    block, unfinished_line = start[len(mark) :], ""
     while block:
-        text = rest + decoder.decode(block)
+        text = unfinished_line + decoder.decode(block)
         # The last piece may go on in the next block.
-        *lines, rest = text.split("\n")
+        *lines, unfinished_line = text.split("\n")
         yield from map(_strip_terminal_codes, lines) if "\x1b" in text or "\x00" in text else lines
         block = file.read(1 << 20)
-    rest += decoder.decode(b"", final=True)
-    if rest:
-        yield _strip_terminal_codes(rest)
+    unfinished_line += decoder.decode(b"", final=True)
+    if unfinished_line:
+        yield _strip_terminal_codes(unfinished_line)
 
 
 def _guess_encoding(start: bytes) -> str:
     """Guess the encoding: UTF-16 of Latin text has every other byte zero, the rest is UTF-8."""
-    even, odd = start[0::2], start[1::2]
-    for zeros, letters, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+    even_bytes, odd_bytes = start[0::2], start[1::2]
+    for zeros, letters, name in (
+        (odd_bytes, even_bytes, "utf-16-le"),
+        (even_bytes, odd_bytes, "utf-16-be"),
+    ):
         if zeros and zeros.count(0) > 0.9 * len(zeros) and letters.count(0) < 0.1 * len(letters):
             return name
     return "utf-8"

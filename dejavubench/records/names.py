@@ -78,13 +78,13 @@ def conditions_session(name: str) -> int | None:
     return None if rank is None else session
 
 
-def first_exit_file(lowest: int, session: int = 1) -> str:
+def first_exit_file(lowest_rank: int, session: int = 1) -> str:
     """Return the name of the :class:`~dejavubench.records.ranks.FirstExit` file of one host.
 
     Args:
-        lowest: the lowest rank of the host.
+        lowest_rank: the lowest rank of the host.
     """
-    return f"first-exit-{lowest:04d}{_suffix_of(session)}.json"
+    return f"first-exit-{lowest_rank:04d}{_suffix_of(session)}.json"
 
 
 def first_exit_session(name: str) -> int | None:

@@ -49,7 +49,7 @@ def read_rank(path: Path) -> RankLog:
         raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
     records: list[Record] = []
     lines: list[int] = []
-    torn = altered = False
+    is_torn = is_altered = False
     digest = Digest()
     for line_number, line in numbered_lines(path):
         # An editor may have left empty lines; the digest ignores them as well.
@@ -57,15 +57,15 @@ def read_rank(path: Path) -> RankLog:
             continue
         record = record_of(path, line_number, line, RECORD)
         if record is None:
-            torn = True
+            is_torn = True
             continue
         records.append(record)
         lines.append(line_number)
         # An End record's digest covers the lines before it, so compare before adding its own line.
         if isinstance(record, End) and record.digest is not None:
-            altered = record.digest != digest.hex()
+            is_altered = record.digest != digest.hex()
         digest.add(line)
-    return RankLog(path, rank, tuple(records), tuple(lines), torn, altered)
+    return RankLog(path, rank, tuple(records), tuple(lines), is_torn, is_altered)
 
 
 def read_run(folder: Path) -> Run:
@@ -142,25 +142,25 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
     Raises:
         RecordError: a file cannot be read.
     """
-    largest: dict[str, LargestNumbers] = {}
+    largest_by_point: dict[str, LargestNumbers] = {}
     for path in sorted(folder.glob("*-*.jsonl")):
         # Files of chunks may have many megabytes, so their lines are searched and not validated.
         for _, line in numbered_lines(path):
             head = line[:_HEAD_NBYTES]
-            point_id, *numbers = (
+            point_id, *matched_digits = (
                 match and match[1]
                 for match in (pattern.search(head) for pattern in _NUMBERS.values())
             )
             if point_id is None:
                 continue
             iteration, round_number = (
-                int(digits) if digits and digits.isdigit() else -1 for digits in numbers
+                int(digits) if digits and digits.isdigit() else -1 for digits in matched_digits
             )
-            earlier_numbers = largest.get(point_id.decode(), LargestNumbers())
-            largest[point_id.decode()] = LargestNumbers(
+            earlier_numbers = largest_by_point.get(point_id.decode(), LargestNumbers())
+            largest_by_point[point_id.decode()] = LargestNumbers(
                 max(earlier_numbers.iteration, iteration), max(earlier_numbers.round, round_number)
             )
-    return largest
+    return largest_by_point
 
 
 def _read_session(
@@ -182,21 +182,23 @@ def _read_session(
         if first_exit_session(name) == session_number
         and (first_exit := _read_first_exit(folder / name))
     ]
-    altered = [log.path.name for log in ranks if log.altered]
+    altered_names = [log.path.name for log in ranks if log.altered]
     end_records = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
     path = folder / session_file(session_number)
     if session_number > 1 and path.exists():  # a session that was killed at its start may have none
         session_header = _read_model(path, _read_content(path), SessionHeader)
-    seals = compare_seals(folder, content, altered, end_records, session_number)
+    seals = compare_seals(folder, content, altered_names, end_records, session_number)
     return Run(
         path=folder,
         header=header,
         ranks=ranks,
         first_exits=frozenset(rank for first_exit in exits for rank in first_exit.ranks),
-        hung={rank: reason for first_exit in exits for rank, reason in first_exit.hung.items()},
+        hung_ranks={
+            rank: reason for first_exit in exits for rank, reason in first_exit.hung.items()
+        },
         notes=seals.notes,
-        sealed=seals.intact,
+        sealed_files=seals.intact_names,
         number=session_number,
         session=session_header,
     )

@@ -87,28 +87,28 @@ class Run:
         session: what the session's own file says; None for the first session.
         joined_sessions: the sessions of a continued run, each as it is checked; empty for any other
             run.
-        until: place of the last iteration that counts; None if all of them do. See
+        last_place: place of the last iteration that counts; None if all of them do. See
             :mod:`dejavubench.records.whole_rounds`.
         first_exits: ranks that were the first of their host to exit without an End record.
-        hung: maps a rank that hung to the reason why it is believed to hang.
+        hung_ranks: maps a rank that hung to the reason why it is believed to hang.
         notes: findings about the files, such as changes after the run.
-        sealed: names of the files beside the ranks' own that are as the run has left them.
-        damaged: files beside the ranks' own that cannot be read, by name, with the reason. A report
-            leaves them out. Only a check of the run fills it.
+        sealed_files: names of the files beside the ranks' own that are as the run has left them.
+        damaged_files: files beside the ranks' own that cannot be read, by name, with the reason. A
+            report leaves them out. Only a check of the run fills it.
     """
 
     path: Path
     header: RunHeader
     ranks: list[RankLog]
     first_exits: frozenset[int] = frozenset()
-    hung: dict[int, str] = field(default_factory=dict)
+    hung_ranks: dict[int, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-    sealed: frozenset[str] = frozenset()
-    damaged: dict[str, str] = field(default_factory=dict)
+    sealed_files: frozenset[str] = frozenset()
+    damaged_files: dict[str, str] = field(default_factory=dict)
     number: int = 1
     session: SessionHeader | None = None
     joined_sessions: list[Run] = field(default_factory=list)
-    until: IterationPlace | None = None
+    last_place: IterationPlace | None = None
 
     @property
     def sessions(self) -> list[Run]:
@@ -116,14 +116,14 @@ class Run:
         return self.joined_sessions or [self]
 
     @property
-    def last(self) -> Run:
+    def last_session(self) -> Run:
         """The last session, which tells how the run ended."""
         return self.sessions[-1]
 
     def holds(self, point_id: str, iteration: int) -> bool:
         """Return whether an iteration of this session counts."""
         # Places are pairs, point before iteration, and compare in the order of measuring.
-        return self.until is None or self.place(point_id, iteration) <= self.until
+        return self.last_place is None or self.place(point_id, iteration) <= self.last_place
 
     def place(self, point_id: str, iteration: int) -> IterationPlace:
         """Return the place of an iteration in the order in which sessions measure."""

@@ -219,24 +219,24 @@ def read_log(path: Path) -> TextLog:
         TextLogError: the log cannot be read, holds no record, or a value is not a time.
     """
     log = TextLog(path)
-    empty = True
+    is_empty = True
     try:
         for line_number, line in enumerate(read_lines(path), start=1):
-            empty = empty and not line.strip()
+            is_empty = is_empty and not line.strip()
             if "took" in line or "RANK" in line:
                 _read_line(log, line_number, line)
     except LogFileError as error:
         raise TextLogError(str(error)) from None
-    if empty:
+    if is_empty:
         raise TextLogError(f"{path} is empty. {GIVE_A_LOG}")
     if not log.entries:
-        torn = (
+        torn_text = (
             f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
             if log.lost
             else ""
         )
         raise TextLogError(
-            f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn}. {GIVE_A_LOG}"
+            f"{path} holds no line of the form '[BENCHMARK] RANK 0 …'{torn_text}. {GIVE_A_LOG}"
         )
     return log
 
@@ -250,17 +250,19 @@ def _read_line(log: TextLog, line_number: int, line: str) -> None:
         log.entries.append(LogEntry(int(rank), int(microbatch), phase, float(ms)))
         return
     matched_to = 0
-    unmatched: list[str] = []
+    unmatched_texts: list[str] = []
     for match in RECORD.finditer(line):
-        time = _parse_time(match["ms"], log.path, line_number)
+        ms_of_match = _parse_time(match["ms"], log.path, line_number)
         log.entries.append(
-            LogEntry(int(match["rank"]), int(match["number"]), match["kind"].split()[0], time)
+            LogEntry(
+                int(match["rank"]), int(match["number"]), match["kind"].split()[0], ms_of_match
+            )
         )
         # The text between whole records may hold the pieces of a torn one.
-        unmatched.append(line[matched_to : match.start()])
+        unmatched_texts.append(line[matched_to : match.start()])
         matched_to = match.end()
-    unmatched.append(line[matched_to:])
-    for text in unmatched:
+    unmatched_texts.append(line[matched_to:])
+    for text in unmatched_texts:
         # A piece that begins a record lost its end; what is before the first beginning lost its
         # begin.
         text_before, *torn_records = TORN_HEAD.split(text)

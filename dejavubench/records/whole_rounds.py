@@ -72,20 +72,20 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
         sessions: all sessions of the run. An arm that failed in one of them is needed in none.
     """
     header = run.header
-    counts = {log.rank: Counter(_record_keys(log)) for log in run.ranks}
+    counts_by_rank = {log.rank: Counter(_record_keys(log)) for log in run.ranks}
     ranks = range(_rank_count(header))
     all_sessions = list(sessions)
     whole_by_point: dict[str, list[int]] = {}
     for point in header.points:
         arms = arms_of(header, point.id, all_sessions)
         # Rank 0 takes part in every iteration, so what it has no record of was not measured.
-        measured_iterations = {key[2] for key in counts.get(0, ()) if key[0] == point.id}
+        measured_iterations = {key[2] for key in counts_by_rank.get(0, ()) if key[0] == point.id}
         whole_by_point[point.id] = [
             iteration
             for iteration in sorted(measured_iterations)
             if arms
             and all(
-                counts.get(rank, Counter())[point.id, arm, iteration]
+                counts_by_rank.get(rank, Counter())[point.id, arm, iteration]
                 == _count_expected(header, rank, arm)
                 for rank in ranks
                 for arm in arms
@@ -128,16 +128,16 @@ def join_sessions(sessions: Sequence[Run]) -> Run:
     if len(sessions) == 1:
         return sessions[0]
     trimmed_sessions = trim_sessions(sessions)
-    last = trimmed_sessions[-1]
+    last_session = trimmed_sessions[-1]
     # Of all sessions: a rank that died early may have no file in the last one.
     ranks = sorted({log.rank for run in trimmed_sessions for log in run.ranks})
     return replace(
-        last,
+        last_session,
         ranks=[_join_logs(rank, trimmed_sessions) for rank in ranks],
         notes=[note for run in trimmed_sessions for note in run.notes],
-        sealed=frozenset(name for run in trimmed_sessions for name in run.sealed),
+        sealed_files=frozenset(name for run in trimmed_sessions for name in run.sealed_files),
         joined_sessions=trimmed_sessions,
-        until=None,
+        last_place=None,
     )
 
 
@@ -153,38 +153,40 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
     whole_by_point = whole_iterations(run, sessions)
     places = [
         run.place(point_id, iteration_number)
-        for point_id, numbers in whole_by_point.items()
-        for iteration_number in numbers
+        for point_id, iteration_numbers in whole_by_point.items()
+        for iteration_number in iteration_numbers
     ]
-    cut = replace(run, until=max(places, default=NO_PLACE))
+    cut = replace(run, last_place=max(places, default=NO_PLACE))
     return replace(cut, ranks=[_drop_rest(cut, log) for log in run.ranks])
 
 
 def _drop_rest(run: Run, log: RankLog) -> RankLog:
-    pairs = [
+    counted_records = [
         (line, record)
         for line, record in zip(log.lines, log.records, strict=True)
         if not isinstance(record, IterationRecord) or run.holds(record.point, record.iteration)
     ]
-    return _with_records(log, pairs)
+    return _with_records(log, counted_records)
 
 
 def _join_logs(rank: int, trimmed_sessions: Sequence[Run]) -> RankLog:
     logs = [log for run in trimmed_sessions for log in run.ranks if log.rank == rank]
-    newest = logs[-1]
-    pairs = [
+    newest_log = logs[-1]
+    lines_and_records = [
         (line, record)
         for log in logs
         for line, record in zip(log.lines, log.records, strict=True)
-        if log is newest or not isinstance(record, RECORDS_OF_LAST_SESSION)
+        if log is newest_log or not isinstance(record, RECORDS_OF_LAST_SESSION)
     ]
-    return _with_records(newest, pairs)
+    return _with_records(newest_log, lines_and_records)
 
 
-def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
+def _with_records(log: RankLog, lines_and_records: Sequence[tuple[int, Record]]) -> RankLog:
     """Return a log with other records, given with their lines."""
     return replace(
-        log, lines=tuple(line for line, _ in pairs), records=tuple(record for _, record in pairs)
+        log,
+        lines=tuple(line for line, _ in lines_and_records),
+        records=tuple(record for _, record in lines_and_records),
     )
 
 
@@ -194,33 +196,33 @@ def _with_records(log: RankLog, pairs: Sequence[tuple[int, Record]]) -> RankLog:
 def missing_rounds(
     sessions: Sequence[Run],
     largest_numbers: Mapping[str, LargestNumbers],
-    only: Sequence[str] | None = None,
+    only_points: Sequence[str] | None = None,
     rounds: int | None = None,
-    unfinished: Collection[str] = (),
+    unfinished_ids: Collection[str] = (),
 ) -> list[PointStart]:
     """List the rounds that a further session has to measure, in the order of the points.
 
     Args:
         sessions: all sessions of the run, as they were written.
         largest_numbers: the highest numbers in the run's files, by point.
-        only: ids of points; None: all of them.
+        only_points: ids of points; None: all of them.
         rounds: rounds that each point shall have; None: as many as were asked for before.
-        unfinished: ids of points that need one more round, even if they have all of theirs.
+        unfinished_ids: ids of points that need one more round, even if they have all of theirs.
     """
     header = sessions[0].header
     trimmed_sessions = trim_sessions(sessions)
     starts = []
     for point in header.points:
-        if point.skipped or (only is not None and point.id not in only):
+        if point.skipped or (only_points is not None and point.id not in only_points):
             continue
         arms = arms_of(header, point.id, sessions)
-        largest = largest_numbers.get(point.id, LargestNumbers())
-        requested = asked_rounds(sessions, point.id) if rounds is None else rounds
-        missing = requested - len(whole_rounds(trimmed_sessions, point.id, arms))
+        largest_of_point = largest_numbers.get(point.id, LargestNumbers())
+        requested_rounds = asked_rounds(sessions, point.id) if rounds is None else rounds
+        missing_count = requested_rounds - len(whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
-        is_over = point.id not in unfinished and _is_over(sessions, trimmed_sessions, point.id)
-        if arms and (missing > 0 or not is_over):
-            failed = [
+        is_over = point.id not in unfinished_ids and _is_over(sessions, trimmed_sessions, point.id)
+        if arms and (missing_count > 0 or not is_over):
+            failed_arms = [
                 failure.arm
                 for run in sessions
                 for _, failure in run.records_of(ArmFailure)
@@ -229,10 +231,10 @@ def missing_rounds(
             starts.append(
                 PointStart(
                     point=point.id,
-                    iteration=largest.iteration + 1,
-                    round=largest.round + 1,
-                    rounds=max(1, missing),
-                    without=list(dict.fromkeys(failed)),
+                    iteration=largest_of_point.iteration + 1,
+                    round=largest_of_point.round + 1,
+                    rounds=max(1, missing_count),
+                    without=list(dict.fromkeys(failed_arms)),
                 )
             )
     return starts
@@ -275,17 +277,17 @@ def _is_over(sessions: Sequence[Run], trimmed_sessions: Sequence[Run], point_id:
     """
     if sessions[0].header.experiment.get("precision") is None:
         return True
-    for run, trimmed in zip(sessions, trimmed_sessions, strict=True):
-        measured = any(
-            iteration.point == point_id for _, iteration in trimmed.records_of(Iteration)
+    for run, trimmed_run in zip(sessions, trimmed_sessions, strict=True):
+        is_measured = any(
+            iteration.point == point_id for _, iteration in trimmed_run.records_of(Iteration)
         )
-        complete = all(
+        is_complete = all(
             run.holds(iteration.point, iteration.iteration)
             for _, iteration in run.records_of(Iteration)
         )
         if (
-            measured
-            and complete
+            is_measured
+            and is_complete
             and run.ranks
             and all(_has_left(log, point_id) for log in run.ranks)
         ):

@@ -211,11 +211,11 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     times = [make_chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
     write_chunks(folder, [make_chunk_list(more=3), *times])
     tokens = bills_of(folder)["mpi@3", "tokens"]
-    assert (tokens.chunks, tokens.beyond, tokens.extents) == (STEPS + 3, 3, 24 * STEPS)
+    assert (tokens.chunks, tokens.chunks_beyond, tokens.extents) == (STEPS + 3, 3, 24 * STEPS)
     assert parts_of(tokens)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
     assert parts_of(tokens)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
     assert tokens.parts[0].median_us == pytest.approx(200)
-    assert bills_of(folder)["mpi@3", "prompt"].beyond == 0
+    assert bills_of(folder)["mpi@3", "prompt"].chunks_beyond == 0
     assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).note_texts)
 
 

@@ -267,7 +267,7 @@ def test_two_arms_of_one_run_are_paired_by_round(tmp_path: Path) -> None:
     assert (row.arm, row.pairs) == ("mpi@3 → disk@3", 20)
     assert row.time.time_change_pct == pytest.approx(1, abs=0.2)
     assert row.gate.verdict is GateVerdict.REGRESSION
-    assert str(comparison.compared) == "destination: mpi → disk"
+    assert str(comparison.compared_difference) == "destination: mpi → disk"
 
 
 def test_a_baseline_can_be_named_to_see_the_noise_or_the_plain_cost_of_an_arm(
@@ -278,7 +278,7 @@ def test_a_baseline_can_be_named_to_see_the_noise_or_the_plain_cost_of_an_arm(
     assert [row.arm for row in noise.rows] == ["none → none#2"]
     assert noise.rows[0].overhead.a_overhead_pct is None
     cost = compare_runs(f"{run}:none", f"{run}:mpi@3")
-    assert str(cost.compared) == "destination: none → mpi"
+    assert str(cost.compared_difference) == "destination: none → mpi"
     assert cost.rows[0].time.time_change_pct == pytest.approx(3, abs=0.3)
 
 
@@ -352,7 +352,7 @@ def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None
     comparison = compare_settings(
         tmp_path, {"threads": 1, "rounds": 10, "name": "x"}, {"threads": 2, "rounds": 20}
     )
-    assert str(comparison.compared) == "threads: 1 → 2"
+    assert str(comparison.compared_difference) == "threads: 1 → 2"
     assert [str(difference) for difference in comparison.differences] == ["rounds: 10 → 20"]
 
 
@@ -371,11 +371,11 @@ def test_an_option_that_an_older_program_lacked_had_its_default(tmp_path: Path) 
     write_operand(tmp_path / "old", 1, experiment={"threads": 1})
     todays_options = {"threads": 1, "flush_interval": 1}
     write_operand(tmp_path / "new", 2, experiment=todays_options, settings=[])
-    assert compare_runs(tmp_path / "old", tmp_path / "new").compared is None
+    assert compare_runs(tmp_path / "old", tmp_path / "new").compared_difference is None
     todays_options = {"threads": 1, "flush_interval": 4}
     write_operand(tmp_path / "set", 3, experiment=todays_options, settings=["--flush-interval 4"])
     comparison = compare_runs(tmp_path / "old", tmp_path / "set")
-    assert str(comparison.compared) == "flush_interval: not an option yet → 4"
+    assert str(comparison.compared_difference) == "flush_interval: not an option yet → 4"
 
 
 def test_every_option_of_run_is_in_one_group() -> None:
@@ -403,12 +403,12 @@ def test_other_work_is_refused_in_one_line(
 def test_the_layout_and_the_level_can_be_what_is_compared(tmp_path: Path) -> None:
     run_a = write_operand(tmp_path / "a", 1, points=[point_of(kv_layout="ft")])
     run_b = write_operand(tmp_path / "b", 2, points=[point_of(kv_layout="nhd")])
-    assert str(compare_runs(run_a, run_b).compared) == "kv_layout: ft → nhd"
+    assert str(compare_runs(run_a, run_b).compared_difference) == "kv_layout: ft → nhd"
     third_run = write_operand(
         tmp_path / "c", 3, arms=(NONE, AGAIN, arm_of("mpi", "1")), points=[point_of(kv_layout="ft")]
     )
     comparison = compare_runs(run_a, third_run)
-    assert str(comparison.compared) == "level: 3 → 1"
+    assert str(comparison.compared_difference) == "level: 3 → 1"
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3 → mpi@1"]
 
 
@@ -416,7 +416,7 @@ def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
     run_a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
     run_b = write_operand(tmp_path / "b", 2, points=[point_of(), point_of(1, input_len=128)])
     comparison = compare_runs(run_a, run_b)
-    assert comparison.only == {"A": ["disk@3"], "B": ["p001"]}
+    assert comparison.unmatched_names == {"A": ["disk@3"], "B": ["p001"]}
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3"]
 
 

@@ -28,7 +28,7 @@ from dejavubench.analysis.figures.style import (
 )
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import ArmInfo, Skipped, read_run
-from dejavubench.records.destination_info import FROZEN
+from dejavubench.records.destination_info import FROZEN_DESTINATIONS
 from helpers.committed_runs import runs_of
 from helpers.golden_texts import MACHINES
 from helpers.pictures import (
@@ -181,9 +181,9 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
 
 
 def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
-    looks = [filling(FROZEN["disk"], durability) for durability in DURABILITIES]
+    looks = [filling(FROZEN_DESTINATIONS["disk"], durability) for durability in DURABILITIES]
     assert len({look["facecolor"] for look in looks}) == len({look["hatch"] for look in looks}) == 3
-    assert looks[0]["facecolor"] == FROZEN["disk"].colour.lower()
+    assert looks[0]["facecolor"] == FROZEN_DESTINATIONS["disk"].colour.lower()
     texts = texts_of(fig25)
     labels = [f"disk\n{durability}" for durability in DURABILITIES]
     assert [label for label in labels if label in texts] == labels

@@ -100,7 +100,9 @@ def test_each_figure_has_a_file_a_config_and_a_row_of_its_own_names() -> None:
         figure = registry.figure(name)
         assert figure.name == name
         assert (CONFIGS / "cpu" / f"{name}.toml").exists()
-        assert {*figure.keys, *figure.mixed, "run", "arm", "samples"} <= set(names_of(figure.row))
+        assert {*figure.keys, *figure.mixed_sizes, "run", "arm", "samples"} <= set(
+            names_of(figure.row)
+        )
     assert len({figure.title for figure in registry.figures()}) == len(FIGURES)
 
 

@@ -445,7 +445,7 @@ def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -
     ):
         path.write_text(damaged)
         damaged_run = read_checked(folder)
-        assert re.search(why, damaged_run.damaged[path.name])
+        assert re.search(why, damaged_run.damaged_files[path.name])
         assert host_rounds(damaged_run) == []
         with pytest.raises(RecordError, match=why):
             host_rounds(read_run(folder))

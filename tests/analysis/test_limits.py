@@ -319,7 +319,7 @@ def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
         extents=10,
         extent_nbytes=64.0,
         extent_us=None,
-        beyond=0,
+        chunks_beyond=0,
         parts=parts,
     )
     facts = gather_chunks([bill], "total")

@@ -12,7 +12,7 @@ import pytest
 from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.normal.machine_table import (
-    SHIPPED,
+    SHIPPED_TABLE,
     MachineTable,
     MeasuredArm,
     read_table,
@@ -169,7 +169,7 @@ def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
 def test_a_run_that_streams_nothing_is_not_asked_whether_it_is_normal(tmp_path: Path) -> None:
     for arms, is_asked in (([NONE, arm_of("mpi")], True), ([NONE], False)):
         folder = write_run(tmp_path / str(len(arms)), arms)
-        text = call("process", folder, "--against", SHIPPED).stdout
+        text = call("process", folder, "--against", SHIPPED_TABLE).stdout
         assert ("IS IT NORMAL?" in text) == is_asked
 
 
@@ -270,7 +270,7 @@ def test_the_shipped_table_is_made_of_the_committed_results() -> None:
 
 
 def test_a_run_is_held_against_the_shipped_table() -> None:
-    process_call = call("process", XEON, "--against", SHIPPED, "--format", "json")
+    process_call = call("process", XEON, "--against", SHIPPED_TABLE, "--format", "json")
     (document,) = json.loads(process_call.stdout)
     rows = {row["arm"]: row for row in document["normal"]}
     assert list(rows) == ["host@3", "disk@3", "mpi@3"]

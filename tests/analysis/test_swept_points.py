@@ -123,27 +123,27 @@ def test_points_of_two_sweeps_are_matched_by_their_threads(tmp_path: Path) -> No
     comparison = compare_runs(run_a, run_b)
     pairs = [(row.point_a, row.point_b, row.setting.threads) for row in comparison.rows]
     assert pairs == [("p002", "p000", 4)] * 2 + [("p001", "p001", 2)] * 2
-    assert comparison.compared is None
-    assert comparison.only["A"] == ["p000"]
+    assert comparison.compared_difference is None
+    assert comparison.unmatched_names["A"] == ["p000"]
 
 
 def test_a_sweep_has_a_point_in_common_with_a_run_of_its_threads(tmp_path: Path) -> None:
     run_a, run_b = write_sweep(tmp_path / "a"), write_single(tmp_path / "b", threads=2)
     comparison = compare_runs(run_a, run_b)
     assert {(row.point_a, row.point_b) for row in comparison.rows} == {("p001", "p000")}
-    assert comparison.compared is None
+    assert comparison.compared_difference is None
 
 
 def test_two_points_of_a_sweep_compare_their_setting(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "a")
     comparison = compare_runs(f"{folder}:p000", f"{folder}:p001")
-    assert str(comparison.compared) == "threads: 1 → 2"
+    assert str(comparison.compared_difference) == "threads: 1 → 2"
     assert comparison.differences == []
 
 
 def test_single_values_that_differ_are_what_is_compared(tmp_path: Path) -> None:
     run_a, run_b = write_single(tmp_path / "a"), write_single(tmp_path / "b", 8, staging_slots=8)
-    assert str(compare_runs(run_a, run_b).compared) == "staging_slots: 4 → 8"
+    assert str(compare_runs(run_a, run_b).compared_difference) == "staging_slots: 4 → 8"
     run_of_two_changes = write_single(tmp_path / "c", 8, staging_slots=8, confine=True)
     with pytest.raises(NotComparableError, match="staging_slots: 4 → 8; confine: False → True"):
         compare_runs(run_a, run_of_two_changes)
@@ -153,19 +153,22 @@ def test_sweeps_without_a_value_in_common_ask_for_points(tmp_path: Path) -> None
     run_a, run_b = write_sweep(tmp_path / "a"), write_sweep(tmp_path / "b", (3, 4))
     with pytest.raises(NotComparableError, match="no point of equal sizes and settings: 2 against"):
         compare_runs(run_a, run_b)
-    assert str(compare_runs(f"{run_a}:p001", f"{run_b}:p000").compared) == "threads: 2 → 3"
+    assert (
+        str(compare_runs(f"{run_a}:p001", f"{run_b}:p000").compared_difference) == "threads: 2 → 3"
+    )
 
 
 def test_an_older_program_had_the_default_of_a_setting(tmp_path: Path) -> None:
     older_run = write_run(tmp_path / "old", experiment={"threads": 1})
     default_run = write_run(tmp_path / "new", experiment=SINGLE_VALUES, seed=8, settings=[])
-    assert compare_runs(older_run, default_run).compared is None
+    assert compare_runs(older_run, default_run).compared_difference is None
     changed = SINGLE_VALUES | {"staging_mib": 8}
     changed_run = write_run(
         tmp_path / "set", experiment=changed, seed=8, settings=["--staging-mib 8"]
     )
     assert (
-        str(compare_runs(older_run, changed_run).compared) == "staging_mib: not an option yet → 8"
+        str(compare_runs(older_run, changed_run).compared_difference)
+        == "staging_mib: not an option yet → 8"
     )
 
 

@@ -49,11 +49,11 @@ def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None
     }
     one_source = tail(make_arm_samples(NONE, times_of_one_source))
     assert one_source is not None
-    assert (one_source.count, one_source.p50, one_source.p90) == (200, 1, 1)
-    assert (one_source.p99, one_source.slowest) == (2, 2)
+    assert (one_source.token_count, one_source.p50_ms, one_source.p90_ms) == (200, 1, 1)
+    assert (one_source.p99_ms, one_source.slowest_ms) == (2, 2)
     two_sources = tail(make_arm_samples(NONE, times_of_two_sources))
     assert two_sources is not None
-    assert (two_sources.count, two_sources.p50, two_sources.p99) == (200, 3, 3)
+    assert (two_sources.token_count, two_sources.p50_ms, two_sources.p99_ms) == (200, 3, 3)
     assert tail(make_arm_samples(NONE, {})) is None
 
 
@@ -64,7 +64,7 @@ def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
     for arm in arms:
         percentiles = tail(arm)
         assert percentiles is not None
-        assert (percentiles.p99 is None) == (tokens < FEWEST_TOKENS)
+        assert (percentiles.p99_ms is None) == (tokens < FEWEST_TOKENS)
     assert (p99_overhead(samples, arms[2]) is None) == (tokens < FEWEST_TOKENS)
     assert (p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
 
@@ -98,7 +98,7 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
     none_tail = tail(none)
     assert slow_tail is not None
     assert none_tail is not None
-    assert slow_tail.p50 == pytest.approx(none_tail.p50, rel=0.02)
+    assert slow_tail.p50_ms == pytest.approx(none_tail.p50_ms, rel=0.02)
     for even in (p99_overhead(samples, unchanged_arm), p99_noise(samples)):
         assert even is not None
         assert even.low < 0.03

@@ -130,12 +130,12 @@ def test_the_parts_of_each_chunk_sum_to_its_latency(
 ) -> None:
     timed = times_of(folder, name)
     trace = traces[name]
-    part_names = {part.name for part in timed.listed.prompt_parts}
+    part_names = {part.name for part in timed.chunk_list.prompt_parts}
     parts: dict[str, list[Complete]] = defaultdict(list)
     for lane in part_names & {title.partition(" (")[0] for title in trace.lanes[trace.process(0)]}:
         for event in trace.slices(0, lane):
             parts[event.name].append(event)
-    assert len(parts) == len(timed.listed.chunks)
+    assert len(parts) == len(timed.chunk_list.chunks)
     latencies = sorted(
         complete - ready
         for complete, ready in zip(timed.times.complete, timed.times.ready, strict=True)
@@ -190,7 +190,7 @@ def test_the_lag_begins_and_ends_at_zero(folder: Path, traces: dict[str, Trace],
     lag = trace.counters[trace.process(0)]["lag"]
     values = [event.args["bytes"] for event in lag]
     assert min(values) == values[-1] == 0
-    assert max(values) >= max(chunk.nbytes for chunk in times_of(folder, name).listed.chunks)
+    assert max(values) >= max(chunk.nbytes for chunk in times_of(folder, name).chunk_list.chunks)
 
 
 @pytest.mark.mpi
@@ -208,7 +208,7 @@ def test_the_sink_has_each_chunk_after_it_was_gathered(
     events: Sequence[Complete | Instant] = trace.slices(1, "sink")
     if arrivals.received is None:
         events = trace.moments(1, "sink")
-    assert len(events) == len(timed.listed.chunks)
+    assert len(events) == len(timed.chunk_list.chunks)
     # Both ranks read one clock, so cause and effect are in order.
     start = trace.slices(0, "model")[0].ts
     for event, gathered in zip(events, timed.times.gathered, strict=True):
@@ -383,12 +383,12 @@ def test_events_of_a_lane_never_overlap_and_none_is_lost(spans: list[tuple[int, 
     assert len({event.name for event in shown}) == len(shown)
     for lane in lanes:
         for earlier_event, later_event in zip(lane.events, lane.events[1:], strict=False):
-            assert earlier_event.last <= later_event.begin
+            assert earlier_event.last_ns <= later_event.begin_ns
 
 
 def test_what_finds_no_lane_is_counted_in_a_note() -> None:
     process = Process(3, "rank 3")
-    process.add("queue", [Event("chunk", begin=0, end=10) for _ in range(MOST_LANES + 2)])
+    process.add("queue", [Event("chunk", begin_ns=0, end_ns=10) for _ in range(MOST_LANES + 2)])
     assert [lane.title for lane in process.lanes[:2]] == ["queue", "queue (2)"]
     (note,) = process.notes
     assert note.startswith("rank 3: 2 events of 'queue' are left out")
@@ -494,15 +494,16 @@ def test_without_an_offset_another_hosts_times_cannot_be_placed() -> None:
 
 def test_an_arrow_needs_both_ends_in_order() -> None:
     """Of two hosts, a clock's error can let a chunk arrive before it has left."""
-    passages = [Passage(source=0, sink=1, stream=0, number=number) for number in range(3)]
+    passages = [Passage(source=0, sink=1, stream=0, chunk_number=number) for number in range(3)]
     source = Process(0, "rank 0, source")
     sink = Process(1, "rank 1, sink")
-    source.add("post", [Event("a", begin=10, end=20, leaves=passages[0])])
-    source.add("post", [Event("b", begin=50, end=60, leaves=passages[1])])
-    sink.add("sink", [Event("a", begin=15, end=30, arrives=passages[0])])
-    sink.add("sink", [Event("b", begin=40, end=45, arrives=passages[1])])  # before it has left
-    sink.add("sink", [Event("c", begin=70, end=80, arrives=passages[2])])  # nobody has sent it
-    trace = cast(Any, SimpleNamespace(processes=[source, sink], zero=0))
+    source.add("post", [Event("a", begin_ns=10, end_ns=20, leaves=passages[0])])
+    source.add("post", [Event("b", begin_ns=50, end_ns=60, leaves=passages[1])])
+    sink.add("sink", [Event("a", begin_ns=15, end_ns=30, arrives=passages[0])])
+    # Chunk 1 arrives before it has left, and nobody has sent chunk 2.
+    sink.add("sink", [Event("b", begin_ns=40, end_ns=45, arrives=passages[1])])
+    sink.add("sink", [Event("c", begin_ns=70, end_ns=80, arrives=passages[2])])
+    trace = cast(Any, SimpleNamespace(processes=[source, sink], zero_ns=0))
     ends = [event for event in events_of(trace) if event["ph"] in "sf"]
     assert [(end["ph"], end["id"], end["ts"], end["pid"]) for end in ends] == [
         ("s", 1, 0.01, 1),

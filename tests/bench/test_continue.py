@@ -223,11 +223,11 @@ def test_three_kills_end_in_the_same_set_of_points(
 
 def test_points_of_a_new_run_are_chosen_by_their_ids() -> None:
     sizes = {"device": "cpu", "input_len": (8, 16, 32)}
-    plan = load(None, sizes, {}, only=("p001",))
+    plan = load(None, sizes, {}, only_points=("p001",))
     assert [point.id for point in plan.points] == ["p000", "p001", "p002"]
     assert list(plan.starts) == ["p001"]
     with pytest.raises(UsageError, match=r"no point 'p007'; this run has p000 to p002$"):
-        load(None, sizes, {}, only=("p001", "p007"))
+        load(None, sizes, {}, only_points=("p001", "p007"))
 
 
 @pytest.mark.parametrize(

@@ -98,4 +98,4 @@ def test_a_restart_that_was_killed_as_it_began_names_the_run_to_restart(
 def test_points_cannot_be_chosen_for_a_restart(tmp_path: Path) -> None:
     folder = write_killed_run(tmp_path / "run", "tokens", "p001", "disk@0")
     with pytest.raises(UsageError, match="--points cannot be combined with --restart-request"):
-        load(None, {"resume": folder, "device": "cpu"}, {}, only=("p001",))
+        load(None, {"resume": folder, "device": "cpu"}, {}, only_points=("p001",))

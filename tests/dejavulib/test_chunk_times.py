@@ -426,7 +426,7 @@ def test_sampled_extents_are_a_diagnosis_and_no_arm(folder: Path) -> None:
     sampled = {times.arm: times for _, times in read_extent_times(folder)}
     naive = {f"{mode}@{level}" for mode in ("host", "disk", "mpi") for level in ("0", "0-batched")}
     assert set(sampled) == {f"{arm}-sampled" for arm in naive}
-    chunks = {timed.times.arm: timed.listed.chunks for timed in read_chunk_times(folder)}
+    chunks = {timed.times.arm: timed.chunk_list.chunks for timed in read_chunk_times(folder)}
     for times in sampled.values():
         listed = chunks[times.of]
         assert times.extents == sum(chunk.extents for chunk in listed) <= 1_000
@@ -473,9 +473,9 @@ def test_the_sink_notes_its_own_times(folder: Path) -> None:
     assert {(times.arm, times.iteration) for _, times in recorded} == set(sources)
     for _, times in recorded:
         source = sources[times.arm, times.iteration]
-        assert (times.peer, times.stream) == (0, source.listed.chunks[0].stream)
+        assert (times.peer, times.stream) == (0, source.chunk_list.chunks[0].stream)
         assert times.received is not None
-        assert len(times.received) == len(times.scattered) == len(source.listed.chunks)
+        assert len(times.received) == len(times.scattered) == len(source.chunk_list.chunks)
         scatter_ns = [
             scattered - received
             for received, scattered in zip(times.received, times.scattered, strict=True)
@@ -491,7 +491,7 @@ def test_the_sink_notes_its_own_times(folder: Path) -> None:
 @pytest.mark.mpi
 def test_parts_are_those_that_the_destination_tells_apart(folder: Path) -> None:
     arm_names = {
-        timed.times.arm: [part.name for part in timed.listed.parts("prompt")]
+        timed.times.arm: [part.name for part in timed.chunk_list.parts("prompt")]
         for timed in read_chunk_times(folder)
     }
     assert arm_names["host@3"] == ["queue", "gather", "post"]

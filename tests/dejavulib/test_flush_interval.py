@@ -292,7 +292,7 @@ def test_another_interval_is_another_experiment_and_the_default_keeps_the_old_ha
     default = load(None, options, {})
     every_step, four = (load(None, {**options, "flush_interval": n}, {}) for n in ("1", "4"))
     assert default.hash() == every_step.hash() != four.hash()
-    assert [point.flushed for point in four.points] == [((4, 2),)]
+    assert [point.flush_groups for point in four.points] == [((4, 2),)]
 
 
 # ---- the file ----
@@ -467,7 +467,7 @@ def test_a_point_counts_its_groups_by_their_tokens(
         pipeline_para_size=1,
         flush_interval=interval,
     )
-    assert point.flushed == groups
+    assert point.flush_groups == groups
 
 
 def print_plan(*flags: str, command: str = "plan") -> str:

@@ -94,8 +94,14 @@ def same_names(root: Path = ROOT) -> list[str]:
 VAGUE = re.compile(
     r"at|by|done|each|found|given|got|held|how|it|item|known|made|of|said|seen|so|to|told|took"
     r"|wanted|what|where|which"
+    r"|across|altered|costliest|drifted|escaped|external|fewer|fitting|folded|further|instead|intact"
+    r"|narrowest|newer|optional|passed|placed|promised|pure|repeated|restarted|selected|spare"
+    r"|suffixed|torn|touching|trimmed|unchanged|unchecked|unlike|unmatched|unsettled|varying|widest"
 )
-"""Names that say nothing of the thing. A field of a record keeps the name that files have."""
+"""Names that say nothing of the thing: ``widest`` does not say of what.
+
+A field of a record keeps the name that files have.
+"""
 
 VAGUE_CONSTANT = re.compile(
     r"_?(BLOCK|BUSY|ENOUGH|EVERY|FEW|LOOK|MOST|NEW|NOTHING|SAID|SHORT|SOME|SPIN|WORDS)"

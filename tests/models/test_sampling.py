@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dejavubench.config.options.option_types import COLDEST
+from dejavubench.config.options.option_types import LOWEST_TEMPERATURE
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
@@ -56,7 +56,7 @@ def test_the_most_likely_token_always_stays() -> None:
     )
     assert (likely > 0).sum(-1).tolist() == [1] * 5
     for coldest in (
-        SamplingOptions(temperature=COLDEST, top_k=None, top_p=None, seed=0),
+        SamplingOptions(temperature=LOWEST_TEMPERATURE, top_k=None, top_p=None, seed=0),
         SamplingOptions(temperature=1.0, top_k=None, top_p=1e-46, seed=0),
     ):
         assert torch.equal(draw(logits, coldest, torch.full((5,), 0.999)), logits.argmax(-1))

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, Region, Span
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.fit import HostResources
-from dejavubench.planning.setups import everything, geometry_of, setups
+from dejavubench.planning.setups import geometry_of, setups, whole_region
 from dejavubench.planning.staging import sink_staging
 from dejavubench.planning.traffic import MOST_REGION_PAIRS
 from dejavubench.transports.registry import transport
@@ -76,7 +76,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     geometries = [geometry_of(point, source, worker) for worker in range(source.workers)]
     assert memory.worker_geometry(point) == max(geometries, key=lambda geometry: geometry.layers)
     streams = max(
-        len(stream_in(source, sink, worker, everything(point))) for worker in range(sink.workers)
+        len(stream_in(source, sink, worker, whole_region(point))) for worker in range(sink.workers)
     )
     cache = max(geometry_of(point, sink, worker).nbytes for worker in range(sink.workers))
     assert (
@@ -108,7 +108,7 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[in
     sources = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=microbatches[0])
     sinks = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=microbatches[1])
     traffic = traffic_between(sources, sinks, 24)
-    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written))
+    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written_positions))
     expected = exchanges(sources, sinks, region)
     assert [list(flow.region_pairs()) for flow in traffic.flows] == [
         list(pairs.pairs) for pairs in expected

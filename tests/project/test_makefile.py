@@ -89,10 +89,12 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     runs = [call.split() for call in read_calls(place) if call.startswith("-n ")]
     measured_figures = [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs]
     quick_figures = [
-        (str(figure.quick.ranks), f"{figure.name}.toml") for figure in figures() if figure.quick
+        (str(figure.quick_run.ranks), f"{figure.name}.toml")
+        for figure in figures()
+        if figure.quick_run
     ]
     assert measured_figures == quick_figures
-    flags = [figure.quick.flags for figure in figures() if figure.quick]
+    flags = [figure.quick_run.flags for figure in figures() if figure.quick_run]
     assert [flag in " ".join(run) for flag, run in zip(flags, runs, strict=True)] == [
         target == "figures"
     ] * len(runs)

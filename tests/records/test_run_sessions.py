@@ -339,7 +339,7 @@ def test_a_cut_run_json_is_refused_by_its_name(content: bytes, folder: Path) -> 
 def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(folder: Path) -> None:
     continued = find_continued_run(folder, None)
     assert continued.starts == ()
-    assert {len(tokens) for tokens in continued.earlier.values()} == {len(ARMS) * ROUNDS}
+    assert {len(tokens) for tokens in continued.earlier_iterations.values()} == {len(ARMS) * ROUNDS}
     with (folder / "tokens.jsonl").open("a") as file:
         file.write('{"point": "p000", "ubatch')  # cut off
     tokens = find_continued_run(folder, None).tokens

@@ -55,11 +55,11 @@ def test_files_as_the_run_has_left_them_need_no_note(folder: Path) -> None:
 
 
 def test_only_files_as_the_run_has_left_them_are_sealed(folder: Path) -> None:
-    assert read_run(folder).sealed == {CHUNKS, CONDITIONS}
+    assert read_run(folder).sealed_files == {CHUNKS, CONDITIONS}
     change_text(CHUNKS, "17", "71")(folder)
     (folder / CONDITIONS).unlink()
     (folder / CONDITIONS).mkdir()
-    assert read_run(folder).sealed == set()
+    assert read_run(folder).sealed_files == set()
 
 
 def test_other_line_ends_are_no_change(folder: Path) -> None:

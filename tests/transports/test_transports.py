@@ -20,7 +20,12 @@ from dejavubench.dejavulib.destinations.base import (
 from dejavubench.dejavulib.destinations.disk.block_file import Durability, durability_of
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
-from dejavubench.records.destination_info import FROZEN, CrossingInfo, destinations_of, shown
+from dejavubench.records.destination_info import (
+    FROZEN_DESTINATIONS,
+    CrossingInfo,
+    destination_named,
+    destinations_of,
+)
 from dejavubench.transports import registry
 
 
@@ -49,7 +54,7 @@ def test_every_destination_is_found_in_order() -> None:
 
 
 def test_entries_say_what_their_destinations_can_do() -> None:
-    entries = [DESTINATIONS[name] for name in FROZEN if name in DESTINATIONS]
+    entries = [DESTINATIONS[name] for name in FROZEN_DESTINATIONS if name in DESTINATIONS]
     assert {entry.name for entry in entries if entry.remote} == {"mpi", "nccl", "nixl"}
     assert {entry.name for entry in entries if entry.device_memory} == {"nccl", "nixl"}
     assert {entry.name for entry in entries if entry.on_storage} == {"disk"}
@@ -93,7 +98,7 @@ def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -
     # Older records do not tell which way the bytes took, so no promise is held against them.
     unpromised = {"crossing": CrossingInfo()}
     # A destination that is younger than its key in records is in no older record.
-    read = {name: infos[name].model_copy(update=unpromised) for name in FROZEN}
+    read = {name: infos[name].model_copy(update=unpromised) for name in FROZEN_DESTINATIONS}
     assert read == destinations_of({}, on_gpu)
 
 
@@ -104,9 +109,12 @@ def test_an_unknown_durability_is_refused() -> None:
 
 
 def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:
-    assert shown("nccl", FROZEN).label == "remote GPU (NCCL)"
-    assert shown("nccl-loopback", FROZEN).label == "loopback on one GPU (NCCL)"
-    assert shown("other", FROZEN).label == "other"
+    assert destination_named("nccl", FROZEN_DESTINATIONS).label == "remote GPU (NCCL)"
+    assert (
+        destination_named("nccl-loopback", FROZEN_DESTINATIONS).label
+        == "loopback on one GPU (NCCL)"
+    )
+    assert destination_named("other", FROZEN_DESTINATIONS).label == "other"
 
 
 def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:

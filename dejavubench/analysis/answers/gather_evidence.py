@@ -143,7 +143,7 @@ def _gather_stream(
         gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=share * median_or_zero(samples.stream.nbytes),
         copies=_count_copies(run, point, samples, phase) if is_naive else 0.0,
-        alone_ms=share * samples.alone.ms if samples.alone else None,
+        alone_ms=share * samples.stream_alone.ms if samples.stream_alone else None,
         ceiling=ceiling_name if covers_sources else None,
         ceiling_gb_per_s=ceiling[0] if ceiling is not None and covers_sources else None,
         naive_us=message[0] / message[1] if message else None,

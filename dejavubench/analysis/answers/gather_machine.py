@@ -69,9 +69,9 @@ def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSid
     """
     level = LEVELS.get(str(samples.info.level))
     # The stream alone moves packed chunks: it bounds no work of a naive level.
-    if samples.alone is None or not cpu or level is None or not level.buffered:
+    if samples.stream_alone is None or not cpu or level is None or not level.buffered:
         return None
-    return MovingSide(1e3 * median_or_zero(cpu), ranks * samples.alone.ms)
+    return MovingSide(1e3 * median_or_zero(cpu), ranks * samples.stream_alone.ms)
 
 
 def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:

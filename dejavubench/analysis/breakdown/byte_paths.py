@@ -32,7 +32,7 @@ NVLINK = "NVLink"
 LOOPBACK = "lo"
 """The kernel's name of the interface that leads to no other host."""
 
-NOWHERE = "not on a network interface"
+OFF_NETWORK_TEXT = "not on a network interface"
 """Path of bytes that no counter saw; it names no other way."""
 
 
@@ -42,17 +42,17 @@ class BytePath:
 
     Attributes:
         shares: median over rounds of the share of the bytes, by interface.
-        unreadable: reason why interfaces could not be read; None if they could.
+        why_unreadable: reason why interfaces could not be read; None if they could.
         links_readable: False where the run used GPUs whose NVLinks could not be read.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
-    unreadable: str | None = None
+    why_unreadable: str | None = None
     links_readable: bool = True
 
     def __str__(self) -> str:
-        if self.unreadable is not None:
-            return f"not readable: {self.unreadable}"
+        if self.why_unreadable is not None:
+            return f"not readable: {self.why_unreadable}"
         # Largest first; of equal shares the name decides, so that texts are stable.
         shown_shares = sorted(
             ((share, name) for name, share in self.shares.items() if share >= LEAST_SHOWN_SHARE),
@@ -61,7 +61,11 @@ class BytePath:
         # Rounded down, since the text says "at least".
         texts = [f"{name}: {min(100, int(100 * share))} %" for share, name in shown_shares]
         if not texts:
-            texts = [NOWHERE] if self.links_readable else [NOWHERE, "NVLink not readable"]
+            texts = (
+                [OFF_NETWORK_TEXT]
+                if self.links_readable
+                else [OFF_NETWORK_TEXT, "NVLink not readable"]
+            )
         return ", ".join(texts)
 
     @property
@@ -85,21 +89,23 @@ def path_of_bytes(
     if not source_hosts or not samples.stream.nbytes:
         return None
     logs = [host.log.host for host in source_hosts]
-    unreadable = {condition: reason for log in logs for condition, reason in log.unreadable.items()}
-    if "interfaces" in unreadable:
-        return BytePath(unreadable=unreadable["interfaces"])
+    unreadable_reasons = {
+        condition: reason for log in logs for condition, reason in log.unreadable.items()
+    }
+    if "interfaces" in unreadable_reasons:
+        return BytePath(why_unreadable=unreadable_reasons["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
     rounds = 0
     for round_number, nbytes in samples.stream.nbytes.items():
-        carried = [
+        nbytes_of_hosts = [
             _count_bytes(host, point, samples.info.name, round_number) for host in source_hosts
         ]
         # A round without windows on some host would show too small a share.
-        if not nbytes or None in carried:
+        if not nbytes or None in nbytes_of_hosts:
             continue
         rounds += 1
-        for window in carried:
-            for name, nbytes_out in (window or {}).items():
+        for nbytes_by_interface in nbytes_of_hosts:
+            for name, nbytes_out in (nbytes_by_interface or {}).items():
                 # One list per interface, with a place for each round; several hosts add up.
                 series = shares[name]
                 series += [0.0] * (rounds - len(series))
@@ -108,7 +114,7 @@ def path_of_bytes(
         return None
     for series in shares.values():
         series += [0.0] * (rounds - len(series))
-    are_links_readable = not {"GPU", "GPU NVLink"} & set(unreadable)
+    are_links_readable = not {"GPU", "GPU NVLink"} & set(unreadable_reasons)
     return BytePath(
         {name: median(series) for name, series in shares.items()}, links_readable=are_links_readable
     )

@@ -22,14 +22,14 @@ def ceiling_of(
         and ceiling.durability in (None, durability)
     ]
     for ceiling_point in (point_id, None):
-        best: dict[int, float] = {}
+        best_by_rank: dict[int, float] = {}
         for rank, ceiling in ceilings:
             if ceiling.point == ceiling_point:
                 # A ceiling is the best rate: anything slower was disturbed.
-                best[rank] = max(best.get(rank, 0.0), ceiling.value)
+                best_by_rank[rank] = max(best_by_rank.get(rank, 0.0), ceiling.value)
         # Ranks measure side by side, so their rates add up.
-        if best:
-            return sum(best.values()), len(best)
+        if best_by_rank:
+            return sum(best_by_rank.values()), len(best_by_rank)
     return None
 
 

@@ -64,7 +64,7 @@ class Bill:
         extent_nbytes: mean size of an extent.
         extent_us: time of a chunk from its begin on, over its extents, median over chunks; None
             where extents are packed first.
-        beyond: chunks of one iteration of which only sums are known.
+        chunks_beyond: chunks of one iteration of which only sums are known.
         parts: the latency, then its parts in order.
     """
 
@@ -76,7 +76,7 @@ class Bill:
     extents: int
     extent_nbytes: float
     extent_us: float | None
-    beyond: int
+    chunks_beyond: int
     parts: list[PartTime]
 
 
@@ -94,13 +94,13 @@ class _Phase:
 
     Attributes:
         sums: ns by part and round, over all chunks of the round.
-        singles: ns of single chunks by part.
+        lengths_ns: lengths of single chunks by part.
         per_extent: ns of single chunks without their queue, over their extents.
         counts: chunks, extents and bytes of one round, and chunks beyond those.
     """
 
     sums: dict[str, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
-    singles: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    lengths_ns: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     per_extent: list[np.ndarray] = field(default_factory=list)
     counts: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -122,24 +122,26 @@ def read_chunk_files(run: Run, points: Mapping[str, PointSamples]) -> ChunkFiles
     extents: list[SampledExtents] = []
 
     def chunks() -> Iterator[TimedChunks]:
-        for timed in read_source_times(run.path, run.damaged):
-            if isinstance(timed, TimedChunks):
-                yield timed
+        for timed_record in read_source_times(run.path, run.damaged_files):
+            if isinstance(timed_record, TimedChunks):
+                yield timed_record
             else:
-                extents.append(timed)
+                extents.append(timed_record)
 
     # The times of all chunks can be larger than memory: they pass one by one into the sums.
     return ChunkFiles(make_bills(chunks(), points), extents)
 
 
-def make_bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples]) -> list[Bill]:
+def make_bills(
+    timed_chunks: Iterable[TimedChunks], points: Mapping[str, PointSamples]
+) -> list[Bill]:
     """Return the bill of each arm and phase, in the order of the points, arms and phases.
 
     Warm-ups, rounds that were cut short, and arms that failed are left out. So are arms without a
     whole iteration, as a killed run leaves them.
     """
     phases: dict[tuple[str, str, str], _Phase] = defaultdict(_Phase)
-    for _, listed, times in timed:
+    for _, chunk_list, times in timed_chunks:
         point = points.get(times.point)
         if point is None or times.arm not in point.arms:
             continue
@@ -148,7 +150,7 @@ def make_bills(timed: Iterable[TimedChunks], points: Mapping[str, PointSamples])
             continue
         for phase in ("prompt", "tokens"):
             _add_microbatch(
-                phases[times.point, times.arm, phase], phase, listed, times, round_number
+                phases[times.point, times.arm, phase], phase, chunk_list, times, round_number
             )
     keys = [
         (point_id, arm_name, phase)
@@ -172,39 +174,41 @@ def _round_of(times: ChunkTimes, arm: ArmSamples) -> int | None:
 
 
 def _add_microbatch(
-    phase_times: _Phase, phase: str, listed: ChunkList, times: ChunkTimes, round_number: int
+    phase_times: _Phase, phase: str, chunk_list: ChunkList, times: ChunkTimes, round_number: int
 ) -> None:
     """Add one microbatch's chunks of one phase."""
     # Indices of the list are also indices of the columns of times.
-    indices = [index for index, chunk in enumerate(listed.chunks) if chunk.phase == phase]
+    indices = [index for index, chunk in enumerate(chunk_list.chunks) if chunk.phase == phase]
     # Chunks are listed in their order, so those beyond the list are of decode steps.
-    beyond = times.beyond if phase == "tokens" else 0
-    if not indices and not beyond:
+    chunks_beyond = times.beyond if phase == "tokens" else 0
+    if not indices and not chunks_beyond:
         return
-    chunks = [listed.chunks[index] for index in indices]
+    chunks = [chunk_list.chunks[index] for index in indices]
     phase_times.count(
         round_number,
         len(chunks),
         sum(chunk.extents for chunk in chunks),
         sum(chunk.nbytes for chunk in chunks),
-        beyond,
+        chunks_beyond,
     )
-    parts = listed.parts(phase)
-    # `lengths` is [parts, chunks], in ns. Each column sums to the chunk's latency.
-    lengths = _part_lengths(times, indices, [part.until for part in parts])
+    parts = chunk_list.parts(phase)
+    # `lengths_ns` is [parts, chunks]. Each column sums to the chunk's latency.
+    lengths_ns = _part_lengths(times, indices, [part.until for part in parts])
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
-    beyond_lengths = cut(parts, _sums_as_stamps(times)) if beyond else [0] * len(parts)
+    beyond_lengths_ns = cut(parts, _sums_as_stamps(times)) if chunks_beyond else [0] * len(parts)
     names = [part.name for part in parts]
-    for name, length, beyond_ns in zip(names, lengths, beyond_lengths, strict=True):
-        phase_times.singles[name].append(length)
-        phase_times.add(round_number, name, int(length.sum()) + beyond_ns)
-    phase_times.singles[LATENCY].append(lengths.sum(axis=0))
+    for name, length_ns, beyond_ns in zip(names, lengths_ns, beyond_lengths_ns, strict=True):
+        phase_times.lengths_ns[name].append(length_ns)
+        phase_times.add(round_number, name, int(length_ns.sum()) + beyond_ns)
+    phase_times.lengths_ns[LATENCY].append(lengths_ns.sum(axis=0))
     # In the queue no extent moves, so its time is none of theirs.
-    moving_lengths = [length for name, length in zip(names, lengths, strict=True) if name != QUEUE]
+    moving_lengths_ns = [
+        length_ns for name, length_ns in zip(names, lengths_ns, strict=True) if name != QUEUE
+    ]
     # A chunk that moves as a whole is one extent.
     extents = np.array([max(1, chunk.extents) for chunk in chunks])
-    phase_times.per_extent.append(np.sum(moving_lengths, axis=0) / extents)
-    phase_times.add(round_number, LATENCY, int(lengths.sum()) + sum(beyond_lengths))
+    phase_times.per_extent.append(np.sum(moving_lengths_ns, axis=0) / extents)
+    phase_times.add(round_number, LATENCY, int(lengths_ns.sum()) + sum(beyond_lengths_ns))
 
 
 def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str]) -> np.ndarray:
@@ -216,7 +220,7 @@ def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str])
     part_began, complete = column(times.ready), column(times.complete)
     assert part_began is not None
     assert complete is not None
-    lengths = []
+    lengths_ns = []
     for stamp_name in stamp_names:
         if stamp_name == "received":
             sink = column(times.sink_ns)
@@ -227,9 +231,9 @@ def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str])
             stamp = column(getattr(times, stamp_name))
         # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
         until = part_began if stamp is None else np.minimum(np.maximum(stamp, part_began), complete)
-        lengths.append(until - part_began)
+        lengths_ns.append(until - part_began)
         part_began = until
-    return np.array(lengths)
+    return np.array(lengths_ns)
 
 
 def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
@@ -242,39 +246,41 @@ def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
 def _make_bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
     """Make the bill of one point, arm and phase, with the medians over its rounds."""
     # `counts` maps a round to [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
-    chunks, extents, nbytes, beyond = (
+    chunks, extents, nbytes, chunks_beyond = (
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )
     # Over all rounds at once: a share of sums, so slow rounds weigh more than fast ones.
     latency_ns = sum(phase.sums[LATENCY].values())
     names = [LATENCY, *(name for name in phase.sums if name != LATENCY)]
     parts = [
-        _make_part(name, phase.sums[name], np.sort(np.concatenate(phase.singles[name])), latency_ns)
+        _make_part(
+            name, phase.sums[name], np.sort(np.concatenate(phase.lengths_ns[name])), latency_ns
+        )
         for name in names
     ]
     per_extent = np.concatenate(phase.per_extent)
     # Packed extents move as one chunk, so a time per extent would mean nothing.
-    packed = level_name in LEVELS and LEVELS[level_name].buffered
+    is_packed = level_name in LEVELS and LEVELS[level_name].buffered
     return Bill(
         *key,
         rounds=len(phase.counts),
-        chunks=chunks + beyond,
+        chunks=chunks + chunks_beyond,
         extents=extents,
         extent_nbytes=nbytes / extents if extents else 0.0,
-        extent_us=None if packed or not per_extent.size else float(np.median(per_extent)) / 1e3,
-        beyond=beyond,
+        extent_us=None if is_packed or not per_extent.size else float(np.median(per_extent)) / 1e3,
+        chunks_beyond=chunks_beyond,
         parts=parts,
     )
 
 
 def _make_part(
-    name: str, sums: Mapping[int, int], singles: np.ndarray, latency_ns: int
+    name: str, sums: Mapping[int, int], lengths_ns: np.ndarray, latency_ns: int
 ) -> PartTime:
-    has_p99 = singles.size >= FEWEST_CHUNKS
+    has_p99 = lengths_ns.size >= FEWEST_CHUNKS
     return PartTime(
         name,
         sum_ms=float(np.median(list(sums.values()))) / 1e6,
-        median_us=percentile(singles, 0.5) / 1e3 if singles.size else None,
-        p99_us=percentile(singles, P99) / 1e3 if has_p99 else None,
+        median_us=percentile(lengths_ns, 0.5) / 1e3 if lengths_ns.size else None,
+        p99_us=percentile(lengths_ns, P99) / 1e3 if has_p99 else None,
         share=sum(sums.values()) / latency_ns if latency_ns else 0.0,
     )

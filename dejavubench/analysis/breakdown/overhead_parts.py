@@ -53,10 +53,10 @@ class OverheadPart:
 
 def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
     """Return the parts of each phase; none without a baseline or a common round."""
-    totals = point.baselines()
-    if not totals or not samples.info.is_streaming:
+    baseline_totals = point.baselines()
+    if not baseline_totals or not samples.info.is_streaming:
         return []
-    none_totals = stats.geometric_mean(totals)
+    none_totals = stats.geometric_mean(baseline_totals)
     estimates = []
     for phase in PHASES:
         baselines = point.baselines(phase)
@@ -82,19 +82,23 @@ def _measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundVa
 
 
 def _parts_by_round(
-    times: RoundValues, baselines: Sequence[RoundValues], measured: Mapping[PartName, RoundValues]
+    times: RoundValues,
+    baselines: Sequence[RoundValues],
+    measured_parts: Mapping[PartName, RoundValues],
 ) -> dict[PartName, RoundValues]:
     """Return all parts in ms for each round that has them all."""
-    parts: dict[PartName, RoundValues] = {part: {} for part in ("overhead", *measured, "rest")}
+    parts: dict[PartName, RoundValues] = {
+        part: {} for part in ("overhead", *measured_parts, "rest")
+    }
     for round_number, mean in stats.geometric_mean(baselines).items():
-        if all(round_number in series for series in (times, *measured.values())):
-            added = times[round_number] - mean
-            measured_ms = {part: series[round_number] for part, series in measured.items()}
-            parts["overhead"][round_number] = added
+        if all(round_number in series for series in (times, *measured_parts.values())):
+            overhead_ms = times[round_number] - mean
+            measured_ms = {part: series[round_number] for part, series in measured_parts.items()}
+            parts["overhead"][round_number] = overhead_ms
             for part, ms in measured_ms.items():
                 parts[part][round_number] = ms
             # Negative where the stall hides behind the device, as on a GPU.
-            parts["rest"][round_number] = added - sum(measured_ms.values())
+            parts["rest"][round_number] = overhead_ms - sum(measured_ms.values())
     return parts
 
 

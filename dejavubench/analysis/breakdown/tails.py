@@ -29,34 +29,42 @@ class Tail:
     """Percentiles of one arm's tokens in all measured rounds together.
 
     Attributes:
-        count: tokens of one source.
-        p99: None with fewer than 100 tokens.
+        token_count: tokens of one source.
+        p99_ms: None with fewer than 100 tokens.
     """
 
-    count: int
-    p50: float
-    p90: float
-    p99: float | None
-    slowest: float
+    token_count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float | None
+    slowest_ms: float
 
 
 def tail(samples: ArmSamples) -> Tail | None:
     """Return the percentiles of an arm's tokens; None if it has none."""
-    times = sorted_tokens(samples)
-    if not times.size:
+    token_ms = sorted_tokens(samples)
+    if not token_ms.size:
         return None
-    p50, p90, p99, slowest = (percentile(times, share) for share in (0.5, 0.9, P99, 1.0))
-    return Tail(times.size, p50, p90, p99 if times.size >= FEWEST_TOKENS else None, slowest)
+    p50_ms, p90_ms, p99_ms, slowest_ms = (
+        percentile(token_ms, share) for share in (0.5, 0.9, P99, 1.0)
+    )
+    return Tail(
+        token_ms.size,
+        p50_ms,
+        p90_ms,
+        p99_ms if token_ms.size >= FEWEST_TOKENS else None,
+        slowest_ms,
+    )
 
 
 def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     """Return the tokens of all rounds, sorted; at each place the source with the longest time."""
     rounds = list(samples.times.steps.values())
-    count = max(map(len, rounds), default=0)
+    source_count = max(map(len, rounds), default=0)
     sources = [
         # `rounds` has one entry per round: [source][step], in ms.
         np.sort(np.concatenate([lists[source] for lists in rounds if source < len(lists)]))
-        for source in range(count)
+        for source in range(source_count)
     ]
     # Sources of one iteration take equally many steps, unless the run was killed in it.
     most_steps = max((times.size for times in sources), default=0)
@@ -113,9 +121,15 @@ def _compare_p99(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | N
     rng = np.random.default_rng(stats.SEED)
     # How often each round is drawn, [resamples, rounds]. Whole rounds, since tokens of a round are
     # not independent of each other.
-    drawn = rng.multinomial(len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES)
-    low, lower, upper, high = np.percentile(ratios(drawn), [2.5, 25, 75, 97.5])
-    return stats.Estimate(overhead, float(low), float(high), float(upper - lower), len(rounds))
+    round_counts = rng.multinomial(
+        len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES
+    )
+    low, first_quartile, third_quartile, high = np.percentile(
+        ratios(round_counts), [2.5, 25, 75, 97.5]
+    )
+    return stats.Estimate(
+        overhead, float(low), float(high), float(third_quartile - first_quartile), len(rounds)
+    )
 
 
 def pooled_p99(
@@ -158,12 +172,12 @@ class _Pooled:
     def p99(self, weights: np.ndarray) -> np.ndarray:
         """Return p99 if rounds count as often as the weights [n, rounds] say, by bisection."""
         # The last row of reached counts all tokens of each round, so this is the resample's size.
-        needed = _round_up(P99 * (weights @ self._reached[-1]))
+        needed_tokens = _round_up(P99 * (weights @ self._reached[-1]))
         low = np.zeros(len(weights), dtype=np.int64)
         high = np.full(len(weights), self.count - 1)
         # All resamples search at once, each within its own low and high.
         while np.any(low < high):
             middle = (low + high) // 2
-            reaches = (weights * self._reached[middle]).sum(axis=1) >= needed
+            reaches = (weights * self._reached[middle]).sum(axis=1) >= needed_tokens
             low, high = np.where(reaches, low, middle + 1), np.where(reaches, middle, high)
         return np.asarray(self._times[low])

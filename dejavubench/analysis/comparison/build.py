@@ -25,9 +25,9 @@ class Comparison:
     """B against A.
 
     Attributes:
-        compared: the one setting or arm that differs on purpose; None if nothing does.
+        compared_difference: the one setting or arm that differs on purpose; None if nothing does.
         differences: everything else in which the runs differ.
-        only: points and arms that A or B alone has, by its name.
+        unmatched_names: points and arms that A or B alone has, by its name.
         limit: a fraction; 0 where none was asked for.
         gated: whether a limit was asked for.
         complaints: jobs and arms that failed, one line each.
@@ -38,9 +38,9 @@ class Comparison:
     metric: Metric
     pairing: Pairing
     rows: list[ComparisonRow]
-    compared: RunDifference | None
+    compared_difference: RunDifference | None
     differences: list[RunDifference]
-    only: dict[str, list[str]]
+    unmatched_names: dict[str, list[str]]
     limit: float
     gated: bool
     complaints: list[str]
@@ -76,8 +76,8 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
     settings = differences.setting_differences(a.header, b.header)
     matching = match(a, b)
     # Only one thing may differ on purpose: with two, a change could come from either.
-    compared = differences.require_one(
-        [*differences.compared_settings(settings), *matching.compared]
+    compared_difference = differences.require_one(
+        [*differences.compared_settings(settings), *matching.compared_differences]
     )
     changes = [
         change
@@ -94,12 +94,12 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         metric=metric,
         pairing=pairing,
         rows=rows_of(changes, metric, pairing, limit or 0.0),
-        compared=compared,
+        compared_difference=compared_difference,
         differences=[
-            *(difference for difference in settings if difference != compared),
+            *(difference for difference in settings if difference != compared_difference),
             *differences.environment_differences(a.header, b.header),
         ],
-        only=matching.only,
+        unmatched_names=matching.unmatched_names,
         limit=limit or 0.0,
         gated=limit is not None,
         # A and B may be arms of one run, whose complaints are then the same.
@@ -111,7 +111,7 @@ def _require_alike(operand: Operand) -> None:
     """Refuse runs of one operand that differ among themselves: the spread would hold that."""
     first_header = operand.header
     for run in operand.runs[1:]:
-        differing = [
+        run_differences = [
             *differences.compared_settings(
                 differences.setting_differences(first_header, run.header)
             ),
@@ -121,11 +121,11 @@ def _require_alike(operand: Operand) -> None:
                 *(_points_with_settings(header) for header in (first_header, run.header)),
             ),
         ]
-        if differing or (first_header.points, first_header.arms) != (
+        if run_differences or (first_header.points, first_header.arms) != (
             run.header.points,
             run.header.arms,
         ):
-            differences_text = "; ".join(map(str, differing)) or "points or arms"
+            differences_text = "; ".join(map(str, run_differences)) or "points or arms"
             raise NotComparableError(
                 f"the runs of {operand.name} differ in {differences_text}: "
                 f"{operand.runs[0].path.name} and {run.path.name}"
@@ -142,23 +142,29 @@ def rows_of(
     """Make rows, with intervals that all judged ones hold together in 95 % of all comparisons."""
     # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
     by_overhead = pairing is Pairing.APART and any(change.overhead for change in changes)
-    judged = [change for change in changes if change.overhead or not by_overhead]
-    confidence = gate.joint_confidence(len(judged))
+    judged_changes = [change for change in changes if change.overhead or not by_overhead]
+    confidence = gate.joint_confidence(len(judged_changes))
     rows = []
     for change in changes:
-        time = change.time.change(confidence)
-        overhead = change.overhead.change(confidence) if change.overhead else None
+        time_change = change.time.change(confidence)
+        overhead_change = change.overhead.change(confidence) if change.overhead else None
         judgement = None
-        if change in judged:
-            judgement = _judge_row(change, time, overhead, pairing, limit)
-        rows.append(make_row(change, metric, pairing, (time, overhead), judgement, limit))
+        if change in judged_changes:
+            judgement = _judge_row(change, time_change, overhead_change, pairing, limit)
+        rows.append(
+            make_row(change, metric, pairing, (time_change, overhead_change), judgement, limit)
+        )
     return rows
 
 
 def _judge_row(
-    changes: ArmChanges, time: Change, overhead: Change | None, pairing: Pairing, limit: float
+    changes: ArmChanges,
+    time_change: Change,
+    overhead_change: Change | None,
+    pairing: Pairing,
+    limit: float,
 ) -> GateJudgement:
     if pairing is not Pairing.APART:
-        return gate.judge_by_interval(time, limit)
-    baseline = changes.baseline.change(time.confidence) if changes.baseline else None
-    return gate.judge_runs_apart(time, overhead, baseline, limit)
+        return gate.judge_by_interval(time_change, limit)
+    baseline_change = changes.baseline.change(time_change.confidence) if changes.baseline else None
+    return gate.judge_runs_apart(time_change, overhead_change, baseline_change, limit)

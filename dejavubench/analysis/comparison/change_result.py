@@ -22,65 +22,65 @@ ChangePct = tuple[float | None, float | None, float | None]
 
 def describe_result(comparison: Comparison) -> str:
     """Return the result in a few sentences, with the arms that it rests on."""
-    judged = [row for row in comparison.rows if row.gate.judged_by is not None]
+    judged_rows = [row for row in comparison.rows if row.gate.judged_by is not None]
     # Another machine explains any change, so nobody should read a number before it.
-    machines = [
+    machine_texts = [
         f"A and B ran on different machines ({difference.a} and {difference.b}), which alone can "
         "make a change."
         for difference in comparison.differences
         if difference.name == MACHINE_DIGEST
     ]
     describe = _describe_verdict if comparison.gated else _sort_by_change
-    return " ".join([*machines, describe(comparison, judged)])
+    return " ".join([*machine_texts, describe(comparison, judged_rows)])
 
 
-def _describe_verdict(comparison: Comparison, judged: Sequence[ComparisonRow]) -> str:
+def _describe_verdict(comparison: Comparison, judged_rows: Sequence[ComparisonRow]) -> str:
     """Return the gate's verdict, with the arms that decided it."""
     list_changes = partial(_list_changes, comparison)
     limit = f"{100 * comparison.limit:g} %"
     match comparison.verdict:
         case GateVerdict.REGRESSION:
-            worse = [row for row in judged if row.gate.verdict is GateVerdict.REGRESSION]
-            return f"REGRESSION: slower by more than {limit}: {list_changes(worse)}."
+            slower_rows = [row for row in judged_rows if row.gate.verdict is GateVerdict.REGRESSION]
+            return f"REGRESSION: slower by more than {limit}: {list_changes(slower_rows)}."
         case GateVerdict.PASS:
-            return f"PASS: no arm is slower by more than {limit}: {list_changes(judged)}."
+            return f"PASS: no arm is slower by more than {limit}: {list_changes(judged_rows)}."
         case GateVerdict.UNRESOLVED:
-            open_rows = [row for row in judged if row.gate.verdict is GateVerdict.UNRESOLVED]
-            drifted = [row for row in open_rows if has_drifted(row)]
-            undrifted = [row for row in open_rows if not has_drifted(row)]
-            texts = [_describe_drift(comparison, drifted)] if drifted else []
-            if undrifted:
-                texts.append(f"may be slower by more than {limit}: {list_changes(undrifted)}.")
+            open_rows = [row for row in judged_rows if row.gate.verdict is GateVerdict.UNRESOLVED]
+            drifted_rows = [row for row in open_rows if has_drifted(row)]
+            undrifted_rows = [row for row in open_rows if not has_drifted(row)]
+            texts = [_describe_drift(comparison, drifted_rows)] if drifted_rows else []
+            if undrifted_rows:
+                texts.append(f"may be slower by more than {limit}: {list_changes(undrifted_rows)}.")
             return f"UNRESOLVED: {' '.join(texts)}"
 
 
-def _sort_by_change(comparison: Comparison, judged: Iterable[ComparisonRow]) -> str:
+def _sort_by_change(comparison: Comparison, judged_rows: Iterable[ComparisonRow]) -> str:
     """Sort the arms by what their intervals show."""
     list_changes = partial(_list_changes, comparison)
-    drifted: list[ComparisonRow] = []
-    slower: list[ComparisonRow] = []
-    faster: list[ComparisonRow] = []
-    too_few: list[ComparisonRow] = []
-    unchanged: list[ComparisonRow] = []
-    for row in judged:
+    drifted_rows: list[ComparisonRow] = []
+    slower_rows: list[ComparisonRow] = []
+    faster_rows: list[ComparisonRow] = []
+    short_rows: list[ComparisonRow] = []
+    unchanged_rows: list[ComparisonRow] = []
+    for row in judged_rows:
         _, low, high = judged_change(row)
         # A reason says why the interval tells nothing, such as another baseline.
         if has_too_few(row):
-            too_few.append(row)
+            short_rows.append(row)
         elif has_drifted(row):
-            drifted.append(row)
+            drifted_rows.append(row)
         elif low is None or high is None or row.gate.reason is not None:
-            unchanged.append(row)
+            unchanged_rows.append(row)
         else:
             side = side_of(low, high)
-            (slower if side > 0 else faster if side < 0 else unchanged).append(row)
+            (slower_rows if side > 0 else faster_rows if side < 0 else unchanged_rows).append(row)
     sorted_rows = (
-        ("Slower", slower),
-        ("Faster", faster),
-        ("No change shown", unchanged),
-        ("Unresolved, too few rounds or pairs", too_few),
+        ("Slower", slower_rows),
+        ("Faster", faster_rows),
+        ("No change shown", unchanged_rows),
+        ("Unresolved, too few rounds or pairs", short_rows),
     )
-    texts = [f"Unresolved: {_describe_drift(comparison, drifted)}"] if drifted else []
+    texts = [f"Unresolved: {_describe_drift(comparison, drifted_rows)}"] if drifted_rows else []
     texts += [f"{word}: {list_changes(rows)}." for word, rows in sorted_rows if rows]
     return " ".join(texts)
 
@@ -90,18 +90,18 @@ def has_drifted(row: ComparisonRow) -> bool:
     return row.gate.reason is not None and row.gate.reason.startswith(DRIFTED)
 
 
-def _describe_drift(comparison: Comparison, drifted: Sequence[ComparisonRow]) -> str:
+def _describe_drift(comparison: Comparison, drifted_rows: Sequence[ComparisonRow]) -> str:
     """Say that overheads do not compare, and what the times of these arms did."""
-    reasons = list(dict.fromkeys(str(row.gate.reason) for row in drifted))
+    reasons = list(dict.fromkeys(str(row.gate.reason) for row in drifted_rows))
     reason = reasons[0]
     if len(reasons) > 1:
         reason = f"none itself changed at {len(reasons)} points, so overheads do not compare"
     with_point = has_several_points(comparison)
-    times = "; ".join(
+    times_text = "; ".join(
         _format_change(row_name(row, with_point), _time_change(row), has_too_few(row))
-        for row in drifted
+        for row in drifted_rows
     )
-    return f"{reason}. By time: {times}."
+    return f"{reason}. By time: {times_text}."
 
 
 def has_too_few(row: ComparisonRow) -> bool:
@@ -173,5 +173,5 @@ def judged_change(row: ComparisonRow) -> ChangePct:
 
 
 def _time_change(row: ComparisonRow) -> ChangePct:
-    time = row.time
-    return time.time_change_pct, time.time_change_low_pct, time.time_change_high_pct
+    change = row.time
+    return change.time_change_pct, change.time_change_low_pct, change.time_change_high_pct

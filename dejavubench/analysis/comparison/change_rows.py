@@ -92,7 +92,7 @@ def make_row(
         estimates: changes of the time and of the overhead.
         judgement: None if the row is not judged.
     """
-    time, overhead = estimates
+    time_change, overhead_change = estimates
     row = ComparisonRow(
         point_a=changes.pair.point_a.id,
         point_b=changes.pair.point_b.id,
@@ -102,20 +102,20 @@ def make_row(
         pairing=str(pairing),
         samples_a=changes.rounds[0],
         samples_b=changes.rounds[1],
-        pairs=None if pairing is Pairing.APART else time.samples,
+        pairs=None if pairing is Pairing.APART else time_change.samples,
         setting=SettingColumns.of_point(changes.pair.point_b),
     )
     # Samples are logarithms, of which the median is turned back into a time or a ratio.
     row.time = TimeChange(
-        math.exp(changes.time.a.log), math.exp(changes.time.b.log), *_to_percent(time)
+        math.exp(changes.time.a.log), math.exp(changes.time.b.log), *_to_percent(time_change)
     )
     if changes.overhead is not None:
         row.overhead = OverheadChange(
             100 * math.expm1(changes.overhead.a.log),
             100 * math.expm1(changes.overhead.b.log),
-            *_to_percent(overhead),
+            *_to_percent(overhead_change),
         )
-    row.gate = GateColumns(confidence_pct=100 * time.confidence, limit_pct=100 * limit)
+    row.gate = GateColumns(confidence_pct=100 * time_change.confidence, limit_pct=100 * limit)
     if judgement is not None:
         row.gate.judged_by = JUDGED_BY[pairing]
         row.gate.verdict = judgement.verdict

@@ -91,7 +91,7 @@ SIGN_SENTENCE = "A change above 0 means that B is slower, or that its streaming 
 
 def make_title(comparison: Comparison) -> str:
     """Return the heading: what is compared, in which metric."""
-    difference = comparison.compared
+    difference = comparison.compared_difference
     subject = "B against A"
     if difference is not None:
         subject = f"{difference.name} {difference.b} against {difference.a}"
@@ -132,9 +132,9 @@ def make_notes(comparison: Comparison) -> list[Note]:
         *([TIMES.note(_explain_times(comparison))] if not _is_of_tails(comparison) else []),
         CONFIDENCE.note(f"{SIGN_SENTENCE} {_explain_confidence(comparison.rows)}"),
         *(
-            ONE_ALONE.note(f"Only {operand_name} has {', '.join(unmatched)}.")
-            for operand_name, unmatched in comparison.only.items()
-            if unmatched
+            ONE_ALONE.note(f"Only {operand_name} has {', '.join(unmatched_names)}.")
+            for operand_name, unmatched_names in comparison.unmatched_names.items()
+            if unmatched_names
         ),
     ]
 
@@ -145,10 +145,10 @@ def _note_one_baseline(comparison: Comparison) -> list[Note]:
     if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []
     arms = [*comparison.a.arms(), *comparison.b.arms()]
-    streaming = [arm for arm in arms if arm.is_streaming]
+    streaming_arms = [arm for arm in arms if arm.is_streaming]
     baselines = [arm for arm in comparison.a.header.arms if not arm.is_streaming]
     # Two arms that stream are no cost, and with a single none both numbers are the same.
-    if len(streaming) != 1 or len(arms) != 2 or len(baselines) < 2:
+    if len(streaming_arms) != 1 or len(arms) != 2 or len(baselines) < 2:
         return []
     (baseline,) = (arm for arm in arms if not arm.is_streaming)
     return [
@@ -176,26 +176,26 @@ def _distinct_operands(comparison: Comparison) -> list[Operand]:
 
 
 def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
-    judged = sum(row.gate.judged_by is not None for row in rows)
-    too_few = [row for row in rows if has_too_few(row)]
-    if too_few:
-        unit = "pairs of runs" if too_few[0].pairing == Pairing.TURNS else "rounds"
+    judged_count = sum(row.gate.judged_by is not None for row in rows)
+    short_rows = [row for row in rows if has_too_few(row)]
+    if short_rows:
+        unit = "pairs of runs" if short_rows[0].pairing == Pairing.TURNS else "rounds"
         # All rows have one confidence, so each needs as many rounds as the first one.
-        needed = count_needed(too_few[0])
-        ranges = f"In rows with fewer than {needed} {unit}, [ ] is a range, no interval."
-        if len(too_few) == len(rows):
+        needed_count = count_needed(short_rows[0])
+        ranges = f"In rows with fewer than {needed_count} {unit}, [ ] is a range, no interval."
+        if len(short_rows) == len(rows):
             return ranges
-        return f"{ranges} {_explain_intervals(rows, judged)}"
-    return _explain_intervals(rows, judged)
+        return f"{ranges} {_explain_intervals(rows, judged_count)}"
+    return _explain_intervals(rows, judged_count)
 
 
-def _explain_intervals(rows: Sequence[ComparisonRow], judged: int) -> str:
-    if judged < 2:
+def _explain_intervals(rows: Sequence[ComparisonRow], judged_count: int) -> str:
+    if judged_count < 2:
         return "[ ] is a 95 % interval."
     confidence = rows[0].gate.confidence_pct or 0.0
     return (
         f"Several rows are judged, and each could err. So each [ ] is wider, an interval of "
-        f"{confidence:.4g} %: all {judged} are right together in 95 % of comparisons."
+        f"{confidence:.4g} %: all {judged_count} are right together in 95 % of comparisons."
     )
 
 

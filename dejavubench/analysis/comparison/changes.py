@@ -76,8 +76,10 @@ class _Cell(NamedTuple):
         return self.arm.own_sample(sorted(self.arm.rounds))
 
     def overhead(self) -> RoundSample | None:
-        shared = sorted(self.arm.rounds & self.base.rounds) if self.base else []
-        return self.arm.ratio_sample(self.base, shared) if self.base and shared else None
+        shared_rounds = sorted(self.arm.rounds & self.base.rounds) if self.base else []
+        return (
+            self.arm.ratio_sample(self.base, shared_rounds) if self.base and shared_rounds else None
+        )
 
 
 def arm_changes(
@@ -96,14 +98,14 @@ def arm_changes(
         # A and B are arms of one run here, so each has a single cell.
         return _compare_rounds(pair, cells_a[0], cells_b[0])
     combine = _join_turns if pairing is Pairing.TURNS else _join_apart
-    time = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
-    if time is None:
+    paired_times = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
+    if paired_times is None:
         return None
     rounds = [sum(len(cell.arm.rounds) for cell in cells) for cells in (cells_a, cells_b)]
     return ArmChanges(
         pair,
         (rounds[0], rounds[1]),
-        time,
+        paired_times,
         combine([cell.overhead() for cell in cells_a], [cell.overhead() for cell in cells_b]),
         combine(
             [_baseline_time(cell) for cell in cells_a], [_baseline_time(cell) for cell in cells_b]
@@ -152,8 +154,8 @@ def _compare_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     overhead = None
     if overhead_a is not None and overhead_b is not None:
         overhead = PairedSamples(overhead_a, overhead_b, ratio)
-    counts = len(rounds), len(rounds)
-    return ArmChanges(pair, counts, PairedSamples(time_a, time_b, ratio), overhead, None)
+    round_counts = len(rounds), len(rounds)
+    return ArmChanges(pair, round_counts, PairedSamples(time_a, time_b, ratio), overhead, None)
 
 
 def _join_apart(

@@ -26,8 +26,10 @@ def require_comparable(runs: Sequence[Run], sizes: Sequence[str] = ()) -> None:
         NotComparableError: naming each difference and the runs.
     """
     differences = []
-    for key, fact in MACHINE.items():
-        differences += _describe_difference(key, [(run, fact(run.header.facts)) for run in runs])
+    for key, read_fact in MACHINE.items():
+        differences += _describe_difference(
+            key, [(run, read_fact(run.header.facts)) for run in runs]
+        )
     for size in sizes:
         differences += _describe_difference(size, [(run, _values_of(run, size)) for run in runs])
     refuse(differences)

@@ -147,10 +147,10 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
         for name in dict.fromkeys((*a.experiment, *b.experiment))
         if name not in CELL_OPTIONS and name not in LABEL_OPTIONS
     ]
-    differing = [(name, *values_of(name, a, b)) for name in names]
+    named_values = [(name, *values_of(name, a, b)) for name in names]
     return [
         RunDifference("setting", name, value_text(value_a), value_text(value_b))
-        for name, value_a, value_b in differing
+        for name, value_a, value_b in named_values
         if value_a != value_b
     ]
 
@@ -160,12 +160,12 @@ def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     value_a, value_b = a.experiment.get(name), b.experiment.get(name)
     if name in a.experiment and name in b.experiment:
         return value_a, value_b
-    newer = b if name in b.experiment else a
+    newer_header = b if name in b.experiment else a
     flags = (f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}")
-    is_set = any(setting.split(" ")[0] in flags for setting in newer.settings or ())
+    is_set = any(setting.split(" ")[0] in flags for setting in newer_header.settings or ())
     if not is_set:  # the newer run has the default, too
         return None, None
-    return (ABSENT_OPTION, value_b) if newer is b else (value_a, ABSENT_OPTION)
+    return (ABSENT_OPTION, value_b) if newer_header is b else (value_a, ABSENT_OPTION)
 
 
 def point_setting_differences(
@@ -219,25 +219,29 @@ def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifferenc
     return [setting for setting in settings if setting.name in COMPARABLE_OPTIONS]
 
 
-def require_one(compared: Iterable[RunDifference]) -> RunDifference | None:
+def require_one(run_differences: Iterable[RunDifference]) -> RunDifference | None:
     """Return the one difference that is compared; None if there is none.
 
     Raises:
         NotComparableError: there are several, so that a change could not be told to be of one.
     """
-    settings = list(compared)
-    if len(settings) > 1:
+    found_differences = list(run_differences)
+    if len(found_differences) > 1:
         raise NotComparableError(
-            f"A and B differ in {len(settings)} settings: {'; '.join(map(str, settings))}. A "
-            "change could be due to each of them. Compare runs that differ in one"
+            f"A and B differ in {len(found_differences)} settings: "
+            f"{'; '.join(map(str, found_differences))}. A change could be due to each of them. "
+            "Compare runs that differ in one"
         )
-    return settings[0] if settings else None
+    return found_differences[0] if found_differences else None
 
 
 def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return in which facts of machine and software two runs differ."""
     environment_a, environment_b = a.facts, b.facts
-    facts = [(name, fact(environment_a), fact(environment_b)) for name, fact in ENVIRONMENT.items()]
+    facts = [
+        (name, read_fact(environment_a), read_fact(environment_b))
+        for name, read_fact in ENVIRONMENT.items()
+    ]
     versions = [
         (name, environment_a.versions.get(name), environment_b.versions.get(name))
         for name in dict.fromkeys((*environment_a.versions, *environment_b.versions))

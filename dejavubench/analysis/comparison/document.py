@@ -143,7 +143,7 @@ def _to_markdown(comparison: Comparison) -> str:
         "",
         f"**{change_result.describe_result(comparison)}**",
         "",
-        *markdown.table(block.columns, rows, block.leading),
+        *markdown.table(block.columns, rows, block.leading_columns),
         "",
         *(
             f"- {change_sentences.operand_line(operand)}"
@@ -154,8 +154,10 @@ def _to_markdown(comparison: Comparison) -> str:
         *fold("How to read this", [f"- {text}" for text in facts]),
     ]
     if comparison.differences:
-        cells = [[differing.name, differing.a, differing.b] for differing in comparison.differences]
-        table = markdown.table(("", "A", "B"), cells, left=3)
+        cells = [
+            [difference.name, difference.a, difference.b] for difference in comparison.differences
+        ]
+        table = markdown.table(("", "A", "B"), cells, left_columns=3)
         texts += ["", *fold("What else differs between A and B", table)]
     return "\n".join(texts) + "\n"
 

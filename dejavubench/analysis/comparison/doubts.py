@@ -33,9 +33,9 @@ def doubts(operand: Operand) -> list[Note]:
     if len(contents) == 1:
         lines = NOISE.note_lines(contents[0]) if warning_kinds[0] else []
         return [DOUBT.note(f"{operand.name}: {line.text}") for line in lines]
-    counts = Counter(kind for kinds in warning_kinds for kind in sorted(kinds))
+    warning_counts = Counter(kind for kinds in warning_kinds for kind in sorted(kinds))
     return [
-        DOUBT.note(f"{operand.name}: in {counts[kind]} of {len(contents)} runs {text}")
+        DOUBT.note(f"{operand.name}: in {warning_counts[kind]} of {len(contents)} runs {text}")
         for kind, text in TEXTS_OF_SEVERAL_RUNS.items()
-        if counts[kind]
+        if warning_counts[kind]
     ]

@@ -42,18 +42,18 @@ class GateJudgement:
     reason: str | None = None
 
 
-def joint_confidence(judged: int) -> float:
+def joint_confidence(judged_count: int) -> float:
     """Return the confidence of each of several intervals, so that all hold together with 95 %."""
     # Bonferroni: the chances that single intervals err add up at most.
-    return 1 - (1 - CONFIDENCE) / max(1, judged)
+    return 1 - (1 - CONFIDENCE) / max(1, judged_count)
 
 
 def judge_by_interval(change: Change, limit: float) -> GateJudgement:
     """Judge a change by its interval alone."""
     if not change.decides:
-        fewest = fewest_rounds(change.confidence)
+        fewest_samples = fewest_rounds(change.confidence)
         return GateJudgement(
-            GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest} rounds or pairs"
+            GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest_samples} rounds or pairs"
         )
     if side_of(change.low, change.high, limit) > 0:
         return GateJudgement(GateVerdict.REGRESSION)
@@ -62,7 +62,10 @@ def judge_by_interval(change: Change, limit: float) -> GateJudgement:
 
 
 def judge_runs_apart(
-    time: Change | None, overhead: Change | None, baseline: Change | None, limit: float
+    time_change: Change | None,
+    overhead_change: Change | None,
+    baseline_change: Change | None,
+    limit: float,
 ) -> GateJudgement:
     """Judge an arm of two runs that were measured apart, by its overhead.
 
@@ -70,23 +73,27 @@ def judge_runs_apart(
     a change. The overhead does not, as long as the baseline is the same.
 
     Args:
-        baseline: change of the baselines' time.
+        baseline_change: change of the baselines' time.
     """
-    if time is None or overhead is None or baseline is None:
+    if time_change is None or overhead_change is None or baseline_change is None:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
             "without a baseline, one run each cannot tell a change from the machine's drift",
         )
-    judgement = judge_by_interval(overhead, limit)
+    judgement = judge_by_interval(overhead_change, limit)
     if judgement.reason is not None:
         return judgement
     # Said of an interval that decides nothing as well: more rounds alone would not help.
-    if abs(baseline.middle) > MOST_DRIFT:
+    if abs(baseline_change.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
-            f"{DRIFTED} {format_signed(100 * baseline.middle, 1)} %, so overheads do not compare",
+            f"{DRIFTED} {format_signed(100 * baseline_change.middle, 1)} %, so overheads do not "
+            "compare",
         )
-    if judgement.verdict is GateVerdict.PASS and side_of(time.low, time.high, limit) > 0:
+    if (
+        judgement.verdict is GateVerdict.PASS
+        and side_of(time_change.low, time_change.high, limit) > 0
+    ):
         return GateJudgement(
             GateVerdict.UNRESOLVED,
             "its overhead passes, but its time rose: the model or the machine is slower",
@@ -96,10 +103,10 @@ def judge_runs_apart(
 
 def overall_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     """Return the verdict of all rows together: one regression is enough, a pass takes all."""
-    distinct = set(verdicts)
-    if GateVerdict.REGRESSION in distinct:
+    distinct_verdicts = set(verdicts)
+    if GateVerdict.REGRESSION in distinct_verdicts:
         return GateVerdict.REGRESSION
-    return GateVerdict.PASS if distinct == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
+    return GateVerdict.PASS if distinct_verdicts == {GateVerdict.PASS} else GateVerdict.UNRESOLVED
 
 
 EXIT_STATUSES = {
@@ -121,9 +128,9 @@ def judge_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
 
     Arms that could not run here count as little as in the run's own status.
     """
-    judged = [row for row in rows if row.is_streaming and row.ok]
+    judged_rows = [row for row in rows if row.is_streaming and row.ok]
     # An arm without a verdict, as without a baseline, must not pass the gate.
-    target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged]
+    target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged_rows]
     verdict = overall_verdict(
         _VERDICTS_OF_TARGETS[target_verdict] for target_verdict in target_verdicts
     )
@@ -132,7 +139,7 @@ def judge_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
     deciding_verdict = Verdict.MISSED if verdict is GateVerdict.REGRESSION else Verdict.UNRESOLVED
     arm_names = [
         row.arm
-        for row, target_verdict in zip(judged, target_verdicts, strict=True)
+        for row, target_verdict in zip(judged_rows, target_verdicts, strict=True)
         if target_verdict is deciding_verdict
     ]
     return (

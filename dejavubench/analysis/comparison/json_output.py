@@ -61,18 +61,18 @@ class ComparisonDocument:
 
 def write_json(comparison: Comparison, out: IO[str]) -> None:
     """Write a comparison as one JSON object."""
-    gated = comparison.gated
+    is_gated = comparison.gated
     document = ComparisonDocument(
         schema_version=COMPARISON_SCHEMA,
         a=[str(run.path) for run in comparison.a.runs],
         b=[str(run.path) for run in comparison.b.runs],
         metric=comparison.metric,
         pairing=comparison.pairing,
-        compared=comparison.compared,
+        compared=comparison.compared_difference,
         differences=comparison.differences,
-        only=comparison.only,
-        limit_pct=100 * comparison.limit if gated else None,
-        verdict=comparison.verdict if gated else None,
+        only=comparison.unmatched_names,
+        limit_pct=100 * comparison.limit if is_gated else None,
+        verdict=comparison.verdict if is_gated else None,
         exit_status=int(comparison.exit_status),
         result=change_result.describe_result(comparison),
         notes=change_sentences.make_notes(comparison),

@@ -49,13 +49,13 @@ class Matching:
     """The pairs of A and B, in the order of B.
 
     Attributes:
-        compared: differences between points or arms that were paired nevertheless.
-        only: names of points and arms that A or B alone has, by its name.
+        compared_differences: differences between points or arms that were paired nevertheless.
+        unmatched_names: points and arms that A or B alone has, by its name.
     """
 
     pairs: list[CellPair]
-    compared: list[RunDifference]
-    only: dict[str, list[str]] = field(default_factory=dict)
+    compared_differences: list[RunDifference]
+    unmatched_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def match(a: Operand, b: Operand) -> Matching:
@@ -66,7 +66,7 @@ def match(a: Operand, b: Operand) -> Matching:
     """
     points, point_differences = _pair_points(a, b)
     arms, arm_differences = _pair_arms(a, b)
-    only = {
+    unmatched_names = {
         operand.name: _list_unmatched(operand, operand_index, points, arms)
         for operand_index, operand in enumerate((a, b))
     }
@@ -80,7 +80,7 @@ def match(a: Operand, b: Operand) -> Matching:
         pairs += [CellPair(point_a, point_b, *pair) for pair in arms]
     if not pairs:
         raise NotComparableError("A and B have no arm in common: one of them has no arm at all")
-    return Matching(pairs, [*point_differences, *arm_differences], only)
+    return Matching(pairs, [*point_differences, *arm_differences], unmatched_names)
 
 
 def _pair_points(
@@ -196,13 +196,15 @@ def _has_baseline(operand: Operand) -> bool:
 
 def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, ArmInfo]]) -> None:
     """Refuse arms of one destination that went to the same host in A or B alone."""
-    differing = []
+    different_places = []
     for arm_a, arm_b in arms:
         # The same destination within one host and between two is not the same work.
         hosts = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
         if arm_a.mode == arm_b.mode and hosts[0] != hosts[1]:
-            differing.append(f"the place of {arm_b.name}: {' → '.join(map(value_text, hosts))}")
-    refuse(differing)
+            different_places.append(
+                f"the place of {arm_b.name}: {' → '.join(map(value_text, hosts))}"
+            )
+    refuse(different_places)
 
 
 def _list_unmatched(

@@ -60,7 +60,7 @@ class Operand:
             first_name if len(self.runs) == 1 else f"{len(self.runs)} runs, the first {first_name}"
         )
         return ":".join(
-            [names, *(selected for selected in (self.point_id, self.arm_name) if selected)]
+            [names, *(cell_name for cell_name in (self.point_id, self.arm_name) if cell_name)]
         )
 
     def points(self) -> list[PointInfo]:
@@ -89,13 +89,15 @@ class Operand:
             for run in self.runs
             if not health.is_complete(run)
         ]
-        texts += [f"DAMAGED: {why}" for run in self.runs for why in run.damaged.values()]
+        texts += [
+            f"DAMAGED: {reason}" for run in self.runs for reason in run.damaged_files.values()
+        ]
         for run, points in zip(self.runs, self.samples, strict=True):
             texts += [
-                f"{run.path}: FAILED: point {point.info.id}, arm {arm.info.name}: {why}"
+                f"{run.path}: FAILED: point {point.info.id}, arm {arm.info.name}: {reason}"
                 for point in points.values()
                 for arm in point.arms.values()
-                if (why := arm.why_failed) is not None
+                if (reason := arm.why_failed) is not None
             ]
         return texts
 

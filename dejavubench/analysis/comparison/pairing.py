@@ -30,8 +30,10 @@ def pairing_of(a: Operand, b: Operand) -> Pairing:
     paths_a, paths_b = ({run.path.resolve() for run in operand.runs} for operand in (a, b))
     if paths_a == paths_b:
         return _pairing_within_run(a, b)
-    if shared := paths_a & paths_b:
-        raise NotComparableError(f"A and B share {sorted(shared)[0].name}: give each run once")
+    if shared_paths := paths_a & paths_b:
+        raise NotComparableError(
+            f"A and B share {sorted(shared_paths)[0].name}: give each run once"
+        )
     if len(a.runs) == len(b.runs) == 1:
         return Pairing.APART
     _require_turns(a, b)

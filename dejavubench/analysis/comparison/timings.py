@@ -105,10 +105,12 @@ def _log_of_draws(
     """Turn a function of how often each round counts into one of the rounds that were drawn."""
 
     def log_of(draws: np.ndarray) -> np.ndarray:
-        count, rounds = draws.shape
+        resamples, rounds = draws.shape
         # [resamples, rounds]: draws of one resample get numbers of its own, to be counted at once.
-        numbers = draws + rounds * np.arange(count, dtype=np.int64)[:, None]
-        weights = np.bincount(numbers.ravel(), minlength=count * rounds).reshape(count, rounds)
+        draw_numbers = draws + rounds * np.arange(resamples, dtype=np.int64)[:, None]
+        weights = np.bincount(draw_numbers.ravel(), minlength=resamples * rounds).reshape(
+            resamples, rounds
+        )
         return np.asarray(np.log(p99(weights)))
 
     return log_of

@@ -69,9 +69,9 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
         return None
     if info is not None and info.local:
         return "local"
-    external = info is not None and info.external_sink
+    is_external = info is not None and info.external_sink
     # `pairs` has (one host, one machine) for each source and sink.
-    pairs = _external_pairs(run, arm.mode) if external else _pairs(run)
+    pairs = _external_pairs(run, arm.mode) if is_external else _pairs(run)
     same_host = [host for host, _ in pairs]
     if not same_host:
         return None

@@ -81,7 +81,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
     _add_scenarios(collector)
     for _, check in run.records_of(Verification):
         collector.samples_of(check.point, check.arm).checks.append(check)
-    _add_alone(collector)
+    _add_streams_alone(collector)
     for _, failure in run.records_of(ArmFailure):
         collector.samples_of(failure.point, failure.arm).failure = failure
     # Records come in the shuffled order of rounds; tables show the header's order.
@@ -119,26 +119,26 @@ def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microb
     stream = samples.stream
 
     # The slowest source: the others wait for it, in collectives or for its hidden states.
-    times.prompt[round_number] = _slowest(sources, median, lambda microbatch: microbatch.prompt_ms)
-    times.drain[round_number] = _slowest(sources, median, lambda microbatch: microbatch.drain_ms)
+    times.prompt[round_number] = _max_over(sources, median, lambda microbatch: microbatch.prompt_ms)
+    times.drain[round_number] = _max_over(sources, median, lambda microbatch: microbatch.drain_ms)
     # A source computes its microbatches one after another, so their stalls add up.
-    stalls.iteration[round_number] = _slowest(
+    stalls.iteration[round_number] = _max_over(
         sources, sum, lambda microbatch: microbatch.prompt.stall_ms + microbatch.tokens.stall_ms
     )
-    stalls.prompt[round_number] = _slowest(
+    stalls.prompt[round_number] = _max_over(
         sources, median, lambda microbatch: microbatch.prompt.stall_ms
     )
     # Drains come one after another as well, when all tokens are known.
-    stalls.drain[round_number] = _slowest(sources, sum, lambda microbatch: microbatch.drain_ms)
+    stalls.drain[round_number] = _max_over(sources, sum, lambda microbatch: microbatch.drain_ms)
     if steps:
         times.steps[round_number] = [
             [ms for microbatch in source for ms in microbatch.token_ms] for source in sources
         ]
-        times.tokens[round_number] = _slowest(
+        times.tokens[round_number] = _max_over(
             sources, median, lambda microbatch: microbatch.all_token_ms
         )
         times.token[round_number] = max(map(median, times.steps[round_number]))
-        stalls.tokens[round_number] = _slowest(
+        stalls.tokens[round_number] = _max_over(
             sources, median, lambda microbatch: microbatch.tokens.stall_ms
         )
         # Each source copies its own part of a step's keys and values, so copies add up over
@@ -164,7 +164,7 @@ def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microb
     stream.lag_nbytes = max(stream.lag_nbytes, lag)
 
 
-def _slowest(
+def _max_over(
     sources: list[list[Microbatch]],
     summary: Callable[[Iterable[float]], float],
     quantity: Callable[[Microbatch], float],
@@ -213,16 +213,17 @@ def _add_scenarios(collector: _Collector) -> None:
         collector.samples_of(restart.point, restart.arm).restarts.append(restart)
 
 
-def _add_alone(collector: _Collector) -> None:
+def _add_streams_alone(collector: _Collector) -> None:
     """Add T_alone of each arm: of the slowest source, from the best pass of each."""
     best_passes: dict[tuple[str, str], dict[int, StreamAlone]] = defaultdict(dict)
-    for rank, alone in collector.run.records_of(StreamAlone):
+    for rank, stream_alone in collector.run.records_of(StreamAlone):
         # A slower pass was disturbed: the fastest one is the link alone.
-        fastest = best_passes[alone.point, alone.arm].get(rank)
-        if fastest is None or alone.ms < fastest.ms:
-            best_passes[alone.point, alone.arm][rank] = alone
+        best_pass = best_passes[stream_alone.point, stream_alone.arm].get(rank)
+        if best_pass is None or stream_alone.ms < best_pass.ms:
+            best_passes[stream_alone.point, stream_alone.arm][rank] = stream_alone
     for (point_id, arm_name), sources in best_passes.items():
         passes = sources.values()
-        collector.samples_of(point_id, arm_name).alone = StreamAloneTime(
-            max(alone.ms for alone in passes), sum(alone.nbytes for alone in passes)
+        collector.samples_of(point_id, arm_name).stream_alone = StreamAloneTime(
+            max(stream_alone.ms for stream_alone in passes),
+            sum(stream_alone.nbytes for stream_alone in passes),
         )

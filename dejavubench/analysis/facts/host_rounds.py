@@ -189,8 +189,8 @@ def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
     by_host: dict[str, HostLog] = {}
     for log in (session.log for session in sessions):
         # A host has one log of all sessions, since no two of them share a round.
-        earlier = by_host.get(log.host.host)
-        windows = log.windows if earlier is None else [*earlier.windows, *log.windows]
+        earlier_log = by_host.get(log.host.host)
+        windows = log.windows if earlier_log is None else [*earlier_log.windows, *log.windows]
         by_host[log.host.host] = replace(log, windows=windows)
     return [HostRounds(log) for log in by_host.values()]
 
@@ -207,7 +207,7 @@ def session_rounds(run: Run) -> list[HostRounds]:
 
 def _logs_of(run: Run) -> list[HostLog]:
     """Read the files of one session, without the windows of iterations that do not count."""
-    logs = read_conditions(run.path, run.number, run.damaged)
+    logs = read_conditions(run.path, run.number, run.damaged_files)
     for log in logs:
         require_of_run(log, run)
     return [

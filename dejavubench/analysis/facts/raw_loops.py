@@ -22,13 +22,13 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
     }
     loops = raw_loops(run)
     for (rank, point_id, durability, name), ceiling in ceilings.items():
-        raw = ceilings.get((rank, point_id, durability, loops.get(name, "")))
-        if raw is not None:
-            label = f"{name} / {raw.name}" + (f", {durability}" if durability else "")
+        raw_ceiling = ceilings.get((rank, point_id, durability, loops.get(name, "")))
+        if raw_ceiling is not None:
+            label = f"{name} / {raw_ceiling.name}" + (f", {durability}" if durability else "")
             ratios.setdefault(label, []).extend(
                 # Sample n of both was measured in one turn, so their ratio is free of drift.
                 own_rate / raw_rate
-                for own_rate, raw_rate in zip(ceiling.samples, raw.samples, strict=True)
+                for own_rate, raw_rate in zip(ceiling.samples, raw_ceiling.samples, strict=True)
             )
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 

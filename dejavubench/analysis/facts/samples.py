@@ -106,7 +106,7 @@ class ArmSamples:
         restarts: one per source, of a run that restarts a killed run's request.
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records.
-        alone: T_alone, of the best pass of each source.
+        stream_alone: T_alone, of the best pass of each source.
         failure: reason why the arm stopped while the run went on.
     """
 
@@ -121,7 +121,7 @@ class ArmSamples:
     restarts: list[Restart] = field(default_factory=list)
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
-    alone: StreamAloneTime | None = None
+    stream_alone: StreamAloneTime | None = None
     failure: ArmFailure | None = None
 
     @property

@@ -31,8 +31,8 @@ def processor(run: Run) -> str | None:
     if not devices:
         return run.header.facts.cpu_model
     uuids = [info.facts.gpu.uuid for info in sources(run) if info.facts.gpu.uuid]
-    count = len(set(uuids)) if len(uuids) == len(devices) else len(devices)
-    return f"{count} × {devices[0]}" if count > 1 else devices[0]
+    gpu_count = len(set(uuids)) if len(uuids) == len(devices) else len(devices)
+    return f"{gpu_count} × {devices[0]}" if gpu_count > 1 else devices[0]
 
 
 def source_ranks(run: Run) -> set[int]:

@@ -12,7 +12,7 @@ class AppendixA(Fig2):
 
     name = "appendix_a"
     title = "Like Appendix A of the paper: time of a prompt and of one token, no streaming"
-    quick = QuickRun(
+    quick_run = QuickRun(
         1,
         "--rounds 3 --model gpt2 --ubatch-size 1,2,4 --input-len 32,64,128 --output-len 8",
     )

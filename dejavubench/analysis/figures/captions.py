@@ -37,7 +37,7 @@ SIZE_WORDS: dict[str, Callable[[object], str]] = {
     "handed_over": "handed over after {} tokens".format,
 }
 
-USUAL: dict[str, object] = {
+USUAL_SIZES: dict[str, object] = {
     "tensor_para_size": 1,
     "pipeline_para_size": 1,
     "sinks": "",
@@ -118,8 +118,12 @@ def _parameters_text(count: int) -> str:
 
 def _common_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that all points have in common; axes and panels show the others."""
-    common = {name: frame[name].iloc[0] for name in SIZE_WORDS if frame[name].nunique() == 1}
-    return [SIZE_WORDS[name](value) for name, value in common.items() if value != USUAL.get(name)]
+    common_values = {name: frame[name].iloc[0] for name in SIZE_WORDS if frame[name].nunique() == 1}
+    return [
+        SIZE_WORDS[name](value)
+        for name, value in common_values.items()
+        if value != USUAL_SIZES.get(name)
+    ]
 
 
 def swept_settings(runs: Sequence[Run]) -> list[str]:
@@ -135,8 +139,8 @@ def swept_settings(runs: Sequence[Run]) -> list[str]:
 
 def _common_settings(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
     """Return the settings of a sweep that all of the drawing's points have in common."""
-    common = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
-    return [f"{HEADINGS[name]} {setting_text(frame[name].iloc[0])}" for name in common]
+    common_names = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
+    return [f"{HEADINGS[name]} {setting_text(frame[name].iloc[0])}" for name in common_names]
 
 
 def _common_level(frame: pd.DataFrame) -> list[str]:
@@ -147,11 +151,13 @@ def _common_level(frame: pd.DataFrame) -> list[str]:
 
 def _thread_counts(runs: Sequence[Run]) -> list[str]:
     """Return the threads of each source, unless the settings name them or a sweep varies them."""
-    counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
-    named = any(flag.startswith("--threads ") for run in runs for flag in run.header.settings or [])
-    if not counts or named or "threads" in swept_settings(runs):
+    thread_counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
+    are_named = any(
+        flag.startswith("--threads ") for run in runs for flag in run.header.settings or []
+    )
+    if not thread_counts or are_named or "threads" in swept_settings(runs):
         return []
-    return [f"{'/'.join(map(str, counts))} thread{'' if counts == [1] else 's'}"]
+    return [f"{'/'.join(map(str, thread_counts))} thread{'' if thread_counts == [1] else 's'}"]
 
 
 def brief_machine_text(run: Run) -> str:
@@ -209,11 +215,11 @@ def settings_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         for run in runs
     }
     first_flags, *other_flags = by_run.values()
-    common = [flag for flag in first_flags if all(flag in flags for flags in other_flags)]
+    common_flags = [flag for flag in first_flags if all(flag in flags for flags in other_flags)]
     own_flags = {
-        name: [flag for flag in flags if flag not in common] for name, flags in by_run.items()
+        name: [flag for flag in flags if flag not in common_flags] for name, flags in by_run.items()
     }
-    texts = [" ".join(common)] if common else []
+    texts = [" ".join(common_flags)] if common_flags else []
     if any(own_flags.values()):
         # A run without settings among others is named too, or a reader would take theirs for its
         # own.
@@ -239,27 +245,28 @@ def _shorten(note: str) -> str:
 def rounds_sentence(frame: pd.DataFrame) -> str:
     """Return the number of rounds, and what the error bars are."""
     low, high = int(frame["samples"].min()), int(frame["samples"].max())
-    count = f"{low}" if low == high else f"{low} to {high}"
+    rounds_text = f"{low}" if low == high else f"{low} to {high}"
     if high == 1:
         return "1 round, so there are no intervals."
     if low < stats.COVERING_ROUNDS:
         return (
-            f"{count} rounds: error bars are narrower than 95 % intervals, which need "
+            f"{rounds_text} rounds: error bars are narrower than 95 % intervals, which need "
             f"{stats.COVERING_ROUNDS}."
         )
-    return f"{count} rounds, 95\N{NO-BREAK SPACE}% intervals."
+    return f"{rounds_text} rounds, 95\N{NO-BREAK SPACE}% intervals."
 
 
 def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return file system and device of the disks that were written to, as far as recorded."""
     if "mode" not in frame:
         return ""
-    drawn = set(frame["mode"])
+    drawn_modes = set(frame["mode"])
     disks = dict.fromkeys(
         f"{folder.type} on {folder.device or folder.source}"
         for run in runs
         if any(
-            run_destinations(run)[mode].on_storage for mode in drawn & set(run_destinations(run))
+            run_destinations(run)[mode].on_storage
+            for mode in drawn_modes & set(run_destinations(run))
         )
         for rank in source_ranks.sources(run)
         if (folder := rank.facts.stream_dir) is not None
@@ -270,8 +277,8 @@ def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
 def host_places(frame: pd.DataFrame) -> str:
     """Return where the destinations are, unless they are local or the loopback of a GPU."""
     modes: dict[str, list[str]] = {}
-    placed = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
-    for mode, hosts in zip(placed["mode"], placed["hosts"], strict=True):
+    rows_with_hosts = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
+    for mode, hosts in zip(rows_with_hosts["mode"], rows_with_hosts["hosts"], strict=True):
         if hosts != "local" and not is_loopback(hosts):
             modes.setdefault(hosts, []).append(mode)
     texts = [f"{', '.join(mode_names)}: {hosts}" for hosts, mode_names in modes.items()]
@@ -315,10 +322,10 @@ def told_sentence(frame: pd.DataFrame, mark: str) -> str:
     Args:
         mark: look of the values that are told from noise.
     """
-    judged = frame["told_from_noise"].dropna()
-    if judged.empty:
+    judgements = frame["told_from_noise"].dropna()
+    if judgements.empty:
         return ""
     rule = "an interval without 0 and a value beyond the grey's farther end"
-    if judged.eq(True).any():
+    if judgements.eq(True).any():
         return f"{mark} means told from noise: {rule}."
     return f"No overhead is told from noise, which takes {rule}."

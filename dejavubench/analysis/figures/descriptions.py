@@ -56,8 +56,8 @@ def noise_sentence(frame: pd.DataFrame) -> str:
 def _named_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that are named: sinks only if they differ from the sources."""
     # "" and 0 mean: as the sources, and no hand-over.
-    usual = {name for name in ("sinks", "handed_over") if not frame[name].any()}
-    return [name for name in POINT_COLUMNS if name not in {"model", *usual}]
+    unset_names = {name for name in ("sinks", "handed_over") if not frame[name].any()}
+    return [name for name in POINT_COLUMNS if name not in {"model", *unset_names}]
 
 
 def _values_text(frame: pd.DataFrame, name: str) -> str:

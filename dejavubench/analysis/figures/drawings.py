@@ -43,42 +43,48 @@ def make_drawings(
     for run in runs:
         try:
             figure = figure_of(run) if name is None else figure_named(name)
-            if figure.together:
+            if figure.joins_runs:
                 figure.rows(run)  # an incomplete run must not stop the others
             by_figure.setdefault(figure, []).append(run)
         except NothingToDrawError as error:
             complaints.append(str(error))
-    suffixed: list[tuple[Drawing, str]] = []
+    drawings_and_suffixes: list[tuple[Drawing, str]] = []
     for figure, members in by_figure.items():
-        for group in [members] if together or figure.together else [[run] for run in members]:
+        for group in [members] if together or figure.joins_runs else [[run] for run in members]:
             try:
                 suffix = "-".join(run.path.name for run in group)
-                suffixed += [(drawing, suffix) for drawing in _draw_figure(figure, group)]
+                drawings_and_suffixes += [
+                    (drawing, suffix) for drawing in _draw_figure(figure, group)
+                ]
             except NothingToDrawError as error:
                 complaints.append(str(error))
-    return _make_names_unique(suffixed), complaints
+    return _make_names_unique(drawings_and_suffixes), complaints
 
 
-def _make_names_unique(suffixed: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
+def _make_names_unique(drawings_and_suffixes: Sequence[tuple[Drawing, str]]) -> list[Drawing]:
     """Make names unique: with the run's folder, and a number where folders have one name."""
-    counts_of_names = Counter(drawing.name for drawing, _ in suffixed)
-    taken: Counter[str] = Counter()
-    apart = []
-    for drawing, suffix in suffixed:
+    counts_of_names = Counter(drawing.name for drawing, _ in drawings_and_suffixes)
+    name_counts: Counter[str] = Counter()
+    unique_drawings = []
+    for drawing, suffix in drawings_and_suffixes:
         name = f"{drawing.name}-{suffix}" if counts_of_names[drawing.name] > 1 else drawing.name
-        taken[name] += 1
-        apart.append(replace(drawing, name=name if taken[name] == 1 else f"{name}-{taken[name]}"))
-    return apart
+        name_counts[name] += 1
+        unique_drawings.append(
+            replace(drawing, name=name if name_counts[name] == 1 else f"{name}-{name_counts[name]}")
+        )
+    return unique_drawings
 
 
 def _draw_figure(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     """Return the drawings of one figure: one for each set of sizes that it does not mix."""
     import pandas as pd
 
-    swept = captions.swept_settings(runs)
-    shared = [name for name in (*POINT_COLUMNS, *swept) if name not in figure.mixed]
+    swept_names = captions.swept_settings(runs)
+    shared_names = [
+        name for name in (*POINT_COLUMNS, *swept_names) if name not in figure.mixed_sizes
+    ]
     if len(runs) > 1:
-        require_comparable(runs, shared)
+        require_comparable(runs, shared_names)
     rows = [values_by_column(row) for run in runs for row in figure.rows(run)]
     if not rows:
         raise NothingToDrawError(
@@ -86,24 +92,24 @@ def _draw_figure(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
         )
     # One frame for all runs: the caption and the checks see what is drawn.
     frame = pd.DataFrame(rows)
-    _refuse_twice(frame, [*POINT_COLUMNS, *swept], figure.keys)
+    _refuse_repeated_rows(frame, [*POINT_COLUMNS, *swept_names], figure.keys)
     figure.check(frame)
     # Sizes that the figure cannot show side by side give drawings of their own.
     rows_of_drawings = (
-        [drawing_rows for _, drawing_rows in frame.groupby(shared, sort=False, dropna=False)]
-        if shared
+        [drawing_rows for _, drawing_rows in frame.groupby(shared_names, sort=False, dropna=False)]
+        if shared_names
         else [frame]
     )
     # Only sizes that differ are in file names, so that a single drawing has a short one.
-    varying = [name for name in shared if name != "model" and frame[name].nunique() > 1]
+    varying_names = [name for name in shared_names if name != "model" and frame[name].nunique() > 1]
     return [
-        _make_drawing(figure, runs, drawing_rows.reset_index(drop=True), varying)
+        _make_drawing(figure, runs, drawing_rows.reset_index(drop=True), varying_names)
         for drawing_rows in rows_of_drawings
     ]
 
 
 def _make_drawing(
-    figure: Figure, runs: Sequence[Run], drawing_rows: pd.DataFrame, varying: Sequence[str]
+    figure: Figure, runs: Sequence[Run], drawing_rows: pd.DataFrame, varying_names: Sequence[str]
 ) -> Drawing:
     """Return one drawing, named for its figure, its models and the sizes that vary."""
     models = list(dict.fromkeys(drawing_rows["model"]))
@@ -111,7 +117,7 @@ def _make_drawing(
     name_words = [
         figure.name,
         models_text,
-        *(_short_size(name, drawing_rows[name].iloc[0]) for name in varying),
+        *(_short_size(name, drawing_rows[name].iloc[0]) for name in varying_names),
     ]
     return Drawing(
         figure=figure,
@@ -148,16 +154,16 @@ def _short_size(name: str, value: object) -> str:
     return f"{prefix.get(name, '')}{setting_text(value)}"
 
 
-def _refuse_twice(frame: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> None:
-    twice = frame[frame.duplicated([*columns, "arm", *keys], keep=False)]
-    if not twice.empty:
-        first_row = twice.iloc[0]
+def _refuse_repeated_rows(frame: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> None:
+    repeated_rows = frame[frame.duplicated([*columns, "arm", *keys], keep=False)]
+    if not repeated_rows.empty:
+        first_row = repeated_rows.iloc[0]
         row_text = ", ".join(
             f"{HEADINGS[name]} {setting_text(first_row[name])}"
             for name in columns
             if first_row[name]
         )
-        runs = ", ".join(dict.fromkeys(twice["run"]))
+        runs = ", ".join(dict.fromkeys(repeated_rows["run"]))
         raise NotComparableError(
             f"{runs} hold the same point and arm ({row_text}, arm {first_row['arm']}). "
             "Give one of them."

@@ -83,8 +83,8 @@ class Fig2(Figure):
         "Medians over rounds. The ratio divides a round's prompt time by its median token time."
     )
     reading = "The ratio is paired by round."
-    mixed = (*POINT_COLUMNS, *SETTING_COLUMNS)
-    quick = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
+    mixed_sizes = (*POINT_COLUMNS, *SETTING_COLUMNS)
+    quick_run = QuickRun(1, "--rounds 3 --model gpt2,opt-125m --input-len 32,128 --output-len 8")
 
     def fits(self, run: Run) -> bool:
         """Return whether no arm streams."""
@@ -129,17 +129,19 @@ class Fig2(Figure):
     def draw(self, frame: pd.DataFrame, _: Destinations) -> Picture:
         """Draw a row of three panels per model, with one line per batch over the prompt length."""
         # Batch and prompt length are lines and axis; any other size that varies gets a row.
-        apart = [name for name in self.mixed if name not in ("ubatch_size", "input_len")]
-        varying = [
-            "model",
-            *(name for name in apart if name != "model" and frame[name].nunique() > 1),
+        other_names = [
+            name for name in self.mixed_sizes if name not in ("ubatch_size", "input_len")
         ]
-        rows_of_panels = [panel_rows for _, panel_rows in frame.groupby(varying, sort=False)]
+        varying_names = [
+            "model",
+            *(name for name in other_names if name != "model" and frame[name].nunique() > 1),
+        ]
+        rows_of_panels = [panel_rows for _, panel_rows in frame.groupby(varying_names, sort=False)]
         picture, axes = make_panels(len(rows_of_panels), 3, 0.1 + 1.95 * len(rows_of_panels))
         batches = sorted(frame["ubatch_size"].unique())
         colours = ordered_colours(len(batches))
         for row, panel_rows in zip(axes, rows_of_panels, strict=True):
-            row[0].set_title(captions.panel_title(panel_rows, varying))
+            row[0].set_title(captions.panel_title(panel_rows, varying_names))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
                 for batch_index, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
                     points = panel_rows[panel_rows["ubatch_size"] == batch].sort_values("input_len")
@@ -160,14 +162,14 @@ def _draw_points(
     points = points[points[f"{name}{unit}"].notna()]
     if points.empty:
         return
-    joined = len(points) >= FEWEST_FOR_A_LINE
+    is_joined = len(points) >= FEWEST_FOR_A_LINE
     ax.errorbar(
         points["input_len"],
         points[f"{name}{unit}"].astype(float),
         yerr=errors_of(points, name, unit),
         color=colour,
         marker=MARKERS[batch_index % len(MARKERS)],
-        linestyle=LINES[batch_index % len(LINES)] if joined else "none",
+        linestyle=LINES[batch_index % len(LINES)] if is_joined else "none",
         markersize=5,
         linewidth=1.2,
         capsize=2.5,
@@ -209,8 +211,8 @@ def _scale_values(ax: Axes, values: pd.Series) -> None:
         ax.set_yscale("log")
         tick_each_decade(ax.yaxis)
     else:
-        top = ax.dataLim.y1  # −inf where nothing was drawn
-        ax.set_ylim(0, 1.1 * top if top > 0 else None)
+        data_top = ax.dataLim.y1  # −inf where nothing was drawn
+        ax.set_ylim(0, 1.1 * data_top if data_top > 0 else None)
 
 
 FIGURE = Fig2()

@@ -23,7 +23,7 @@ from dejavubench.analysis.figures.style import (
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import MINUS, ms_text, signed_percent, span_text
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, shown
+from dejavubench.records.destination_info import Destinations, destination_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +59,8 @@ class Fig25(Figure):
         "interval of the overhead of none#2 over none. An overhead is told from noise if its "
         "interval excludes 0 and it exceeds the farther end of the noise floor."
     )
-    mixed = ("ubatch_size", "input_len", "output_len")
-    quick = QuickRun(2, "--rounds 6 --ubatch-size 2 --input-len 128 --output-len 16")
+    mixed_sizes = ("ubatch_size", "input_len", "output_len")
+    quick_run = QuickRun(2, "--rounds 6 --ubatch-size 2 --input-len 128 --output-len 16")
 
     def fits(self, run: Run) -> bool:
         """Return whether the streaming arms have a single level."""
@@ -72,9 +72,9 @@ class Fig25(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one panel per point, with one row per arm that streams."""
-        groups = frame.groupby([*self.mixed, "run", "point"], sort=False)
+        groups = frame.groupby([*self.mixed_sizes, "run", "point"], sort=False)
         rows_of_points = [point_rows for _, point_rows in groups]
-        varying = [name for name in self.mixed if frame[name].nunique() > 1]
+        varying_names = [name for name in self.mixed_sizes if frame[name].nunique() > 1]
         arms_of_points = [
             _sort_arms(point_rows[point_rows["role"] == "streaming"], destinations)
             for point_rows in rows_of_points
@@ -90,8 +90,8 @@ class Fig25(Figure):
         for ax, arm_rows, point_rows in zip(
             axes[:, 0], arms_of_points, rows_of_points, strict=True
         ):
-            if varying:
-                ax.set_title(captions.panel_title(point_rows, varying))
+            if varying_names:
+                ax.set_title(captions.panel_title(point_rows, varying_names))
             _draw_overheads(ax, arm_rows, destinations)
             _write_numbers(ax, arm_rows, _none_ms(point_rows))
             _name_rows(ax, arm_rows, point_rows, destinations)
@@ -105,14 +105,14 @@ class Fig25(Figure):
 
 def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
     """Return the arms in the order of destinations, not of the seed's rounds; stable for levels."""
-    ranks = [shown(mode, destinations).order for mode in arm_rows["mode"]]
+    ranks = [destination_named(mode, destinations).order for mode in arm_rows["mode"]]
     return arm_rows.assign(rank=ranks).sort_values("rank", kind="stable")
 
 
 def _none_ms(point_rows: pd.DataFrame) -> float | None:
     """Return TOTAL of none: the geometric mean of the medians of the baselines, if there are."""
-    totals = point_rows[point_rows["role"] != "streaming"]["total_ms"].to_numpy(dtype=float)
-    return float(np.exp(np.log(totals).mean())) if totals.size else None
+    totals_ms = point_rows[point_rows["role"] != "streaming"]["total_ms"].to_numpy(dtype=float)
+    return float(np.exp(np.log(totals_ms).mean())) if totals_ms.size else None
 
 
 def _draw_overheads(ax: Axes, arm_rows: pd.DataFrame, destinations: Destinations) -> None:
@@ -125,7 +125,7 @@ def _draw_overheads(ax: Axes, arm_rows: pd.DataFrame, destinations: Destinations
     row_numbers = np.arange(1, len(arm_rows) + 1)
     values = arm_rows["overhead_pct"].to_numpy(dtype=float)
     for row_number, value, (_, row) in zip(row_numbers, values, arm_rows.iterrows(), strict=True):
-        area = filling(shown(row["mode"], destinations), row["durability"])
+        area = filling(destination_named(row["mode"], destinations), row["durability"])
         ax.barh(row_number, value, height=BAR_HEIGHT, label=row["arm"], **area)
     ax.errorbar(values, row_numbers, xerr=errors_of(arm_rows, "overhead", "_pct"), **ERROR_BARS)
     ax.axvline(0.0, color="black", linewidth=0.8)
@@ -194,18 +194,18 @@ def _name_rows(
     ax: Axes, arm_rows: pd.DataFrame, point_rows: pd.DataFrame, destinations: Destinations
 ) -> None:
     """Name the rows; a level is named only where a destination has several."""
-    none = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
-    several = arm_rows["mode"].duplicated(keep=False) & (arm_rows["level"].nunique() > 1)
+    baseline_names = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
+    with_levels = arm_rows["mode"].duplicated(keep=False) & (arm_rows["level"].nunique() > 1)
     labels = [
-        _row_label(row, many, destinations)
-        for (_, row), many in zip(arm_rows.iterrows(), several, strict=True)
+        _row_label(row, with_level, destinations)
+        for (_, row), with_level in zip(arm_rows.iterrows(), with_levels, strict=True)
     ]
-    ax.set_yticks(range(len(arm_rows) + 1), [none, *labels])
+    ax.set_yticks(range(len(arm_rows) + 1), [baseline_names, *labels])
 
 
-def _row_label(row: pd.Series, several: bool, destinations: Destinations) -> str:
-    name = shown(row["mode"], destinations).label
-    if several and isinstance(row["level"], str):
+def _row_label(row: pd.Series, with_level: bool, destinations: Destinations) -> str:
+    name = destination_named(row["mode"], destinations).label
+    if with_level and isinstance(row["level"], str):
         name += f", level {row['level']}"
     detail = row["durability"] if isinstance(row["durability"], str) else row["hosts"]
     lines = textwrap.wrap(name, LABEL_LETTERS)

@@ -70,9 +70,9 @@ class Fig7(Figure):
         "Slowdown: the arm's time divided by the geometric mean of the same round's none times, "
         "median over rounds. Bars start at 1 (no streaming)."
     )
-    mixed = ("kv_layout",)
+    mixed_sizes = ("kv_layout",)
     keys = ("phase",)
-    quick = QuickRun(
+    quick_run = QuickRun(
         2, "--rounds 6 --kv-layout ft,hnd --ubatch-size 1 --input-len 64 --output-len 8"
     )
 

@@ -28,7 +28,7 @@ from dejavubench.analysis.figures.style import (
 )
 from dejavubench.analysis.number_texts import slowdown_text
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.records.destination_info import Destinations, shown
+from dejavubench.records.destination_info import Destinations, destination_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,15 +79,20 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     # A level that no arm of a layout has a value of would be an empty row.
     level_names = {layout: _level_names(frame[frame["kv_layout"] == layout]) for layout in layouts}
     rows_each = -(-len(modes) // MOST_ACROSS)
-    across = -(-len(modes) // rows_each)
+    panels_across = -(-len(modes) // rows_each)
     # A layout has as many rows of panels as its destinations need.
-    panels = [(layout, mode) for layout in layouts for mode in _fill_row(modes, across)]
-    counts = [len(level_names[layout]) for layout, _ in panels[::across]]
-    height = 0.35 + sum(0.3 + LEVEL_INCHES * count for count in counts)
+    panels = [(layout, mode) for layout in layouts for mode in _fill_row(modes, panels_across)]
+    level_counts = [len(level_names[layout]) for layout, _ in panels[::panels_across]]
+    height = 0.35 + sum(0.3 + LEVEL_INCHES * count for count in level_counts)
     picture, axes = make_panels(
-        len(counts), across, height, sharex=True, sharey="row", height_ratios=counts
+        len(level_counts),
+        panels_across,
+        height,
+        sharex=True,
+        sharey="row",
+        height_ratios=level_counts,
     )
-    inches = (WIDTH - LABEL_INCHES) / across - 0.3
+    inches = (WIDTH - LABEL_INCHES) / panels_across - 0.3
     limits = _scale_slowdown_axis(axes[0, 0], frame, inches)
     for ax, (layout, mode) in zip(axes.flat, panels, strict=True):
         if mode is None:
@@ -99,22 +104,24 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
         title = f"layout {layout} " if len(layouts) > 1 else ""
         title += _panel_title(panel_rows, mode, destinations)
         ax.set_title(textwrap.fill(title, letters))
-        _draw_levels(ax, panel_rows, list(level_names[layout]), shown(mode, destinations).colour)
-    for ax, (layout, _) in zip(axes[:, 0], panels[::across], strict=True):
+        _draw_levels(
+            ax, panel_rows, list(level_names[layout]), destination_named(mode, destinations).colour
+        )
+    for ax, (layout, _) in zip(axes[:, 0], panels[::panels_across], strict=True):
         # Upside down: level 0 at the top, as in the paper. The axes of a row are shared.
         ax.set_yticks(range(len(level_names[layout])), list(level_names[layout].values()))
         ax.set_ylim(len(level_names[layout]) - 0.5, -0.5)
     axes[0, 0].set_xlim(*limits)
-    for column in range(across):
+    for column in range(panels_across):
         # The last panel of a column, which may have none in the last row.
-        lowest = max(
+        last_panel_index = max(
             panel_index
-            for panel_index in range(column, len(panels), across)
+            for panel_index in range(column, len(panels), panels_across)
             if panels[panel_index][1] is not None
         )
-        ax = axes.flat[lowest]
+        ax = axes.flat[last_panel_index]
         ax.set_xlabel(
-            "slowdown over none, paired by round (log)" if across < 3 else "slowdown (log)"
+            "slowdown over none, paired by round (log)" if panels_across < 3 else "slowdown (log)"
         )
         ax.tick_params(axis="x", labelbottom=True)
     add_legend(picture, *_make_legend(captions.has_noise(frame)))
@@ -130,9 +137,9 @@ def _level_names(frame: pd.DataFrame) -> dict[str, str]:
     return {level: textwrap.fill(f"{level}: {labels[level]}", LABEL_LETTERS) for level in order}
 
 
-def _fill_row(modes: Sequence[str], across: int) -> list[str | None]:
+def _fill_row(modes: Sequence[str], panels_across: int) -> list[str | None]:
     """Return the modes, and None for each panel that the last row has too many."""
-    return [*modes, *[None] * (-len(modes) % across)]
+    return [*modes, *[None] * (-len(modes) % panels_across)]
 
 
 def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[float, float]:
@@ -141,18 +148,20 @@ def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[
     Left of the lowest value is room for the numbers.
     """
     # One round has no interval, so its bar ends at the median.
-    top = frame["slowdown_high"].fillna(frame["slowdown"]).max()
-    low = frame["slowdown_low"].fillna(frame["slowdown"]).min()
+    highest_slowdown = frame["slowdown_high"].fillna(frame["slowdown"]).max()
+    lowest_slowdown = frame["slowdown_low"].fillna(frame["slowdown"]).min()
     floors = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
-    low = np.nanmin([low, 0.995, 1 + floors.min().min() / 100])
-    right = max(1.02, top, np.nan_to_num(1 + floors.max().max() / 100)) ** 1.04
+    lowest_slowdown = np.nanmin([lowest_slowdown, 0.995, 1 + floors.min().min() / 100])
+    right_end = max(1.02, highest_slowdown, np.nan_to_num(1 + floors.max().max() / 100)) ** 1.04
     share = NUMBER_INCHES / inches
     # On a log axis: (log low − log left) / (log right − log left) is the share of the numbers.
-    left = math.exp((math.log(low) - share * math.log(right)) / (1 - share))
+    left_end = math.exp((math.log(lowest_slowdown) - share * math.log(right_end)) / (1 - share))
     ax.set_xscale("log")
-    ticks = finest_log_ticks(_TICKS, (low, right), inches * (1 - share), "{:g}×".format)
+    ticks = finest_log_ticks(
+        _TICKS, (lowest_slowdown, right_end), inches * (1 - share), "{:g}×".format
+    )
     tick_at(ax.xaxis, ticks, "{:g}×".format)
-    return left, right
+    return left_end, right_end
 
 
 _TICKS = [
@@ -244,14 +253,14 @@ def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
 
 def _panel_title(panel_rows: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
-    info = shown(mode, destinations)
+    info = destination_named(mode, destinations)
     destination = f"to {info.label}" if mode in destinations else info.label
     details = []
     if not panel_rows.empty:
         hosts = panel_rows["hosts"].iloc[0]
         durability = panel_rows["durability"].iloc[0]
         details = [None if info.local or is_loopback(hosts) else hosts, durability]
-    recorded = [detail for detail in details if isinstance(detail, str)]
-    title = destination + (f" ({', '.join(recorded)})" if recorded else "")
+    known_details = [detail for detail in details if isinstance(detail, str)]
+    title = destination + (f" ({', '.join(known_details)})" if known_details else "")
     # A label with brackets, such as "remote GPU (NCCL)", and a place become one pair.
     return title.replace(") (", ", ")

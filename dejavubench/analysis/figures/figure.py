@@ -41,11 +41,12 @@ class Figure(ABC):
         row: dataclass of its rows. Its fields are the columns of the CSV beside the figure.
         method: sentences that say exactly how the values were computed; picture files carry them.
         reading: sentence of the caption that says how to read the figure.
-        mixed: sizes that may differ within one drawing. Other sizes give drawings of their own.
+        mixed_sizes: sizes that may differ within one drawing. Other sizes give drawings of their
+            own.
         keys: columns that tell rows of equal sizes and arms apart.
-        together: one drawing always holds all runs that were made for the figure.
+        joins_runs: one drawing always holds all runs that were made for the figure.
         error_bars: whether it draws intervals, which the caption then explains.
-        quick: its run in ``make figures``; None if it is not part of it.
+        quick_run: its run in ``make figures``; None if it is not part of it.
     """
 
     name: ClassVar[str]
@@ -53,11 +54,11 @@ class Figure(ABC):
     row: ClassVar[type[Any]]
     method: ClassVar[str]
     reading: ClassVar[str] = ""
-    mixed: ClassVar[tuple[str, ...]] = ()
+    mixed_sizes: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
-    together: ClassVar[bool] = False
+    joins_runs: ClassVar[bool] = False
     error_bars: ClassVar[bool] = True
-    quick: ClassVar[QuickRun | None] = None
+    quick_run: ClassVar[QuickRun | None] = None
 
     def fits(self, run: Run) -> bool:
         """Return whether a run that names no figure is drawn as this one."""

@@ -33,8 +33,8 @@ def save(drawing: Drawing, folder: Path) -> None:
     """Write PNG, PDF and CSV of one drawing, each whole or not at all; replace existing files."""
     *pictures, csv = paths(drawing, folder)
     save_pictures(drawing, pictures, overwrite=True)
-    with whole_file(csv, overwrite=True) as partial:
-        drawing.frame.to_csv(partial, index=False, errors="backslashreplace")
+    with whole_file(csv, overwrite=True) as partial_path:
+        drawing.frame.to_csv(partial_path, index=False, errors="backslashreplace")
 
 
 def picture_of(drawing: Drawing, texts: bool = True) -> Picture:
@@ -62,9 +62,9 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
     with matplotlib.rc_context(STYLE):
         for path in files:
             style = path.suffix[1:].lower()
-            with whole_file(path, overwrite) as partial:
+            with whole_file(path, overwrite) as partial_path:
                 picture.savefig(
-                    partial, format=style, dpi=DPI, metadata=_make_metadata(drawing, style)
+                    partial_path, format=style, dpi=DPI, metadata=_make_metadata(drawing, style)
                 )
 
 

@@ -46,7 +46,7 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
         ):
             break
         legend.remove()
-    _grow(picture, top=_size_inches(picture, legend)[1] + 2 * EDGE_INCHES)
+    _grow(picture, top_inches=_size_inches(picture, legend)[1] + 2 * EDGE_INCHES)
 
 
 def add_title(picture: Picture, title: str) -> None:
@@ -62,7 +62,7 @@ def add_title(picture: Picture, title: str) -> None:
         ha="left",
     )
     height = _size_inches(picture, text)[1] + 2 * EDGE_INCHES
-    _grow(picture, top=height)
+    _grow(picture, top_inches=height)
     text.set_transform(_inches_from_top(picture))
     for legend in picture.legends:
         legend.set_bbox_to_anchor((EDGE_INCHES, -EDGE_INCHES - height), _inches_from_top(picture))
@@ -79,7 +79,7 @@ def add_caption(picture: Picture, caption: str) -> None:
         va="bottom",
         ha="left",
     )
-    _grow(picture, bottom=_size_inches(picture, text)[1] + 2 * EDGE_INCHES)
+    _grow(picture, bottom_inches=_size_inches(picture, text)[1] + 2 * EDGE_INCHES)
 
 
 def _inches_from_top(picture: Picture) -> Transform:
@@ -91,14 +91,21 @@ def _inches_from_top(picture: Picture) -> Transform:
     return picture.dpi_scale_trans + ScaledTranslation(0, 1, figure_transform)
 
 
-def _grow(picture: Picture, top: float = 0.0, bottom: float = 0.0) -> None:
+def _grow(picture: Picture, top_inches: float = 0.0, bottom_inches: float = 0.0) -> None:
     """Make a picture taller by bands, in inches, that its panels do not use."""
     engine: Any = picture.get_layout_engine()
-    left, below, width, height = engine.get()["rect"]
-    before = picture.get_figheight()
-    after = before + top + bottom
-    picture.set_figheight(after)
-    engine.set(rect=(left, (below * before + bottom) / after, width, height * before / after))
+    rect_left, rect_bottom, rect_width, rect_height = engine.get()["rect"]
+    old_height = picture.get_figheight()
+    new_height = old_height + top_inches + bottom_inches
+    picture.set_figheight(new_height)
+    engine.set(
+        rect=(
+            rect_left,
+            (rect_bottom * old_height + bottom_inches) / new_height,
+            rect_width,
+            rect_height * old_height / new_height,
+        )
+    )
 
 
 def _size_inches(picture: Picture, artist: Artist) -> tuple[float, float]:
@@ -122,9 +129,9 @@ def _wrap(picture: Picture, text: str, size: float) -> str:
 
     lines = [""]
     for word in re.split("[ \n]+", text.strip()):  # no-break spaces stay
-        longer = f"{lines[-1]} {word}".lstrip()
-        if fits(longer):
-            lines[-1] = longer
+        longer_line = f"{lines[-1]} {word}".lstrip()
+        if fits(longer_line):
+            lines[-1] = longer_line
             continue
         word_lines = _break_word(word, fits)
         lines = [*lines, *word_lines] if lines[-1] else word_lines

@@ -15,7 +15,7 @@ from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, mak
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import signed_percent, span_text
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, shown
+from dejavubench.records.destination_info import Destinations, destination_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +47,16 @@ class HeatMap(Figure):
         "exceeds the farther end of the noise floor of its own point."
     )
     reading = "Values are overheads over none in %, paired by round; the more colour, the higher."
-    mixed = ("ubatch_size", "input_len")
+    mixed_sizes = ("ubatch_size", "input_len")
 
     def fits(self, run: Run) -> bool:
         """Return whether some arm streams and both batch and prompt length are swept."""
         points = run.header.points
-        swept = [{point.ubatch_size for point in points}, {point.input_len for point in points}]
-        return bool(streaming_arms(run)) and all(len(values) > 1 for values in swept)
+        sizes_of_axes = [
+            {point.ubatch_size for point in points},
+            {point.input_len for point in points},
+        ]
+        return bool(streaming_arms(run)) and all(len(values) > 1 for values in sizes_of_axes)
 
     def rows(self, run: Run) -> list[TotalRow]:
         """Return the rows of Fig 25, one per point and arm."""
@@ -61,27 +64,27 @@ class HeatMap(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw the noise, then one panel per arm: batches by prompt lengths, by overhead."""
-        streaming = frame[frame["role"] == "streaming"]
-        ranks = [shown(mode, destinations).order for mode in streaming["mode"]]
-        streaming = streaming.assign(rank=ranks).sort_values("rank", kind="stable")
-        rows_of_arms = [arm_rows for _, arm_rows in streaming.groupby("arm", sort=False)]
-        grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed))
-        count = len(rows_of_arms) + captions.has_noise(frame)
-        fitting = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
-        across = max(1, min(count, MOST_ACROSS, fitting))
-        down = -(-count // across)
+        streaming_rows = frame[frame["role"] == "streaming"]
+        ranks = [destination_named(mode, destinations).order for mode in streaming_rows["mode"]]
+        streaming_rows = streaming_rows.assign(rank=ranks).sort_values("rank", kind="stable")
+        rows_of_arms = [arm_rows for _, arm_rows in streaming_rows.groupby("arm", sort=False)]
+        grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed_sizes))
+        panel_count = len(rows_of_arms) + captions.has_noise(frame)
+        fitting_panels = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
+        panels_across = max(1, min(panel_count, MOST_ACROSS, fitting_panels))
+        panels_down = -(-panel_count // panels_across)
         # Narrow cells have room for the value alone.
-        intervals = (WIDTH - 0.4) / (across * len(grid.lengths)) >= CELL_WIDTH
-        height = 0.1 + down * (0.65 + CELL_HEIGHT * len(grid.batches))
-        picture, axes = make_panels(down, across, height)
-        for ax in axes.flat[count:]:
+        intervals = (WIDTH - 0.4) / (panels_across * len(grid.lengths)) >= CELL_WIDTH
+        height = 0.1 + panels_down * (0.65 + CELL_HEIGHT * len(grid.batches))
+        picture, axes = make_panels(panels_down, panels_across, height)
+        for ax in axes.flat[panel_count:]:
             ax.set_axis_off()
-        spare = iter(axes.flat)
+        free_axes = iter(axes.flat)
         if captions.has_noise(frame):
-            points = frame.drop_duplicates([*self.mixed])
-            _draw_noise(next(spare), points, grid, intervals)
+            points = frame.drop_duplicates([*self.mixed_sizes])
+            _draw_noise(next(free_axes), points, grid, intervals)
         shade = _shades(frame)
-        for ax, arm_rows in zip(spare, rows_of_arms, strict=False):
+        for ax, arm_rows in zip(free_axes, rows_of_arms, strict=False):
             _draw_arm(ax, arm_rows, grid, shade, intervals)
             ax.set_title(_panel_title(arm_rows.iloc[0], destinations))
         return picture
@@ -105,9 +108,9 @@ class _Grid:
         by_size = {
             (row["ubatch_size"], row["input_len"]): row for row in arm_rows.to_dict("records")
         }
-        for down, batch in enumerate(self.batches):
-            for across, length in enumerate(self.lengths):
-                yield (across, down), by_size.get((batch, length))
+        for row_index, batch in enumerate(self.batches):
+            for column_index, length in enumerate(self.lengths):
+                yield (column_index, row_index), by_size.get((batch, length))
 
     def set_axes(self, ax: Axes) -> None:
         """Name the rows and columns of a panel."""
@@ -129,8 +132,8 @@ def _shades(frame: pd.DataFrame) -> Callable[[float], Any]:
 
     # Up to the noise at least, so that noise alone is never dark.
     noise = frame[["noise_floor_low_pct", "noise_floor_high_pct"]].abs().max().max()
-    highest = max(float(frame["overhead_pct"].max()), np.nan_to_num(noise), 1e-9)
-    scale = Normalize(0.0, highest, clip=True)
+    highest_pct = max(float(frame["overhead_pct"].max()), np.nan_to_num(noise), 1e-9)
+    scale = Normalize(0.0, highest_pct, clip=True)
     return lambda overhead_pct: colormaps["Blues"](DARKEST_SHARE * float(scale(overhead_pct)))
 
 
@@ -161,18 +164,18 @@ def _draw_arm(
 def _fill_cell(ax: Axes, cell: tuple[int, int], colour: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    across, down = cell
+    column_index, row_index = cell
     # A white edge parts the cells. The report's page takes an edged patch for an area.
     area = {"facecolor": colour, "edgecolor": "white", "linewidth": 1.0, "zorder": 0.5}
-    ax.add_patch(Rectangle((across - 0.5, down - 0.5), 1.0, 1.0, **area))
+    ax.add_patch(Rectangle((column_index - 0.5, row_index - 0.5), 1.0, 1.0, **area))
 
 
 def _frame_cell(ax: Axes, cell: tuple[int, int]) -> None:
     from matplotlib.patches import Rectangle
 
-    across, down = cell
+    column_index, row_index = cell
     outline: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 1.6, "zorder": 3}
-    ax.add_patch(Rectangle((across - 0.46, down - 0.44), 0.92, 0.88, **outline))
+    ax.add_patch(Rectangle((column_index - 0.46, row_index - 0.44), 0.92, 0.88, **outline))
 
 
 def _write_value(
@@ -217,14 +220,14 @@ def _write_in_cell(
 def _panel_title(row: pd.Series, destinations: Destinations) -> str:
     """Return the arm in words: destination, durability or hosts, and level."""
     details = [row["durability"], row["hosts"]]
-    bracketed = [
+    shown_details = [
         detail
         for detail in details
         if isinstance(detail, str) and detail != "local" and not is_loopback(detail)
     ]
-    label = shown(row["mode"], destinations).label
+    label = destination_named(row["mode"], destinations).label
     level_text = f", level {row['level']}" if isinstance(row["level"], str) else ""
-    return f"{label}{level_text}" + (f" ({', '.join(bracketed)})" if bracketed else "")
+    return f"{label}{level_text}" + (f" ({', '.join(shown_details)})" if shown_details else "")
 
 
 FIGURE = HeatMap()

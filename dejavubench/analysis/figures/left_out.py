@@ -18,10 +18,10 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
     arms_by_status: dict[str, list[str]] = {}
     for run in runs:
         rows = run_rows.run_rows(run)
-        varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
+        size_cells = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
         for _, of_point in groupby(rows, key=lambda row: row.point):
             point_rows = list(of_point)
-            sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in varying)
+            sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in size_cells)
             for status in dict.fromkeys(row.status for row in point_rows if not row.ok):
                 arm_names = [row.arm for row in point_rows if row.status == status]
                 group_text = _group_text(
@@ -42,8 +42,8 @@ def _group_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
 
 def _first_texts(texts: Sequence[str]) -> str:
     """Return the first texts, and how many more there are."""
-    shown = "; ".join(texts[:MOST_NAMED_POINTS])
-    more = len(texts) - MOST_NAMED_POINTS
-    if more <= 0:
-        return shown
-    return f"{shown}; and {more} more point{'s' if more > 1 else ''}"
+    shown_text = "; ".join(texts[:MOST_NAMED_POINTS])
+    further_count = len(texts) - MOST_NAMED_POINTS
+    if further_count <= 0:
+        return shown_text
+    return f"{shown_text}; and {further_count} more point{'s' if further_count > 1 else ''}"

@@ -39,7 +39,7 @@ from dejavubench.analysis.figures.shared_columns import (
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, shown
+from dejavubench.records.destination_info import Destinations, destination_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class LinkFigure(Figure):
         "link's rate."
     )
     keys = ("link",)
-    together = True  # each run has had a link of its own
+    joins_runs = True  # each run has had a link of its own
 
     def rows(self, run: Run) -> list[LinkRow]:
         """Return each arm over a link, with its overhead and the prediction for the session.
@@ -146,28 +146,32 @@ class LinkFigure(Figure):
         picture, axes = style.make_panels(1, len(modes), 3.6, sharex=True, sharey=True)
         speeds = frame["link_mb_per_s"]
         # Lines of predictions go a little beyond the measured links, on both ends of the log axis.
-        reach = speeds.min() / 1.3, speeds.max() * 1.3
-        set_axes(axes[0, 0], frame, reach, (style.WIDTH - 1) / len(modes))
+        speed_range = speeds.min() / 1.3, speeds.max() * 1.3
+        set_axes(axes[0, 0], frame, speed_range, (style.WIDTH - 1) / len(modes))
         looks = _make_looks(sorted(set(frame["level"])))
         labels_of_levels = [f"{name}: {level_label(name)}" for name in looks]
         for ax, mode in zip(axes[0], modes, strict=True):
             mode_rows = frame[frame["mode"] == mode]
             shade_noise(ax, mode_rows)
-            leaving = {}
+            speeds_by_colour = {}
             for level_index, (level_name, look) in enumerate(looks.items()):
                 # Set the levels apart, so that error bars do not hide each other.
-                aside = LEVEL_SHIFT ** (level_index - (len(looks) - 1) / 2)
+                speed_factor = LEVEL_SHIFT ** (level_index - (len(looks) - 1) / 2)
                 level_rows = mode_rows[mode_rows["level"] == level_name].sort_values(
                     "link_mb_per_s"
                 )
-                speed = None if level_rows.empty else draw_level(ax, level_rows, look, aside, reach)
+                speed = (
+                    None
+                    if level_rows.empty
+                    else draw_level(ax, level_rows, look, speed_factor, speed_range)
+                )
                 if speed is not None:
-                    leaving[look["color"]] = speed
-            lines = mark_speeds(ax, leaving, reach)
+                    speeds_by_colour[look["color"]] = speed
+            lines = mark_speeds(ax, speeds_by_colour, speed_range)
             explain_lines(ax)
             mark_switch(ax, name_it=mode == modes[-1])
             hosts = mode_rows["hosts"].iloc[0]
-            title = f"to {shown(mode, destinations).label}, {hosts}"
+            title = f"to {destination_named(mode, destinations).label}, {hosts}"
             ax.set_title(title, pad=4 + LINE_POINTS * lines)
             ax.set_xlabel("measured speed of the link (log)")
         axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
@@ -185,11 +189,11 @@ class LinkFigure(Figure):
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the meaning of grey, and how many intervals hold their session's prediction."""
-        predicted = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
+        predicted_rows = frame[frame["predicted_overhead_pct"].notna()].to_dict("records")
         return [
             captions.grey_sentence(frame, " in that session"),
-            f"{prediction.count_in_interval(predicted)} of {len(predicted)} intervals hold their "
-            "session's prediction.",
+            f"{prediction.count_in_interval(predicted_rows)} of {len(predicted_rows)} intervals "
+            "hold their session's prediction.",
         ]
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
@@ -270,15 +274,17 @@ def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     speeds_of_arms = []
     for (mode, level_name), level_rows in frame.groupby(["mode", "level"], sort=False):
         request = prediction.typical_request(level_rows.to_dict("records"))
-        leaves = None if request is None else request.slowest_rate_near_zero(str(level_name))
-        above = prediction.fastest_above(
+        slowest_rate = None if request is None else request.slowest_rate_near_zero(str(level_name))
+        fastest_above = prediction.fastest_above(
             level_rows["link_mb_per_s"].tolist(), level_rows["overhead_low_pct"].tolist()
         )
-        speeds = [None if leaves is None else leaves / 1e3, above]
+        speeds = [None if slowest_rate is None else slowest_rate / 1e3, fastest_above]
         speed_texts = ["none" if speed is None else speed_text(speed) for speed in speeds]
         speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(speed_texts)}")
     infos = destinations_of(runs)
-    rates = [shown(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])]
+    rates = [
+        destination_named(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])
+    ]
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "
         f"{' and '.join(rates)} in the same session. Speed from which the overhead stays within "

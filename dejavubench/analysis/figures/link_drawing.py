@@ -56,23 +56,23 @@ def draw_level(
     ax: Axes,
     level_rows: pd.DataFrame,
     look: dict[str, Any],
-    aside: float,
-    reach: tuple[float, float],
+    speed_factor: float,
+    speed_range: tuple[float, float],
 ) -> float | None:
     """Draw a level's points with intervals, and its predicted line.
 
     Args:
         level_rows: rows of one destination and level, by speed.
         look: color, marker and linestyle of the level.
-        aside: factor by which points are set apart from those of other levels.
-        reach: speeds in MB/s over which the line is drawn.
+        speed_factor: factor by which points are set apart from those of other levels.
+        speed_range: speeds in MB/s over which the line is drawn.
 
     Returns:
         The speed in MB/s from which the prediction stays near zero, if it is drawn.
     """
     level_name = str(level_rows["level"].iloc[0])
     ax.errorbar(
-        level_rows["link_mb_per_s"] * aside,
+        level_rows["link_mb_per_s"] * speed_factor,
         level_rows["overhead_pct"].astype(float),
         yerr=style.errors_of(level_rows, "overhead", "_pct"),
         fmt=look["marker"],
@@ -85,18 +85,18 @@ def draw_level(
     request = prediction.typical_request(level_rows.to_dict("records"))
     if request is None:
         return None
-    speeds = np.geomspace(*reach, RATES_OF_A_LINE)
+    speeds = np.geomspace(*speed_range, RATES_OF_A_LINE)
     # MB/s · 10³ = bytes per ms.
-    predicted = [request.overhead_pct(level_name, 1e3 * speed) for speed in speeds]
-    ax.plot(speeds, predicted, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
-    leaves = request.slowest_rate_near_zero(level_name)
+    predicted_pct = [request.overhead_pct(level_name, 1e3 * speed) for speed in speeds]
+    ax.plot(speeds, predicted_pct, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
+    slowest_rate = request.slowest_rate_near_zero(level_name)
     # A circle outside the measured links would be an extrapolation.
-    if leaves is None or not reach[0] <= leaves / 1e3 <= reach[1]:
+    if slowest_rate is None or not speed_range[0] <= slowest_rate / 1e3 <= speed_range[1]:
         return None
-    return leaves / 1e3
+    return slowest_rate / 1e3
 
 
-def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) -> int:
+def mark_speeds(ax: Axes, speeds: dict[str, float], speed_range: tuple[float, float]) -> int:
     """Mark on the lines where predictions leave zero, and write the speeds above the panel.
 
     Args:
@@ -105,21 +105,25 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], reach: tuple[float, float]) 
     Returns:
         How many lines of text there are: those that would overlap stand above each other.
     """
-    inches = 0.4 * style.WIDTH  # of a panel, roughly
+    panel_inches = 0.4 * style.WIDTH  # of a panel, roughly
     text_ends: list[float] = []
     for colour, speed in sorted(speeds.items(), key=lambda colour_and_speed: colour_and_speed[1]):
         text = speed_text(speed)
-        half = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
-        middle = inches * math.log(speed / reach[0]) / math.log(reach[1] / reach[0])
+        half_width = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
+        text_centre = (
+            panel_inches
+            * math.log(speed / speed_range[0])
+            / math.log(speed_range[1] / speed_range[0])
+        )
         line = next(
             (
                 line_index
                 for line_index, text_end in enumerate(text_ends)
-                if text_end <= middle - half
+                if text_end <= text_centre - half_width
             ),
             len(text_ends),
         )
-        text_ends[line : line + 1] = [middle + half]
+        text_ends[line : line + 1] = [text_centre + half_width]
         # Not clipped: one at the end of the axis is whole.
         ax.plot([speed], [NEAR_ZERO_PCT], markeredgecolor=colour, clip_on=False, **CIRCLE)
         ax.axvline(speed, color=colour, linewidth=0.6, linestyle=":", zorder=0.8)
@@ -170,27 +174,29 @@ def shade_noise(ax: Axes, mode_rows: pd.DataFrame) -> None:
     )
 
 
-def set_axes(ax: Axes, frame: pd.DataFrame, reach: tuple[float, float], inches: float) -> None:
+def set_axes(
+    ax: Axes, frame: pd.DataFrame, speed_range: tuple[float, float], inches: float
+) -> None:
     """Scale and tick both axes, which all panels share.
 
     Args:
         inches: width of a panel.
     """
     columns = ["overhead_pct", "overhead_low_pct", "overhead_high_pct"]
-    shown = frame[[*columns, "noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
-    top = max(2 * LINEAR_PCT, 1.6 * float(np.nanmax(shown.to_numpy())))
-    low = min(-1.2 * LINEAR_PCT, 1.3 * float(np.nanmin(shown.to_numpy())))
+    shown_values = frame[[*columns, "noise_floor_low_pct", "noise_floor_high_pct"]].astype(float)
+    highest_pct = max(2 * LINEAR_PCT, 1.6 * float(np.nanmax(shown_values.to_numpy())))
+    lowest_pct = min(-1.2 * LINEAR_PCT, 1.3 * float(np.nanmin(shown_values.to_numpy())))
     ax.set_xscale("log")
-    ax.set_xlim(*reach)
-    ticks = style.finest_log_ticks(_SPEEDS, reach, inches, speed_text)
+    ax.set_xlim(*speed_range)
+    ticks = style.finest_log_ticks(_SPEEDS, speed_range, inches, speed_text)
     style.tick_at(ax.xaxis, ticks, speed_text)
     style.tick_within_decades(ax.xaxis)
     # Overheads span four decades and may be negative: linear around zero, log beyond.
     ax.set_yscale("symlog", linthresh=LINEAR_PCT)
-    ax.set_ylim(low, top)
+    ax.set_ylim(lowest_pct, highest_pct)
     style.tick_at(
         ax.yaxis,
-        [percent for percent in _PERCENTS if low <= percent <= top],
+        [percent for percent in _PERCENTS if lowest_pct <= percent <= highest_pct],
         lambda value: f"{value:g}".replace("-", MINUS),
     )
 
@@ -203,14 +209,14 @@ def mark_switch(ax: Axes, name_it: bool) -> None:
         ax.axhline(percent, color="#888888", linewidth=0.8, linestyle=(0, (6, 3)), zorder=0.9)
     if not name_it:
         return
-    for text, below in (("log", False), ("linear", True)):
+    for text, is_below in (("log", False), ("linear", True)):
         ax.annotate(
             text,
             (1, LINEAR_PCT),
             xycoords=("axes fraction", "data"),
-            xytext=(8, -3 if below else 3),  # beside a circle at the end
+            xytext=(8, -3 if is_below else 3),  # beside a circle at the end
             textcoords="offset points",
-            va="top" if below else "bottom",
+            va="top" if is_below else "bottom",
             rotation=90,
             fontsize=style.TEXT_SIZE,
             color="#555555",

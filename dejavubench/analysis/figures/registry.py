@@ -17,8 +17,8 @@ def figure(name: str) -> Figure:
     """
     if name not in FIGURES:
         raise KeyError(name)
-    named: Figure = import_module(f"{__package__}.{name}").FIGURE
-    return named
+    module_figure: Figure = import_module(f"{__package__}.{name}").FIGURE
+    return module_figure
 
 
 def figures() -> tuple[Figure, ...]:
@@ -39,13 +39,13 @@ def figure_of(run: Run) -> Figure:
                 f"{run.path.name}: figure {name!r} is not one of {', '.join(FIGURES)}"
             )
         return figure(name)
-    streaming = streaming_arms(run)
-    if streaming and len(streaming) == len(run.header.arms):
+    arms = streaming_arms(run)
+    if arms and len(arms) == len(run.header.arms):
         raise NothingToDrawError(
             f"{run.path.name}: no baseline was measured, so there is nothing to compare the "
             "streaming to. Run it again with --compare."
         )
-    if streaming and all(arm.is_swapping for arm in streaming):
+    if arms and all(arm.is_swapping for arm in arms):
         raise NothingToDrawError(
             f"{run.path.name}: swapping has no figure; its table shows its cost"
         )

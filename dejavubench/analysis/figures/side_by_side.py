@@ -62,13 +62,13 @@ class SideBySide:
             2, len(rows_of_points), 5.2, width=width, height_ratios=(3, 2), sharex="col"
         )
         for column, point_rows in enumerate(rows_of_points):
-            above = axes[0, column]
-            below = axes[1, column]
+            times_ax = axes[0, column]
+            changes_ax = axes[1, column]
             if len(rows_of_points) > 1:
-                above.set_title(str(point_rows["point_b"].iloc[0]), loc="left")
-            _draw_times(above, point_rows)
-            self._draw_changes(below, point_rows)
-            below.set_xticks(
+                times_ax.set_title(str(point_rows["point_b"].iloc[0]), loc="left")
+            _draw_times(times_ax, point_rows)
+            self._draw_changes(changes_ax, point_rows)
+            changes_ax.set_xticks(
                 range(len(point_rows)), [_wrap_arm(name) for name in point_rows["arm"]]
             )
         axes[0, 0].set_ylabel("ms")

@@ -107,11 +107,11 @@ def readable_colour(colour: str) -> str:
 
 def contrast_to_white(colour: tuple[float, float, float]) -> float:
     """Return the contrast of a colour, red, green and blue of 0 to 1, to white by WCAG."""
-    linear = [
+    red, green, blue = (
         component / 12.92 if component <= 0.04045 else ((component + 0.055) / 1.055) ** 2.4
         for component in colour
-    ]
-    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    )
+    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
 
 
 def lighten(colour: str, share: float) -> str:
@@ -192,8 +192,8 @@ def finest_log_ticks(
         ticks = [tick for tick in choice if low <= tick <= high]
         widths = [(len(text(tick)) + 1) * LETTER_WIDTH * TEXT_SIZE / 72 for tick in ticks]
         gaps = [scale * math.log(b / a) for a, b in pairwise(ticks)]
-        needed = [(a + b) / 2 for a, b in pairwise(widths)]
-        if all(gap >= width for gap, width in zip(gaps, needed, strict=True)):
+        needed_gaps = [(a + b) / 2 for a, b in pairwise(widths)]
+        if all(gap >= width for gap, width in zip(gaps, needed_gaps, strict=True)):
             break
     return ticks
 
@@ -203,11 +203,11 @@ def errors_of(frame: pd.DataFrame, name: str, unit: str = "") -> np.ndarray:
 
     They are NaN, so not drawn, where there is a single sample.
     """
-    middle = frame[f"{name}{unit}"].to_numpy(dtype=float)
-    low = frame[f"{name}_low{unit}"].to_numpy(dtype=float)
-    high = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
+    medians = frame[f"{name}{unit}"].to_numpy(dtype=float)
+    low_ends = frame[f"{name}_low{unit}"].to_numpy(dtype=float)
+    high_ends = frame[f"{name}_high{unit}"].to_numpy(dtype=float)
     # A median of few samples can lie outside its bootstrap interval by rounding: no negative bars.
-    return np.clip(np.stack([middle - low, high - middle]), 0, None)
+    return np.clip(np.stack([medians - low_ends, high_ends - medians]), 0, None)
 
 
 # ---- legends ----

@@ -23,7 +23,7 @@ from dejavubench.analysis.figures.style import (
 from dejavubench.analysis.tables.rows import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destination_info import NO_STREAMING, Destinations, shown
+from dejavubench.records.destination_info import NO_STREAMING, Destinations, destination_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ class TailsFigure(Figure):
     method = "Single decode steps of all rounds together, as measured."
     keys = ("at_least_pct",)
     error_bars = False
-    quick = QuickRun(2, "--rounds 6 --ubatch-size 1 --input-len 64 --output-len 48")
+    quick_run = QuickRun(2, "--rounds 6 --ubatch-size 1 --input-len 64 --output-len 48")
 
     def rows(self, run: Run) -> list[TailRow]:
         """Return some of each arm's tokens, from the slowest, with the share that took as long."""
@@ -85,13 +85,15 @@ class TailsFigure(Figure):
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw one step line per arm; a panel per destination if there are several levels."""
-        streaming = frame[frame["role"] == "streaming"]
-        level_names = [name for name in LEVELS if name in set(streaming["level"].dropna())]
-        modes = list(dict.fromkeys(streaming["mode"])) if len(level_names) > 1 else [None]
-        arm_names = list(dict.fromkeys(streaming["arm"]))
-        across = min(2, len(modes))
-        down = -(-len(modes) // across)
-        picture, axes = make_panels(down, across, 0.1 + 3.2 * down, sharex=True, sharey=True)
+        streaming_rows = frame[frame["role"] == "streaming"]
+        level_names = [name for name in LEVELS if name in set(streaming_rows["level"].dropna())]
+        modes = list(dict.fromkeys(streaming_rows["mode"])) if len(level_names) > 1 else [None]
+        arm_names = list(dict.fromkeys(streaming_rows["arm"]))
+        panels_across = min(2, len(modes))
+        panels_down = -(-len(modes) // panels_across)
+        picture, axes = make_panels(
+            panels_down, panels_across, 0.1 + 3.2 * panels_down, sharex=True, sharey=True
+        )
         for ax, mode in zip(axes.flat, modes, strict=False):
             for arm_name, arm_rows in frame.groupby("arm", sort=False):
                 first_row = arm_rows.iloc[0]
@@ -112,7 +114,7 @@ class TailsFigure(Figure):
                     **look,
                 )
             if mode is not None:
-                ax.set_title(f"to {shown(mode, destinations).label}")
+                ax.set_title(f"to {destination_named(mode, destinations).label}")
             _scale_axes(ax, frame)
         for ax in axes.flat[len(modes) :]:
             ax.set_axis_off()
@@ -174,7 +176,7 @@ def _destination_look(
         return _baseline_look(row)
     # Arms often lie on each other. Dashes that differ let the lower line show between the upper's.
     line = LINES[arm_names.index(row["arm"]) % len(LINES)]
-    return {"color": shown(row["mode"], destinations).colour, "linestyle": line}
+    return {"color": destination_named(row["mode"], destinations).colour, "linestyle": line}
 
 
 def _level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:

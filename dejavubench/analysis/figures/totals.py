@@ -74,13 +74,13 @@ def make_total_rows(run: Run) -> list[TotalRow]:
                 setting=SettingColumns.of_point(point.info),
             )
         )
-    streaming = [row for row in rows if row.arm.role == "streaming"]
-    if streaming and all(row.overhead.overhead_pct is None for row in streaming):
+    streaming_rows = [row for row in rows if row.arm.role == "streaming"]
+    if streaming_rows and all(row.overhead.overhead_pct is None for row in streaming_rows):
         raise NothingToDrawError(
             f"{run.path.name}: no baseline was measured, so there is no overhead. Run it again "
             "with --compare."
         )
-    return rows if streaming else []
+    return rows if streaming_rows else []
 
 
 def is_told(row: pd.Series | Mapping[Hashable, Any]) -> bool:

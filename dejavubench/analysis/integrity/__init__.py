@@ -40,7 +40,9 @@ STAGES: tuple[tuple[IntegrityRule, ...], ...] = (
 )
 """Rules in the order in which they are checked; later stages assume that the earlier ones hold."""
 
-NOTED: tuple[NotingRule, ...] = header.NOTED + microbatches.NOTED + text_logs.NOTED
+NOTING_RULES: tuple[NotingRule, ...] = (
+    header.NOTING_RULES + microbatches.NOTING_RULES + text_logs.NOTING_RULES
+)
 """Rules whose findings become notes beside the run's tables."""
 
 NOTE_KINDS: tuple[NoteKind, ...] = (DAMAGED, IGNORED_FILE, CHANGED, microbatches.LONG_TIME)
@@ -60,9 +62,9 @@ def read_checked(folder: Path) -> Run:
     try:
         run = read_run(folder)
         check_rules(run, run.sessions)
-        noted = (rule(session) for session in run.sessions for rule in NOTED)
+        notes_of_rules = (rule(session) for session in run.sessions for rule in NOTING_RULES)
         side_files.leave_out_damaged(run)
-        run.notes += dict.fromkeys(note for notes in noted for note in islice(notes, 1))
+        run.notes += dict.fromkeys(note for notes in notes_of_rules for note in islice(notes, 1))
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None
     return run
@@ -89,5 +91,5 @@ def _refuse_if_any(folder: Path, findings: Iterator[str]) -> None:
     complaints = list(islice(findings, MOST_FINDINGS))
     if complaints:
         or_more = "" if len(complaints) < MOST_FINDINGS else " or more"
-        further = f" (and {len(complaints) - 1}{or_more} further findings)"
-        raise RecordError(f"{folder}: {complaints[0]}{further if len(complaints) > 1 else ''}")
+        further_text = f" (and {len(complaints) - 1}{or_more} further findings)"
+        raise RecordError(f"{folder}: {complaints[0]}{further_text if len(complaints) > 1 else ''}")

@@ -158,4 +158,4 @@ def experiment_hash(experiment: dict[str, Any]) -> str:
 
 
 RULES = (_check_types, _check_names, _check_roles, _check_arms, _check_sizes)
-NOTED = (_note_other_experiment,)
+NOTING_RULES = (_note_other_experiment,)

@@ -59,9 +59,9 @@ def _in_flight(run: Run) -> int:
     return run.header.points[0].pipeline_para_size
 
 
-def _may_lack(log: RankLog, key: Key, last: Key) -> bool:
+def _may_lack(log: RankLog, key: Key, last_key: Key) -> bool:
     """Return whether a killed rank may lack its records of an iteration: only of the last one."""
-    return not log.has_ended and key == last
+    return not log.has_ended and key == last_key
 
 
 def _check_missing(run: Run) -> Iterator[str]:
@@ -73,11 +73,14 @@ def _check_missing(run: Run) -> Iterator[str]:
         for log in _source_logs(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
             # source.
-            numbers = sorted(microbatch.ubatch for microbatch in microbatches[key][log.rank])
-            if numbers != expected_numbers and not _may_lack(log, key, iterations[-1]):
+            microbatch_numbers = sorted(
+                microbatch.ubatch for microbatch in microbatches[key][log.rank]
+            )
+            if microbatch_numbers != expected_numbers and not _may_lack(log, key, iterations[-1]):
                 yield (
-                    f"{log.path.name}: {describe_key(key)} has {_count_text(len(numbers))} "
-                    f"{numbers}, but {len(expected_numbers)} must be in flight"
+                    f"{log.path.name}: {describe_key(key)} has "
+                    f"{_count_text(len(microbatch_numbers))} {microbatch_numbers}, but "
+                    f"{len(expected_numbers)} must be in flight"
                 )
 
 
@@ -90,16 +93,16 @@ def _check_unfinished(run: Run) -> Iterator[str]:
     iterations = {key_of(iteration) for _, iteration in run.records_of(Iteration)}
     given_up_arms = given_up(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
-    ended = ended_well(run)
-    unfinished = {
+    has_ended_well = ended_well(run)
+    unfinished_keys = {
         key_of(microbatch): None
         for rank, microbatch in run.records_of(Microbatch)
         if key_of(microbatch) not in iterations
-        and (ended or rank == 0)
+        and (has_ended_well or rank == 0)
         and (microbatch.point, microbatch.arm) not in given_up_arms
     }
     # A killed run may hold one iteration that had no time to be completed.
-    for key in list(unfinished)[0 if ended else 1 :]:
+    for key in list(unfinished_keys)[0 if has_ended_well else 1 :]:
         iteration_name = describe_key(key)
         yield f"rank-0000.jsonl: microbatches of {iteration_name} exist, but its record is missing"
 
@@ -168,7 +171,7 @@ def _check_bytes(run: Run) -> Iterator[str]:
     layout = RankPlaces.of_run(run)
     in_flight = _in_flight(run)
     points = {point.id: point for point in run.header.points}
-    nbytes = expected_nbytes(run)
+    nbytes_by_arm = expected_nbytes(run)
     for key, ranks in _group_by_iteration(run).items():
         microbatches = [
             microbatch for rank_microbatches in ranks.values() for microbatch in rank_microbatches
@@ -176,21 +179,27 @@ def _check_bytes(run: Run) -> Iterator[str]:
         # Incomplete iterations are another rule's business, or a killed run's.
         if len(microbatches) != layout.sources * in_flight:
             continue
-        streamed = sum(
+        streamed_nbytes = sum(
             phase.nbytes
             for microbatch in microbatches
             for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
         )
-        expected = nbytes[key[0], key[1]]
-        if streamed != expected:
-            yield f"{describe_key(key)} streamed {streamed} bytes, but its cache has {expected}"
-        lag = max(
+        cache_nbytes = nbytes_by_arm[key[0], key[1]]
+        if streamed_nbytes != cache_nbytes:
+            yield (
+                f"{describe_key(key)} streamed {streamed_nbytes} bytes, but its cache has "
+                f"{cache_nbytes}"
+            )
+        lag_nbytes = max(
             phase.lag_nbytes
             for microbatch in microbatches
             for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
         )
-        if lag > (points[key[0]].streamed_nbytes * in_flight if expected else 0):
-            yield f"{describe_key(key)} has a lag of {lag} bytes, but its cache has {expected}"
+        if lag_nbytes > (points[key[0]].streamed_nbytes * in_flight if cache_nbytes else 0):
+            yield (
+                f"{describe_key(key)} has a lag of {lag_nbytes} bytes, but its cache has "
+                f"{cache_nbytes}"
+            )
 
 
 def _check_totals(run: Run) -> Iterator[str]:
@@ -201,22 +210,22 @@ def _check_totals(run: Run) -> Iterator[str]:
     for log in run.ranks:
         for place, iteration in log.with_places(Iteration):
             ranks = microbatches[key_of(iteration)]
-            totals = [
+            totals_ms = [
                 microbatch.total_ms
                 for rank_microbatches in ranks.values()
                 for microbatch in rank_microbatches
             ]
-            if len(totals) != layout.sources * in_flight:
+            if len(totals_ms) != layout.sources * in_flight:
                 continue
             # With several in flight TOTAL is a makespan: no less than any microbatch, but of
             # unknown length.
-            slowest = max(totals)
-            if iteration.total_ms < slowest * (1 - TOLERANCE) or (
-                in_flight == 1 and iteration.total_ms > slowest * (1 + TOLERANCE)
+            slowest_ms = max(totals_ms)
+            if iteration.total_ms < slowest_ms * (1 - TOLERANCE) or (
+                in_flight == 1 and iteration.total_ms > slowest_ms * (1 + TOLERANCE)
             ):
                 yield (
                     f"{place}: total_ms is {iteration.total_ms:g}, but its microbatches give "
-                    f"{slowest:g}"
+                    f"{slowest_ms:g}"
                 )
 
 
@@ -239,29 +248,33 @@ def _note_long_times(run: Run) -> Iterator[Note]:
     microbatches = _group_by_iteration(run)
     for log in run.ranks:
         for place, microbatch in log.with_places(Microbatch):
-            pairs = [
+            times_and_bounds = [
                 (microbatch.tokens.stall_ms, microbatch.all_token_ms, "stall"),
                 (microbatch.drain.stall_ms, microbatch.drain_ms, "stall"),
             ]
             events_ms = sum(microbatch.token_event_ms)
-            pairs.append((events_ms, microbatch.all_token_ms, "time between CUDA events"))
+            times_and_bounds.append(
+                (events_ms, microbatch.all_token_ms, "time between CUDA events")
+            )
             if _in_flight(run) == 1:
-                pairs.append((microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN"))
+                times_and_bounds.append(
+                    (microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN")
+                )
             yield from (
                 LONG_TIME.note(f"{place}: {text}")
-                for long_ms, short_ms, noun in pairs
+                for long_ms, short_ms, noun in times_and_bounds
                 for text in _describe_excess(long_ms, short_ms, noun)
             )
         for place, iteration in log.with_places(Iteration):
-            totals = sum(
+            summed_ms = sum(
                 microbatch.total_ms
                 for rank_microbatches in microbatches[key_of(iteration)].values()
                 for microbatch in rank_microbatches
             )
             yield from (
                 LONG_TIME.note(f"{place}: {text}")
-                for text in _describe_excess(iteration.total_ms, totals, "TOTAL")
-                if totals
+                for text in _describe_excess(iteration.total_ms, summed_ms, "TOTAL")
+                if summed_ms
             )
 
 
@@ -271,4 +284,4 @@ def _describe_excess(long_ms: float, short_ms: float, noun: str) -> Iterator[str
 
 
 RULES = (_check_missing, _check_unfinished, _check_sums, _check_events, _check_bytes, _check_totals)
-NOTED = (_note_changed_copies, _note_long_times)
+NOTING_RULES = (_note_changed_copies, _note_long_times)

@@ -36,16 +36,16 @@ def _sink_logs(run: Run) -> list[RankLog]:
     ]
 
 
-def _find_lacking(
+def _find_missing_records(
     run: Run, logs: list[RankLog], record_class: type[RoundRecord], keys: list[Key]
 ) -> Iterator[str]:
     """Yield iterations without a rank's record, except the last one of a killed rank."""
     last_key = [key_of(iteration) for _, iteration in run.records_of(Iteration)][-1:]
     for log in logs:
-        recorded = set(map(key_of, log.records_of(record_class)))
+        recorded_keys = set(map(key_of, log.records_of(record_class)))
         for key in keys:
             # Rank 0 may have written the last iteration before this rank was killed.
-            if key not in recorded and (log.has_ended or [key] != last_key):
+            if key not in recorded_keys and (log.has_ended or [key] != last_key):
                 name = record_class.model_fields["kind"].default
                 yield f"{log.path.name}: {describe_key(key)} has no {name} record of this rank"
 
@@ -55,18 +55,21 @@ def _check_received_bytes(run: Run) -> Iterator[str]:
     keys = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     sinks = _sink_logs(run)
     layout = RankPlaces.of_run(run)
-    remote = remote_arms(run)
-    yield from _find_lacking(run, sinks, SinkActivity, keys)
-    received: dict[Key, list[int]] = defaultdict(list)
+    remote_names = remote_arms(run)
+    yield from _find_missing_records(run, sinks, SinkActivity, keys)
+    received_nbytes: dict[Key, list[int]] = defaultdict(list)
     for _, activity in run.records_of(SinkActivity):
-        received[key_of(activity)].append(activity.nbytes)
-    streamed = expected_nbytes(run)
-    for key, nbytes in received.items():
+        received_nbytes[key_of(activity)].append(activity.nbytes)
+    streamed_nbytes = expected_nbytes(run)
+    for key, nbytes_of_sinks in received_nbytes.items():
         # Sinks of a local arm take part in its rounds and receive nothing.
-        expected = streamed[key[0], key[1]] if key[1] in remote else 0
+        due_nbytes = streamed_nbytes[key[0], key[1]] if key[1] in remote_names else 0
         # Sums count only when every sink has written its part of the iteration.
-        if len(nbytes) == layout.sinks and sum(nbytes) != expected:
-            yield f"{describe_key(key)}: the sinks received {sum(nbytes)} of {expected} bytes"
+        if len(nbytes_of_sinks) == layout.sinks and sum(nbytes_of_sinks) != due_nbytes:
+            yield (
+                f"{describe_key(key)}: the sinks received {sum(nbytes_of_sinks)} of {due_nbytes} "
+                "bytes"
+            )
 
 
 def _check_handovers(run: Run) -> Iterator[str]:
@@ -77,7 +80,9 @@ def _check_handovers(run: Run) -> Iterator[str]:
         for _, iteration in run.records_of(Iteration)
         if points[iteration.point].handed_over and iteration.arm in remote_arms(run)
     ]
-    yield from _find_lacking(run, _sink_logs(run) if handovers else [], HandoverAtSink, handovers)
+    yield from _find_missing_records(
+        run, _sink_logs(run) if handovers else [], HandoverAtSink, handovers
+    )
     sent_keys = [key_of(handover) for _, handover in run.records_of(Handover)]
     # One source sends the sinks the tokens so far, once for each iteration.
     if len(set(sent_keys)) < len(sent_keys):
@@ -101,7 +106,7 @@ def _check_swapping(run: Run) -> Iterator[str]:
         if iteration.arm in swapping_arms
     ]
     sources = RankPlaces.of_run(run).sources
-    yield from _find_lacking(
+    yield from _find_missing_records(
         run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
     )
 
@@ -131,16 +136,16 @@ def _check_restarts(run: Run) -> Iterator[str]:
 def _check_streams_alone(run: Run) -> Iterator[str]:
     """Check that a stream alone moves the bytes of one iteration."""
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
-    for rank, alone in run.records_of(StreamAlone):
+    for rank, stream_alone in run.records_of(StreamAlone):
         # Later passes overwrite earlier ones: each moves the same chunks.
-        nbytes[alone.point, alone.arm][rank] = alone.nbytes
-    streamed = expected_nbytes(run)
+        nbytes[stream_alone.point, stream_alone.arm][rank] = stream_alone.nbytes
+    streamed_nbytes = expected_nbytes(run)
     for (point_id, arm_name), by_rank in nbytes.items():
-        expected = streamed[point_id, arm_name]
-        if sum(by_rank.values()) != expected:
+        cache_nbytes = streamed_nbytes[point_id, arm_name]
+        if sum(by_rank.values()) != cache_nbytes:
             yield (
                 f"{point_id} {arm_name}: its stream alone had {sum(by_rank.values())} bytes, "
-                f"but an iteration has {expected}"
+                f"but an iteration has {cache_nbytes}"
             )
 
 
@@ -151,19 +156,21 @@ def _check_ceilings(run: Run) -> Iterator[str]:
         for place, ceiling in log.with_places(Ceiling):
             ceilings[log.rank, ceiling.point, ceiling.durability, ceiling.name] = place, ceiling
             # A latency is best when it is small, a rate when it is large.
-            best = min(ceiling.samples) if ceiling.unit == "us" else max(ceiling.samples)
-            if ceiling.value != best:
+            best_sample = min(ceiling.samples) if ceiling.unit == "us" else max(ceiling.samples)
+            if ceiling.value != best_sample:
                 yield (
                     f"{place}: ceiling {ceiling.name} is {ceiling.value:g}, but the best of its "
-                    f"samples is {best:g}"
+                    f"samples is {best_sample:g}"
                 )
     loops = raw_loops(run)
     for (rank, point_id, durability, name), (place, ceiling) in ceilings.items():
         # Both loops take turns, so a ratio needs equally many samples of each.
         raw_loop = ceilings.get((rank, point_id, durability, loops.get(name, "")))
         if raw_loop is not None and len(raw_loop[1].samples) != len(ceiling.samples):
-            counts = len(ceiling.samples), len(raw_loop[1].samples)
-            yield f"{place}: ceiling {name} has {counts[0]} samples, its raw loop {counts[1]}"
+            yield (
+                f"{place}: ceiling {name} has {len(ceiling.samples)} samples, its raw loop "
+                f"{len(raw_loop[1].samples)}"
+            )
 
 
 RULES = (

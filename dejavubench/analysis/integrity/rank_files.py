@@ -142,16 +142,16 @@ def _check_machine(run: Run) -> Iterator[str]:
 def _check_rank_places(run: Run) -> Iterator[str]:
     """Check that each rank has the role, stage and tensor rank that its number gives."""
     layout = RankPlaces.of_run(run)
-    count = run.header.environment.get("ranks")
-    if count is not None and count not in (layout.sources, layout.sources + layout.sinks):
-        yield f"run.json: {count} ranks do not fit its tensor- and pipeline-parallel sizes"
+    rank_count = run.header.environment.get("ranks")
+    if rank_count is not None and rank_count not in (layout.sources, layout.sources + layout.sinks):
+        yield f"run.json: {rank_count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.records_of(RankInfo):
             # The record must agree with the place that its number has by run.json's sizes.
-            expected = layout.place(log.rank)
+            expected_place = layout.place(log.rank)
             if (
                 log.rank >= layout.sources + layout.sinks
-                or (info.role, info.stage, info.tensor_rank) != expected
+                or (info.role, info.stage, info.tensor_rank) != expected_place
             ):
                 yield (
                     f"{log.path.name} is of another run: rank {log.rank} of this one is no "

@@ -46,8 +46,8 @@ def log_of(run: Run, rank: int) -> RankLog | None:
 def ended_well(run: Run) -> bool:
     """Return whether rank 0 wrote its End record with status ok, and no rank's records are cut."""
     rank_0 = log_of(run, 0)
-    ended = rank_0 is not None and any(end.status == "ok" for end in rank_0.records_of(End))
-    return ended and run.until is None
+    has_ok_end = rank_0 is not None and any(end.status == "ok" for end in rank_0.records_of(End))
+    return has_ok_end and run.last_place is None
 
 
 def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
@@ -134,8 +134,10 @@ def _check_rounds(run: Run) -> Iterator[str]:
                 start = starts[record.point]
                 # A session's iterations count on from its start with warm-ups, its rounds after.
                 from_start = record.iteration - warmup - (start.iteration if start else 0)
-                expected = from_start + (start.round if start else 0) if from_start >= 0 else None
-                if record.round != expected:
+                expected_round = (
+                    from_start + (start.round if start else 0) if from_start >= 0 else None
+                )
+                if record.round != expected_round:
                     yield (
                         f"{place}: {describe_key(key_of(record))} has round {record.round}, after "
                         f"{warmup} warm-ups"
@@ -147,34 +149,32 @@ def _starts_of(run: Run) -> dict[str, PointStart | None]:
     return {point.id: run.start_of(point.id) for point in run.header.points}
 
 
-def _numbers_of(run: Run) -> dict[str, dict[str, list[int]]]:
+def _iteration_numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
-    numbers: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    numbers_by_arm: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for _, iteration in run.records_of(Iteration):
-        numbers[iteration.point][iteration.arm].append(iteration.iteration)
-    return numbers
+        numbers_by_arm[iteration.point][iteration.arm].append(iteration.iteration)
+    return numbers_by_arm
 
 
 def _check_gaps(run: Run) -> Iterator[str]:
     """Check that each arm's iterations follow each other from the session's start on."""
     starts = _starts_of(run)
-    for point_id, arms in _numbers_of(run).items():
+    for point_id, arms in _iteration_numbers(run).items():
         start = starts[point_id]
         if start is None:
             yield f"rank-0000.jsonl: {point_id} was measured, which its session was to leave out"
             continue
-        for arm_name, numbers in arms.items():
-            expected_numbers = range(start.iteration, start.iteration + len(numbers))
+        for arm_name, found_numbers in arms.items():
+            expected_numbers = range(start.iteration, start.iteration + len(found_numbers))
             # In the order of the file: a line that was moved is found like one that was lost.
-            if numbers != list(expected_numbers):
-                missing = next(
-                    (iteration for iteration in expected_numbers if iteration not in numbers),
+            if found_numbers != list(expected_numbers):
+                missing_number = next(
+                    (iteration for iteration in expected_numbers if iteration not in found_numbers),
                     expected_numbers.stop,
                 )
-                yield (
-                    f"rank-0000.jsonl: the record of {describe_key((point_id, arm_name, missing))} "
-                    "is missing or out of order"
-                )
+                iteration_name = describe_key((point_id, arm_name, missing_number))
+                yield f"rank-0000.jsonl: the record of {iteration_name} is missing or out of order"
 
 
 def _check_completeness(run: Run) -> Iterator[str]:
@@ -182,60 +182,65 @@ def _check_completeness(run: Run) -> Iterator[str]:
     # A restarted request goes through each arm once, from its middle on: it has no rounds.
     if any(True for _ in run.records_of(Restart)) or run.header.experiment.get("resume"):
         return
-    numbers = _numbers_of(run)
-    ended = ended_well(run)
-    skipped = given_up(run)
+    numbers_by_arm = _iteration_numbers(run)
+    has_ended_well = ended_well(run)
+    skipped_arms = given_up(run)
     starts = _starts_of(run)
     points = [
         point
         for point in run.header.points
-        if not point.skipped and (point.id, None) not in skipped and starts[point.id]
+        if not point.skipped and (point.id, None) not in skipped_arms and starts[point.id]
     ]
-    reached_points = [point for point in points if point.id in numbers]
-    for point in points if ended else reached_points:
-        counts = {
-            arm.name: len(numbers[point.id][arm.name])
+    reached_points = [point for point in points if point.id in numbers_by_arm]
+    for point in points if has_ended_well else reached_points:
+        iteration_counts = {
+            arm.name: len(numbers_by_arm[point.id][arm.name])
             for arm in run.header.arms
-            if (point.id, arm.name) not in skipped
+            if (point.id, arm.name) not in skipped_arms
         }
-        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        fewest_iterations, most_iterations = (
+            min(iteration_counts.values(), default=0),
+            max(iteration_counts.values(), default=0),
+        )
         # A killed run was in the middle of a round at its last point: some arms have one iteration
         # more, and none needs to have all of them.
-        is_cut_off = bool(reached_points) and point is reached_points[-1] and not ended
-        is_uneven = most - fewest > is_cut_off
+        is_cut_off = bool(reached_points) and point is reached_points[-1] and not has_ended_well
+        is_uneven = most_iterations - fewest_iterations > is_cut_off
         start = starts[point.id]
         # With --precision the rounds of a start are the least number of rounds.
         iterations = run.header.warmup + (start.rounds if start else 0)
-        has_too_few = not is_cut_off and fewest < max(iterations, 1)
+        has_too_few = not is_cut_off and fewest_iterations < max(iterations, 1)
         if is_uneven or has_too_few:
-            counts_text = ", ".join(f"{count} of {arm_name}" for arm_name, count in counts.items())
+            counts_text = ", ".join(
+                f"{count} of {arm_name}" for arm_name, count in iteration_counts.items()
+            )
             yield f"rank-0000.jsonl: iterations are missing at {point.id}: it holds {counts_text}"
 
 
 def _check_failed_arms(run: Run) -> Iterator[str]:
     """Check that only arms on storage fail, at most once per point, and none goes on after it."""
     destinations = run_destinations(run)
-    on_disk = {
+    disk_arms = {
         arm.name
         for arm in run.header.arms
         if arm.mode in destinations and destinations[arm.mode].on_storage
     }
-    numbers = _numbers_of(run)
-    failed = set()
+    numbers_by_arm = _iteration_numbers(run)
+    failed_arms = set()
     for log in run.ranks:
         for place, failure in log.with_places(ArmFailure):
             failed_arm = failure.point, failure.arm
-            if failure.arm not in on_disk:
+            if failure.arm not in disk_arms:
                 yield (
                     f"{place}: a storage failure of arm {failure.arm}, which does not stream to "
                     "disk"
                 )
-            if failed_arm in failed:
+            if failed_arm in failed_arms:
                 yield f"{place}: a second failure of arm {failure.arm} at {failure.point}"
-            failed.add(failed_arm)
+            failed_arms.add(failed_arm)
             later_numbers = [
                 iteration
-                for iteration in numbers[failure.point][failure.arm]
+                for iteration in numbers_by_arm[failure.point][failure.arm]
                 if iteration > failure.iteration
             ]
             if later_numbers:
@@ -265,10 +270,10 @@ def _check_verifications(run: Run) -> Iterator[str]:
     # A restarted request is verified as iteration 0, which has a Restart record and no Iteration.
     restarts = {(restart.point, restart.arm, 0) for _, restart in run.records_of(Restart)}
     iterations = {key_of(iteration): None for iteration in rank_0.records_of(Iteration)}
-    checked = {key_of(check): check for check in rank_0.records_of(Verification)}
-    nbytes = expected_nbytes(run)
+    checks_by_key = {key_of(check): check for check in rank_0.records_of(Verification)}
+    nbytes_by_arm = expected_nbytes(run)
     for place, check in rank_0.with_places(Verification):
-        expected = nbytes[check.point, check.arm]
+        due_nbytes = nbytes_by_arm[check.point, check.arm]
         has_no_record = key_of(check) not in iterations and key_of(check) not in restarts
         # tokens_equal is None where no tokens were compared, which is no difference.
         has_difference = check.where is not None or check.tokens_equal is False
@@ -277,24 +282,24 @@ def _check_verifications(run: Run) -> Iterator[str]:
         if check.ok and has_difference:
             iteration_name = describe_key(key_of(check))
             yield f"{place}: the verification of {iteration_name} is ok, with a difference"
-        if check.ok and check.nbytes != expected:
+        if check.ok and check.nbytes != due_nbytes:
             yield (
                 f"{place}: {check.nbytes} bytes of {describe_key(key_of(check))} were verified, "
-                f"but {expected} must have arrived"
+                f"but {due_nbytes} must have arrived"
             )
-    if not checked and not run.header.experiment.get("verify"):
+    if not checks_by_key and not run.header.experiment.get("verify"):
         return
-    skipped = given_up(run)
+    skipped_arms = given_up(run)
     yardstick_arms = yardsticks(run)
-    unchecked = [
+    unchecked_keys = [
         key
         for key in iterations
-        if key not in checked and key[:2] not in skipped and key[1] not in yardstick_arms
+        if key not in checks_by_key and key[:2] not in skipped_arms and key[1] not in yardstick_arms
     ]
     # An iteration is recorded before it is verified, so a kill in between leaves its record alone.
-    was_killed_before_check = not rank_0.has_ended and unchecked == list(iterations)[-1:]
-    if unchecked and not was_killed_before_check:
-        yield f"rank-0000.jsonl: the verification of {describe_key(unchecked[0])} is missing"
+    was_killed_before_check = not rank_0.has_ended and unchecked_keys == list(iterations)[-1:]
+    if unchecked_keys and not was_killed_before_check:
+        yield f"rank-0000.jsonl: the verification of {describe_key(unchecked_keys[0])} is missing"
 
 
 NAME_RULES = (_check_names,)

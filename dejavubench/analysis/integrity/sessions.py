@@ -35,8 +35,8 @@ def _check_overlap(run: Run) -> Iterator[str]:
     first_sessions: dict[tuple[str, str, str, int], int] = {}
     for session in run.joined_sessions:
         for _, iteration in session.records_of(Iteration):
-            numbers = {"iteration": iteration.iteration, "round": iteration.round}
-            for noun, number in numbers.items():
+            numbers_by_noun = {"iteration": iteration.iteration, "round": iteration.round}
+            for noun, number in numbers_by_noun.items():
                 if number is None:
                     continue
                 first_session = first_sessions.setdefault(

@@ -19,10 +19,10 @@ from dejavubench.records.notes import DAMAGED, Note
 
 def leave_out_damaged(run: Run) -> None:
     """Name the damaged files in the run, in its sessions and in its notes."""
-    damaged = dict(_find_damage(run))
+    damage_by_file = dict(_find_damage(run))
     for session in (run, *run.joined_sessions):
-        session.damaged = damaged
-    run.notes[:0] = [_make_note(message) for message in damaged.values()]
+        session.damaged_files = damage_by_file
+    run.notes[:0] = [_make_note(message) for message in damage_by_file.values()]
 
 
 def _make_note(message: str) -> Note:
@@ -36,7 +36,7 @@ def _find_damage(run: Run) -> Iterator[tuple[str, str]]:
     for path, rank in chunk_files(run.path):
         # Times of chunks can be larger than memory, and the report reads them once more. A file
         # with the digest of its rank is as the run has left it.
-        if path.name not in run.sealed:
+        if path.name not in run.sealed_files:
             yield from _check_file(path, partial(check_chunks, rank=rank, header=run.header))
 
 
@@ -66,9 +66,11 @@ def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
     """
     points = {point.id for point in header.points}
     arms = {arm.name for arm in header.arms}
-    for timed in times_of_source(path, rank):
-        times = timed.times
-        if isinstance(timed, TimedChunks) and (times.point not in points or times.arm not in arms):
+    for timed_record in times_of_source(path, rank):
+        times = timed_record.times
+        if isinstance(timed_record, TimedChunks) and (
+            times.point not in points or times.arm not in arms
+        ):
             raise RecordError(
                 f"{path} names point {times.point}, arm {times.arm}, which run.json does not"
             )

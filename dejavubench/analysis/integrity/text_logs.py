@@ -32,23 +32,29 @@ def _note_other_times(run: Run) -> Iterator[Note]:
     if rank_0 is None or any(end.digest is not None for end in rank_0.records_of(End)):
         return
     # An iteration whose check failed has no lines.
-    ended = ended_well(run)
-    unfinished = given_up(run)
+    has_ended_well = ended_well(run)
+    given_up_arms = given_up(run)
     for (point_id, arm_name), expected_lines in _make_lines(rank_0).items():
         path = run.path / text_log_file(point_id, arm_name, len(run.header.points) > 1, run.number)
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line_number, (line, expected) in enumerate(zip_longest(lines, expected_lines), start=1):
-            if expected is None and run.until is not None:
+        for line_number, (line, expected_line) in enumerate(
+            zip_longest(lines, expected_lines), start=1
+        ):
+            if expected_line is None and run.last_place is not None:
                 break  # a cut leaves out records that do not count; their lines stay in the log
             is_missing = line is None or (
-                line_number == len(lines) and expected is not None and expected.startswith(line)
+                line_number == len(lines)
+                and expected_line is not None
+                and expected_line.startswith(line)
             )
             if (
-                line != expected
-                and expected != ANY_LINE
-                and not (is_missing and (not ended or (point_id, arm_name) in unfinished))
+                line != expected_line
+                and expected_line != ANY_LINE
+                and not (
+                    is_missing and (not has_ended_well or (point_id, arm_name) in given_up_arms)
+                )
             ):
                 yield CHANGED.note(
                     f"CHANGED: {rank_0.path.name} and {path.name}, line {line_number}, have "
@@ -83,4 +89,4 @@ def _make_total_line(rank: int, iteration: Iteration, microbatches: list[Microba
     return total_line(rank, iteration.iteration, microbatches[0].total_ms)
 
 
-NOTED = (_note_other_times,)
+NOTING_RULES = (_note_other_times,)

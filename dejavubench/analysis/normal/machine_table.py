@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from dejavubench.records import RecordError
 from dejavubench.records.field_types import Model
 
-SHIPPED = "shipped"
+SHIPPED_TABLE = "shipped"
 """Word that stands for the table of the package."""
 
 SHIPPED_FILE = "shipped.json"
@@ -57,21 +57,21 @@ class MeasuredArm(Model):
     overhead_pct: float | None = None
     machine_digest: str | None = None
 
-    def is_same_machine(self, other: MeasuredArm) -> bool:
+    def is_same_machine(self, other_arm: MeasuredArm) -> bool:
         """Return whether another arm was measured on the same machine, by any sign of it."""
         # The records of a run may be copied, and a machine's folder may have any name.
-        if self.machine == other.machine or self.run_id == other.run_id:
+        if self.machine == other_arm.machine or self.run_id == other_arm.run_id:
             return True
-        return self.machine_digest is not None and self.machine_digest == other.machine_digest
+        return self.machine_digest is not None and self.machine_digest == other_arm.machine_digest
 
-    def is_same_class(self, other: MeasuredArm) -> bool:
+    def is_same_class(self, other_arm: MeasuredArm) -> bool:
         """Return whether another arm went the same way on a machine of the same class."""
 
         def key(arm: MeasuredArm) -> tuple[object, ...]:
             # The hosts, too: a share of a link within one host says nothing of one between hosts.
             return arm.on_gpu, arm.mode, arm.durability, arm.hosts, arm.ceiling
 
-        return key(self) == key(other)
+        return key(self) == key(other_arm)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ _ARMS = TypeAdapter(list[MeasuredArm])
 def shipped_table() -> MachineTable:
     """Return the table of the package."""
     text = resources.files(__package__).joinpath(SHIPPED_FILE).read_text(encoding="utf-8")
-    return MachineTable(SHIPPED, _ARMS.validate_json(text))
+    return MachineTable(SHIPPED_TABLE, _ARMS.validate_json(text))
 
 
 def read_table(path: Path) -> MachineTable:

@@ -21,14 +21,14 @@ reached 91 % of the bus with chunks of 8 MB, and 38 % with chunks of 2.3 MB."""
 WHERE_TO_LOOK = 'The table "where a chunk\'s time goes" of the long report shows what takes it.'
 """Advice beside a low share."""
 
-PAPER = (
+PAPER_SENTENCE = (
     "The paper's figure 25 has at most 2 % for level 3 to a local SSD and a remote CPU "
     "(second-hand): VMs of 2 × A100-80GB with 40 Gb/s between them, fp16, prompts of 500 and 500 "
     "new tokens of OPT-13B, OPT-66B and BLOOM-176B."
 )
 """The paper's own number, which stands beside every verdict."""
 
-UNMEASURED = "nothing is compared, because no share of a ceiling was measured."
+UNMEASURED_TEXT = "nothing is compared, because no share of a ceiling was measured."
 """Reason of a missing verdict."""
 
 
@@ -51,13 +51,13 @@ class MachineRange:
 
     machine: str
     dates: tuple[str, str]
-    least: float
-    most: float
+    least_pct: float
+    most_pct: float
 
     def __str__(self) -> str:
-        first, last = self.dates
-        days = first if first == last else f"{first} to {last}"
-        return f"{_format_span(self.least, self.most)} on {self.machine} ({days})"
+        first_date, last_date = self.dates
+        days = first_date if first_date == last_date else f"{first_date} to {last_date}"
+        return f"{_format_span(self.least_pct, self.most_pct)} on {self.machine} ({days})"
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,18 @@ class UnlikeMachines:
     """Machines of the same class whose chunks are too large or too small to compare.
 
     Attributes:
-        smallest, largest: mean sizes of their runs' chunks, in bytes.
+        smallest_chunk_bytes, largest_chunk_bytes: mean sizes of their runs' chunks.
     """
 
     machines: int
-    smallest: float
-    largest: float
+    smallest_chunk_bytes: float
+    largest_chunk_bytes: float
 
     def __str__(self) -> str:
         count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
-        texts = dict.fromkeys(nbytes_text(size) for size in (self.smallest, self.largest))
+        texts = dict.fromkeys(
+            nbytes_text(size) for size in (self.smallest_chunk_bytes, self.largest_chunk_bytes)
+        )
         return f"{count} measured, with chunks of {' to '.join(texts)}"
 
 
@@ -83,15 +85,15 @@ class RunNoise:
     """The conditions under which the run itself was measured, as far as its records say.
 
     Attributes:
-        busy: what other programs took, in words, if that was much; a share then says little of the
-            machine.
+        busy_reason: what other programs took, in words, if that was much; a share then says little
+            of the machine.
         floor: noise of two identical arms; None if it is unknown.
         cost_shown: whether the arm's overhead is told from that noise; None if undecided.
         ceilings_command: command that measures the ceilings of a run with ``--no-ceilings``; None
             of any other run.
     """
 
-    busy: str | None = None
+    busy_reason: str | None = None
     floor: Noise | None = None
     cost_shown: bool | None = None
     ceilings_command: str | None = None
@@ -106,43 +108,43 @@ class Normality:
     """An arm and the measured machines that it may be compared with, the slowest first.
 
     Attributes:
-        unlike: machines that were left out because of their chunks; None without one.
+        unlike_machines: machines that were left out because of their chunks; None without one.
         noise: the run's own conditions.
     """
 
     arm: MeasuredArm
     other_machines: list[MachineRange]
-    unlike: UnlikeMachines | None = None
+    unlike_machines: UnlikeMachines | None = None
     noise: RunNoise = UNKNOWN_NOISE
 
     @property
-    def least(self) -> float | None:
+    def least_pct(self) -> float | None:
         """Lowest share that was measured on these machines, in percent; None without one."""
-        return min((other.least for other in self.other_machines), default=None)
+        return min((machine_range.least_pct for machine_range in self.other_machines), default=None)
 
     @property
-    def most(self) -> float | None:
+    def most_pct(self) -> float | None:
         """Highest share that was measured on these machines, in percent; None without one."""
-        return max((other.most for other in self.other_machines), default=None)
+        return max((machine_range.most_pct for machine_range in self.other_machines), default=None)
 
     @property
     def place(self) -> RangePlace:
         """Place of the arm in the range; no verdict of few machines, or on a busy one."""
         share = self.arm.share_pct
-        least = self.least
-        most = self.most
-        if self.noise.busy is not None:
+        least_pct = self.least_pct
+        most_pct = self.most_pct
+        if self.noise.busy_reason is not None:
             return RangePlace.NO_VERDICT
         if (
             share is None
-            or least is None
-            or most is None
+            or least_pct is None
+            or most_pct is None
             or len(self.other_machines) < FEWEST_MACHINES
         ):
             return RangePlace.NO_VERDICT
-        if share < least:
+        if share < least_pct:
             return RangePlace.LOW
-        return RangePlace.HIGH if share > most else RangePlace.WITHIN
+        return RangePlace.HIGH if share > most_pct else RangePlace.WITHIN
 
 
 def normality_of(
@@ -150,21 +152,25 @@ def normality_of(
 ) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""
     # A machine may have other digests at other times, so one sign leaves out all of its runs.
-    own_machines = {measured.machine for measured in table.arms if arm.is_same_machine(measured)}
+    own_machines = {
+        measured_arm.machine for measured_arm in table.arms if arm.is_same_machine(measured_arm)
+    }
     machines: dict[str, list[MeasuredArm]] = {}
-    unlike: dict[str, list[float]] = {}
-    for measured in table.arms:
-        if measured.machine in own_machines or not arm.is_same_class(measured):
+    chunk_bytes_by_unlike: dict[str, list[float]] = {}
+    for measured_arm in table.arms:
+        if measured_arm.machine in own_machines or not arm.is_same_class(measured_arm):
             continue
-        if _chunk_size_ratio(arm, measured) <= LARGEST_CHUNK_RATIO:
-            machines.setdefault(measured.machine, []).append(measured)
+        if _chunk_size_ratio(arm, measured_arm) <= LARGEST_CHUNK_RATIO:
+            machines.setdefault(measured_arm.machine, []).append(measured_arm)
         else:
-            unlike.setdefault(measured.machine, []).append(measured.chunk_bytes)
+            chunk_bytes_by_unlike.setdefault(measured_arm.machine, []).append(
+                measured_arm.chunk_bytes
+            )
     ranges = [_range_of(machine, arms) for machine, arms in machines.items()]
-    ranges.sort(key=lambda machine_range: (machine_range.least, machine_range.machine))
+    ranges.sort(key=lambda machine_range: (machine_range.least_pct, machine_range.machine))
     # A machine with several runs may have chunks of both kinds: then it is compared.
-    unlike_machines = unlike.keys() - machines.keys()
-    sizes = [size for machine in unlike_machines for size in unlike[machine]]
+    unlike_machines = chunk_bytes_by_unlike.keys() - machines.keys()
+    sizes = [size for machine in unlike_machines for size in chunk_bytes_by_unlike[machine]]
     left_out = UnlikeMachines(len(unlike_machines), min(sizes), max(sizes)) if sizes else None
     return Normality(arm, ranges, left_out, noise)
 
@@ -175,13 +181,13 @@ def _range_of(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
     return MachineRange(machine, (dates[0], dates[-1]), min(shares), max(shares))
 
 
-def _chunk_size_ratio(arm: MeasuredArm, other: MeasuredArm) -> float:
-    sizes = sorted((arm.chunk_bytes, other.chunk_bytes))
+def _chunk_size_ratio(arm: MeasuredArm, other_arm: MeasuredArm) -> float:
+    sizes = sorted((arm.chunk_bytes, other_arm.chunk_bytes))
     return sizes[1] / sizes[0] if sizes[0] else float("inf")
 
 
-def _format_span(least: float, most: float) -> str:
-    texts = dict.fromkeys(f"{share:.0f}" for share in (least, most))
+def _format_span(least_pct: float, most_pct: float) -> str:
+    texts = dict.fromkeys(f"{share:.0f}" for share in (least_pct, most_pct))
     return f"{'–'.join(texts)} %"
 
 
@@ -191,29 +197,29 @@ def _format_span(least: float, most: float) -> str:
 def sentence(normality: Normality) -> str:
     """Say where an arm falls among measured machines, and name them."""
     arm = normality.arm
-    unlike = normality.unlike
+    unlike_machines = normality.unlike_machines
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
         return f"{subject}: {_explain_unmeasured(normality)}"
     rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes_text(arm.chunk_bytes)}"
-    if normality.least is None or normality.most is None:
-        if unlike is not None:
+    if normality.least_pct is None or normality.most_pct is None:
+        if unlike_machines is not None:
             size = nbytes_text(arm.chunk_bytes)
-            return f"{subject}: {rate}; {unlike}: too different from {size} to compare."
+            return f"{subject}: {rate}; {unlike_machines}: too different from {size} to compare."
         return f"{subject}: {rate}; no other machine of this class was measured."
     machines_text = ", ".join(map(str, normality.other_machines))
-    count = len(normality.other_machines)
-    busy = normality.noise.busy
-    if count < FEWEST_MACHINES:
-        machines = "one machine" if count == 1 else f"{count} machines"
-        reason = f"no verdict: needs {FEWEST_MACHINES} other machines, has {count}"
-        busy_text = "" if busy is None else f"; the machine was busy: {busy}"
+    machine_count = len(normality.other_machines)
+    busy_reason = normality.noise.busy_reason
+    if machine_count < FEWEST_MACHINES:
+        machines = "one machine" if machine_count == 1 else f"{machine_count} machines"
+        reason = f"no verdict: needs {FEWEST_MACHINES} other machines, has {machine_count}"
+        busy_text = "" if busy_reason is None else f"; the machine was busy: {busy_reason}"
         return f"{subject}: {rate}; {machines} measured {machines_text}: {reason}{busy_text}."
     verdict = str(normality.place)
-    if busy is not None:
-        verdict = f"no verdict: the machine was busy: {busy}"
-    span = _format_span(normality.least, normality.most)
-    text = f"{subject}: {rate}; on {count} machines {span}: {verdict} ({machines_text})."
+    if busy_reason is not None:
+        verdict = f"no verdict: the machine was busy: {busy_reason}"
+    span = _format_span(normality.least_pct, normality.most_pct)
+    text = f"{subject}: {rate}; on {machine_count} machines {span}: {verdict} ({machines_text})."
     return f"{text} {WHERE_TO_LOOK}" if normality.place is RangePlace.LOW else text
 
 
@@ -221,9 +227,11 @@ def _explain_unmeasured(normality: Normality) -> str:
     """Say why an arm has no share of a ceiling, and how to measure it."""
     command = normality.noise.ceilings_command
     if command is None:
-        return f"{UNMEASURED} The destination has no ceiling, or some source did not measure it."
+        return (
+            f"{UNMEASURED_TEXT} The destination has no ceiling, or some source did not measure it."
+        )
     # A command is the last word: a full stop after it would be copied with it.
-    return f"{UNMEASURED} The run had --no-ceilings. One more round with ceilings: {command}"
+    return f"{UNMEASURED_TEXT} The run had --no-ceilings. One more round with ceilings: {command}"
 
 
 def sentences(normalities: Sequence[Normality]) -> list[str]:
@@ -233,22 +241,24 @@ def sentences(normalities: Sequence[Normality]) -> list[str]:
     """
     if not normalities:
         return ["No arm of level 3 was streamed alone in this run, so nothing can be compared."]
-    lowest: dict[str, Normality] = {}
+    lowest_by_arm: dict[str, Normality] = {}
     for normality in normalities:
         arm_name = normality.arm.arm
-        if arm_name not in lowest or _share_of(normality) < _share_of(lowest[arm_name]):
-            lowest[arm_name] = normality
+        if arm_name not in lowest_by_arm or _share_of(normality) < _share_of(
+            lowest_by_arm[arm_name]
+        ):
+            lowest_by_arm[arm_name] = normality
     texts = []
-    unmeasured = []
-    for normality in lowest.values():
+    unmeasured_arms: list[Normality] = []
+    for normality in lowest_by_arm.values():
         if normality.arm.share_pct is None:
-            unmeasured.append(normality)
+            unmeasured_arms.append(normality)
         else:
             texts.append(sentence(normality))
-    if unmeasured:
-        arm_names = ", ".join(normality.arm.arm for normality in unmeasured)
-        texts.append(f"{arm_names}: {_explain_unmeasured(unmeasured[0])}")
-    return [*texts, f"{PAPER} {_describe_own_costs(normalities)}".rstrip()]
+    if unmeasured_arms:
+        arm_names = ", ".join(normality.arm.arm for normality in unmeasured_arms)
+        texts.append(f"{arm_names}: {_explain_unmeasured(unmeasured_arms[0])}")
+    return [*texts, f"{PAPER_SENTENCE} {_describe_own_costs(normalities)}".rstrip()]
 
 
 def _share_of(normality: Normality) -> float:
@@ -258,20 +268,20 @@ def _share_of(normality: Normality) -> float:
 
 def _describe_own_costs(normalities: Sequence[Normality]) -> str:
     """Return this run's costs beside those of the paper, the largest of each arm."""
-    costliest: dict[str, tuple[float, Normality]] = {}
+    costliest_by_arm: dict[str, tuple[float, Normality]] = {}
     for normality in normalities:
         arm_name = normality.arm.arm
         cost_pct = normality.arm.overhead_pct
         if cost_pct is None:
             continue
-        if arm_name not in costliest or cost_pct > costliest[arm_name][0]:
-            costliest[arm_name] = cost_pct, normality
-    if not costliest:
+        if arm_name not in costliest_by_arm or cost_pct > costliest_by_arm[arm_name][0]:
+            costliest_by_arm[arm_name] = cost_pct, normality
+    if not costliest_by_arm:
         return ""
     models = ", ".join(dict.fromkeys(normality.arm.model for normality in normalities))
     costs = ", ".join(
         f"{arm_name} {signed_percent(cost_pct)} %{_relate_to_noise(normality.noise)}"
-        for arm_name, (cost_pct, normality) in costliest.items()
+        for arm_name, (cost_pct, normality) in costliest_by_arm.items()
     )
     return f"Here, {models} on {normalities[0].arm.processor}: {costs}."
 

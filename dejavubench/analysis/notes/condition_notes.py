@@ -58,7 +58,7 @@ def calmest_words(hosts: list[HostRounds]) -> str | None:
     if not busiest_rounds:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
-    most_cores, host = max(busiest_rounds, key=lambda busiest: busiest[0])
+    most_cores, host = max(busiest_rounds, key=lambda cores_and_host: cores_and_host[0])
     return f"other processes took at most {most_cores:.2f} of {_cores_text(host)} in any round"
 
 
@@ -181,13 +181,13 @@ def _marked_rounds(
     return {key: host_round for key, host_round in host.rounds.items() if is_marked(host_round)}
 
 
-def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> str:
+def _rounds_text(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRound]) -> str:
     """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
-    count = len(host.rounds)
+    round_count = len(host.rounds)
     points = dict.fromkeys(point_id for point_id, _ in host.rounds)
     text_by_point = {
         point_id: numbers_text(
-            [round_number for marked_id, round_number in marked if marked_id == point_id]
+            [round_number for marked_id, round_number in marked_rounds if marked_id == point_id]
         )
         for point_id in points
     }
@@ -196,10 +196,14 @@ def _rounds_text(host: HostRounds, marked: dict[tuple[str, int], HostRound]) -> 
         for point_id, text in text_by_point.items()
         if text
     ]
-    numbers = "; ".join(texts)
+    marked_text = "; ".join(texts)
     # All rounds need no numbers; a long list would bury the sentence.
-    suffix = f" ({numbers})" if len(marked) < count and len(numbers) <= LONGEST_NUMBERS else ""
-    return f"{len(marked)} of {count} round{'s' * (count != 1)}{suffix}"
+    suffix = (
+        f" ({marked_text})"
+        if len(marked_rounds) < round_count and len(marked_text) <= LONGEST_NUMBERS
+        else ""
+    )
+    return f"{len(marked_rounds)} of {round_count} round{'s' * (round_count != 1)}{suffix}"
 
 
 def _cores_text(host: HostRounds) -> str:
@@ -217,11 +221,13 @@ def _note_conditions(hosts: list[HostRounds]) -> list[Note]:
 def _note_unreadable(hosts: list[HostRounds]) -> list[Note]:
     reasons: dict[str, None] = {}
     for host in hosts:
-        for unreadable in (
+        for unreadable_reasons in (
             host.log.host.unreadable,
             *(window.unreadable for window in host.log.windows),
         ):
-            reasons |= {f"{condition}: {reason}": None for condition, reason in unreadable.items()}
+            reasons |= {
+                f"{condition}: {reason}": None for condition, reason in unreadable_reasons.items()
+            }
     text = f"conditions not readable: {'; '.join(reasons)}"
     return [UNREADABLE.note(text)] if reasons else []
 
@@ -231,7 +237,7 @@ def _note_unreadable(hosts: list[HostRounds]) -> list[Note]:
 HOST_CONDITIONS = RunPart(
     "conditions",
     "conditions of the hosts",
-    only_notes(lambda data: _note_conditions(data.session_hosts)),
+    only_notes(lambda run_data: _note_conditions(run_data.session_hosts)),
     (CONDITIONS, UNREADABLE),
     long=True,
 )

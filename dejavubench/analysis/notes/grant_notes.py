@@ -81,7 +81,7 @@ def _note_quotas(run: Run) -> list[Note]:
             if (by_period := throttlings.get(rank)) is not None and "measured" in by_period
         ]
         # Ranks of one control group read the same counters, so sums would count twice.
-        worst = max(
+        worst_throttling = max(
             host_throttlings,
             key=lambda throttling: (throttling.periods, throttling.seconds),
             default=None,
@@ -91,12 +91,12 @@ def _note_quotas(run: Run) -> list[Note]:
             if tightest_quota is None
             else [f"the control group allows {tightest_quota:.3g} CPUs"]
         )
-        if worst is not None and worst.periods:
+        if worst_throttling is not None and worst_throttling.periods:
             clauses.append(
-                f"the control group was throttled for {worst.seconds:.3g} s in {worst.periods} "
-                "periods of the measured points"
+                f"the control group was throttled for {worst_throttling.seconds:.3g} s in "
+                f"{worst_throttling.periods} periods of the measured points"
             )
-        elif worst is not None and clauses:
+        elif worst_throttling is not None and clauses:
             clauses.append("it was not throttled in the measured points")
         if clauses:
             texts.append((host, f"CPU: {'; '.join(clauses)}"))
@@ -137,7 +137,7 @@ def join_by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
 GRANTS = RunPart(
     "grants",
     "what hosts and control groups granted",
-    only_notes(lambda data: make_notes(data.run)),
+    only_notes(lambda run_data: make_notes(run_data.run)),
     (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
     long=True,
 )

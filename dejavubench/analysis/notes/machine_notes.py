@@ -40,21 +40,21 @@ NO_MPS = NoteKind("no-mps", "warning")
 
 def _note_ceilings(run: Run) -> list[Note]:
     """Name the best value of each ceiling, over all ranks and points."""
-    best: dict[tuple[str, str | None], Ceiling] = {}
+    best_ceilings: dict[tuple[str, str | None], Ceiling] = {}
     for _, ceiling in run.records_of(Ceiling):
-        best_so_far = best.get((ceiling.name, ceiling.durability))
+        best_so_far = best_ceilings.get((ceiling.name, ceiling.durability))
         if best_so_far is None or (
             ceiling.value < best_so_far.value
             if ceiling.unit == "us"
             else ceiling.value > best_so_far.value
         ):
             # A ceiling is what the machine can do, so anything slower was disturbed.
-            best[ceiling.name, ceiling.durability] = ceiling
-    if not best:
+            best_ceilings[ceiling.name, ceiling.durability] = ceiling
+    if not best_ceilings:
         return []
     texts = [
         f"{ceiling.name} {_describe_ceiling(ceiling)} ({ceiling.shape})"
-        for ceiling in best.values()
+        for ceiling in best_ceilings.values()
     ]
     return [CEILINGS.note(f"ceilings: {'; '.join(texts)}")]
 
@@ -165,12 +165,14 @@ def _note_hosts(run: Run) -> list[Note]:
 def _note_staging(run: Run) -> list[Note]:
     texts = []
     for memory, key in (("", "staging_nbytes"), (" on its device", "staging_device_nbytes")):
-        largest: dict[str, int] = {}
+        nbytes_by_role: dict[str, int] = {}
         for _, info in run.records_of(RankInfo):
             # Ranks of one role may hold different layers, so the largest bounds them all.
-            largest[info.role] = max(largest.get(info.role, 0), getattr(info, key))
+            nbytes_by_role[info.role] = max(nbytes_by_role.get(info.role, 0), getattr(info, key))
         texts += [
-            f"{nbytes_text(size)} per {role}{memory}" for role, size in largest.items() if size
+            f"{nbytes_text(size)} per {role}{memory}"
+            for role, size in nbytes_by_role.items()
+            if size
         ]
     return [STAGING.note(f"staging memory, at most: {', '.join(texts)}")] if texts else []
 
@@ -181,7 +183,7 @@ MACHINE = RunPart(
     "machine",
     "ceilings, staging memory and hosts",
     only_notes(
-        lambda data: [
+        lambda run_data: [
             note
             for make_notes in (
                 _note_ceilings,
@@ -190,7 +192,7 @@ MACHINE = RunPart(
                 _note_staging,
                 _note_hosts,
             )
-            for note in make_notes(data.run)
+            for note in make_notes(run_data.run)
         ]
     ),
     (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
@@ -199,7 +201,7 @@ MACHINE = RunPart(
 DEVICE = RunPart(
     "gpu",
     "the GPU",
-    only_notes(lambda data: [*_note_gpu(data.run), *_note_loopback(data.run)]),
+    only_notes(lambda run_data: [*_note_gpu(run_data.run), *_note_loopback(run_data.run)]),
     (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
     long=True,
 )

@@ -29,11 +29,11 @@ NOISE_FLOOR = NoteKind("noise-floor", "info")
 IDENTICAL_TEXT = "two identical baselines (none, none#2) differ by"
 
 
-def _make_notes(data: RunData) -> list[Note]:
+def _make_notes(run_data: RunData) -> list[Note]:
     """Return the noise floor, then the rounds that are marked."""
-    floors = {row.point: row for row in data.rows if row.overhead.noise_floor_pct is not None}
-    floor = [_note_floor(floors, data.hosts)] if floors else []
-    return [*floor, *disturbances(data.session_hosts)]
+    floors = {row.point: row for row in run_data.rows if row.overhead.noise_floor_pct is not None}
+    floor = [_note_floor(floors, run_data.hosts)] if floors else []
+    return [*floor, *disturbances(run_data.session_hosts)]
 
 
 def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
@@ -60,13 +60,13 @@ def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> N
 
 def _describe_cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
     """Say what can have made two equal arms differ, unless the line goes on to say it."""
-    disturbed = disturbances(hosts)
-    if disturbed and not other_points:
+    disturbance_notes = disturbances(hosts)
+    if disturbance_notes and not other_points:
         return ""
     prefix = "there " if other_points else ""
-    if disturbed:
+    if disturbance_notes:
         # The rounds follow, with those of all points.
-        return f" ({prefix}{disturbed[0].text.rpartition(' in ')[0]})"
+        return f" ({prefix}{disturbance_notes[0].text.rpartition(' in ')[0]})"
     calm_text = calmest_words(hosts)
     if calm_text is None:
         return " (look whether another program is running)"
@@ -84,11 +84,11 @@ def _reach_of(row: Row) -> float:
 def _format_range(row: Row) -> str:
     """Return ``−1.20 to +2.00 %``, the interval of the noise floor, as the table shows it."""
     floor = row.overhead
-    middle = floor.noise_floor_pct
+    floor_pct = floor.noise_floor_pct
     low, high = floor.noise_floor_low_pct, floor.noise_floor_high_pct
     if low is None or high is None:
-        assert middle is not None
-        return f"{signed_percent(middle)} % in a single round"
+        assert floor_pct is not None
+        return f"{signed_percent(floor_pct)} % in a single round"
     samples = row.times.samples or 0
     few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
     return f"{noise_range_text(low, high)} %{few_text}"
@@ -99,5 +99,5 @@ NOISE = RunPart(
     "the noise floor, and rounds in which others took time or a limit held a GPU's clock down",
     only_notes(_make_notes),
     (NOISY, NOISE_FLOOR, DISTURBED, THROTTLED),
-    joined="noise",
+    first_word="noise",
 )

@@ -25,11 +25,11 @@ ON_ONE_HOST = ("same host", "local")
 """Values of the column ``hosts`` with which bytes must stay on the host."""
 
 
-def _make_notes(data: RunData) -> list[Note]:
+def _make_notes(run_data: RunData) -> list[Note]:
     """Return one note for each broken promise; none for older records, which do not tell."""
-    run = data.run
-    points = data.points
-    hosts = data.hosts
+    run = run_data.run
+    points = run_data.points
+    hosts = run_data.hosts
     if not hosts:
         return []
     notes = []
@@ -37,7 +37,7 @@ def _make_notes(data: RunData) -> list[Note]:
         prefix = f"{point_id} " if len(points) > 1 else ""
         for samples in point.arms.values():
             path = path_of_bytes(run, hosts, point, samples) if samples.info.is_streaming else None
-            if path is not None and path.unreadable is None:
+            if path is not None and path.why_unreadable is None:
                 notes += [
                     OTHER_PATH.note(f"PATH: {prefix}{text}")
                     for text in _describe_broken_promises(run, samples.info, path)
@@ -52,10 +52,10 @@ def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterabl
     # Two ranks on one GPU: the name promises two GPUs, so it promises nothing here.
     if info is None or loopback_of(run, arm) is not None:
         return
-    promised = info.crossing
+    promised_crossing = info.crossing
     if (
         hosts in BETWEEN_HOSTS
-        and promised.between_hosts
+        and promised_crossing.between_hosts
         and path.between_hosts_share < LEAST_CROSSING_SHARE
     ):
         share = _percent(path.between_hosts_share)
@@ -64,15 +64,15 @@ def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterabl
             f"but {arm.mode} between two hosts should use them for all"
         )
     # "some on the same host" gives no promise either way.
-    if hosts not in ON_ONE_HOST or promised.on_one_host is None:
+    if hosts not in ON_ONE_HOST or promised_crossing.on_one_host is None:
         return
-    if promised.on_one_host and path.network_share < LEAST_CROSSING_SHARE:
+    if promised_crossing.on_one_host and path.network_share < LEAST_CROSSING_SHARE:
         share = _percent(path.network_share)
         yield (
             f"network interfaces carried {share} of the bytes of {arm.name}, "
             f"but {arm.mode} on one host should use one for all"
         )
-    if not promised.on_one_host and path.network_share > LARGEST_STRAY_SHARE:
+    if not promised_crossing.on_one_host and path.network_share > LARGEST_STRAY_SHARE:
         yield (
             f"network interfaces carried {_percent(path.network_share)} of the bytes of {arm.name} "
             f"({path}), but {arm.mode} on one host should use none"

@@ -46,7 +46,7 @@ def note_empty_rows(rows: list[Row]) -> list[Note]:
     points: dict[str | None, list[Row]] = {}
     for row in rows:
         points.setdefault(row.point, []).append(row)
-    numbers = {point_id: point_index for point_index, point_id in enumerate(points)}
+    index_by_point = {point_id: point_index for point_index, point_id in enumerate(points)}
     labels_by_reason: dict[tuple[str, str | None], list[str | int]] = {}
     for point_id, rows_of_point in points.items():
         reasons = [None if row.ok else (row.status, row.reason) for row in rows_of_point]
@@ -56,8 +56,8 @@ def note_empty_rows(rows: list[Row]) -> list[Note]:
             labels = labels_by_reason.setdefault(reason, []) if reason is not None else []
             if not for_all_arms:
                 labels.append(" ".join(text for text in (point_id, row.arm) if text))
-            elif numbers[point_id] not in labels:
-                labels.append(numbers[point_id])
+            elif index_by_point[point_id] not in labels:
+                labels.append(index_by_point[point_id])
     point_names = [str(point_id) for point_id in points]
     return [
         ARM_WITHOUT_NUMBERS[status].note(
@@ -70,18 +70,21 @@ def note_empty_rows(rows: list[Row]) -> list[Note]:
 def _join_labels(labels: list[str | int], point_names: list[str]) -> list[str]:
     """Return places in words. Three or more numbers of points in a row become ``p003 to p008``."""
     texts: list[str] = []
-    start = 0
-    while start < len(labels):
-        first, last = labels[start], start
-        if isinstance(first, str):
-            texts.append(first)
+    start_index = 0
+    while start_index < len(labels):
+        first_label, last_index = labels[start_index], start_index
+        if isinstance(first_label, str):
+            texts.append(first_label)
         else:
             # Numbers that rise by one with their places are a range.
-            while last + 1 < len(labels) and labels[last + 1] == first + last + 1 - start:
-                last += 1
-            group = point_names[first : first + last - start + 1]
+            while (
+                last_index + 1 < len(labels)
+                and labels[last_index + 1] == first_label + last_index + 1 - start_index
+            ):
+                last_index += 1
+            group = point_names[first_label : first_label + last_index - start_index + 1]
             texts += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
-        start = last + 1
+        start_index = last_index + 1
     return texts
 
 
@@ -131,11 +134,11 @@ def _note_missing_ceilings(rows: list[Row]) -> list[Note]:
 
 def note_few_rounds(rows: list[Row]) -> list[Note]:
     """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
-    counts = [row.times.samples for row in rows if row.times.samples]
-    if not counts or min(counts) >= stats.FEW_ROUNDS:
+    round_counts = [row.times.samples for row in rows if row.times.samples]
+    if not round_counts or min(round_counts) >= stats.FEW_ROUNDS:
         return []
-    rounds = f"Only {min(counts)} round{'s' if min(counts) > 1 else ''}"
-    if min(counts) < stats.COVERING_ROUNDS:
+    rounds = f"Only {min(round_counts)} round{'s' if min(round_counts) > 1 else ''}"
+    if min(round_counts) < stats.COVERING_ROUNDS:
         need_text = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
         return [FEW_ROUNDS.note(f"{rounds}: {need_text}. Give more --rounds, or --precision.")]
     return [FEW_ROUNDS.note(f"{rounds}: intervals are wide. Give more --rounds, or --precision.")]
@@ -143,26 +146,26 @@ def note_few_rounds(rows: list[Row]) -> list[Note]:
 
 def _note_few_tokens(rows: list[Row]) -> list[Note]:
     """Say why a p99 is missing."""
-    counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
-    if not counts or min(counts) >= FEWEST_TOKENS:
+    token_counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
+    if not token_counts or min(token_counts) >= FEWEST_TOKENS:
         return []
     return [
         FEW_TOKENS.note(
-            f"Only {min(counts)} tokens: a p99 needs {FEWEST_TOKENS}. Give more --rounds, or a "
-            "larger --output-len."
+            f"Only {min(token_counts)} tokens: a p99 needs {FEWEST_TOKENS}. Give more --rounds, or "
+            "a larger --output-len."
         )
     ]
 
 
-def _note_label(data: RunData) -> list[Note]:
-    label = data.run.header.note
+def _note_label(run_data: RunData) -> list[Note]:
+    label = run_data.run.header.note
     return [RUN_LABEL.note(f"note: {label}")] if label else []
 
 
-def _note_wrong_checksums(data: RunData) -> list[Note]:
+def _note_wrong_checksums(run_data: RunData) -> list[Note]:
     return [
         RESTART_CHECKSUM.note(step)
-        for _, restart in data.run.records_of(Restart)
+        for _, restart in run_data.run.records_of(Restart)
         for step in restart.wrong
     ]
 
@@ -173,25 +176,27 @@ LABEL = RunPart("label", "the run's own note", only_notes(_note_label), (RUN_LAB
 EMPTY_ARMS = RunPart(
     "empty-arms",
     "arms without numbers",
-    only_notes(lambda data: note_empty_rows(data.rows)),
+    only_notes(lambda run_data: note_empty_rows(run_data.rows)),
     tuple(ARM_WITHOUT_NUMBERS.values()),
 )
 FEW_SAMPLES = RunPart(
     "few-samples",
     "too few rounds or tokens",
-    only_notes(lambda data: [*note_few_rounds(data.rows), *_note_few_tokens(data.rows)]),
+    only_notes(
+        lambda run_data: [*note_few_rounds(run_data.rows), *_note_few_tokens(run_data.rows)]
+    ),
     (FEW_ROUNDS, FEW_TOKENS),
 )
 FIT = RunPart(
     "fit",
     "streams that hardly fit behind the model",
-    only_notes(lambda data: _note_tight_streams(data.rows)),
+    only_notes(lambda run_data: _note_tight_streams(run_data.rows)),
     (HARDLY_FITS,),
 )
 CEILING_SHARES = RunPart(
     "ceiling-shares",
     "shares of ceilings that are missing",
-    only_notes(lambda data: _note_missing_ceilings(data.rows)),
+    only_notes(lambda run_data: _note_missing_ceilings(run_data.rows)),
     (CEILING_INCOMPLETE,),
 )
 RESTART_CHECKS = RunPart(

@@ -40,7 +40,8 @@ def _describe_rounds(session: Run) -> str:
         if iteration.round is not None:
             rounds[iteration.point][iteration.round] = None
     texts = [
-        f"{point_id} rounds {numbers_text(list(numbers))}" for point_id, numbers in rounds.items()
+        f"{point_id} rounds {numbers_text(list(round_numbers))}"
+        for point_id, round_numbers in rounds.items()
     ]
     if len(texts) > MOST_POINTS:
         texts[MOST_POINTS:] = [f"{len(texts) - MOST_POINTS} more points"]
@@ -50,11 +51,11 @@ def _describe_rounds(session: Run) -> str:
 def _describe_baselines(run: Run) -> list[str]:
     """Say how fast the model alone was in each session of a point: pairs do not mix sessions."""
     baseline_names = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
-    totals: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    totals_ms: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for session in run.joined_sessions:
         for _, iteration in session.records_of(Iteration):
             if iteration.round is not None and iteration.arm in baseline_names:
-                totals[iteration.point][session.number].append(iteration.total_ms)
+                totals_ms[iteration.point][session.number].append(iteration.total_ms)
     return [
         f"{point_id}: TOTAL of {NO_STREAMING} was "
         + ", ".join(
@@ -62,11 +63,11 @@ def _describe_baselines(run: Run) -> list[str]:
             for session_number, session_totals in by_session.items()
         )
         + "; overheads are paired within each session"
-        for point_id, by_session in totals.items()
+        for point_id, by_session in totals_ms.items()
         if len(by_session) > 1
     ]
 
 
 SESSIONS = RunPart(
-    "sessions", "the sessions", only_notes(lambda data: make_notes(data.run)), (SESSION,)
+    "sessions", "the sessions", only_notes(lambda run_data: make_notes(run_data.run)), (SESSION,)
 )

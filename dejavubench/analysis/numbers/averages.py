@@ -14,7 +14,7 @@ import numpy as np
 
 from dejavubench.records.text_log import TextLog, TextLogError, count_or_no, read_log
 
-DROPPED = 2
+DROPPED_SAMPLES = 2
 """Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
 
 
@@ -38,7 +38,7 @@ def prompt_token_average(log: TextLog) -> str:
             case "ALL-TOKEN":
                 iterations.append(tokens)
                 tokens = []
-    if len(prompts) <= DROPPED:
+    if len(prompts) <= DROPPED_SAMPLES:
         raise TextLogError(
             f"{path} is too short: {count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
             f"{_explain_dropping('prompts')}"
@@ -48,15 +48,15 @@ def prompt_token_average(log: TextLog) -> str:
             f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration is complete"
         )
     for iteration_number, iteration in enumerate(iterations):
-        if len(iteration) <= DROPPED:
+        if len(iteration) <= DROPPED_SAMPLES:
             count_text = count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
                 f"{path} is too short: iteration {iteration_number} has {count_text} of RANK 0, "
                 f"{_explain_dropping('of them')}"
             )
-    prompt = np.average(prompts[DROPPED:])
+    prompt = np.average(prompts[DROPPED_SAMPLES:])
     # A mean of means, of all iterations: unlike prompts, the scripts drop no whole iteration here.
-    token = np.average([np.average(iteration[DROPPED:]) for iteration in iterations])
+    token = np.average([np.average(iteration[DROPPED_SAMPLES:]) for iteration in iterations])
     return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
 
 
@@ -66,15 +66,15 @@ def total_average(log: TextLog) -> str:
     Raises:
         TextLogError: the log is too short.
     """
-    totals = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
-    if len(totals) <= DROPPED:
-        count_text = count_or_no(len(totals), "TOTAL line")
+    totals_ms = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
+    if len(totals_ms) <= DROPPED_SAMPLES:
+        count_text = count_or_no(len(totals_ms), "TOTAL line")
         raise TextLogError(
             f"{log.path} is too short: {count_text} of RANK 0, {_explain_dropping('of them')}"
         )
-    average = np.average(totals[DROPPED:])
+    average = np.average(totals_ms[DROPPED_SAMPLES:])
     label = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
-    return f"{totals}\n{label}: {average} ms"
+    return f"{totals_ms}\n{label}: {average} ms"
 
 
 def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> int:
@@ -106,6 +106,6 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
 
 def _explain_dropping(samples: str) -> str:
     return (
-        f"and the first {DROPPED} {samples} are dropped as warm-up; at least {DROPPED + 1} are "
-        "needed"
+        f"and the first {DROPPED_SAMPLES} {samples} are dropped as warm-up; at least "
+        f"{DROPPED_SAMPLES + 1} are needed"
     )

@@ -33,12 +33,12 @@ class RoundSample:
         rounds: number of rounds, n.
         log_of: maps draws [resamples, n] of round numbers below n to the statistic's natural
             logarithm [resamples]. Differences of logarithms are ratios of times.
-        ordered: the rounds' own logarithms, sorted, if the statistic is their median.
+        sorted_logs: the rounds' own logarithms, if the statistic is their median.
     """
 
     rounds: int
     log_of: Callable[[np.ndarray], np.ndarray]
-    ordered: np.ndarray | None = None
+    sorted_logs: np.ndarray | None = None
 
     @property
     def log(self) -> float:
@@ -90,16 +90,16 @@ def block_length(rounds: int) -> int:
 def median_sample(logs: np.ndarray) -> RoundSample:
     """Return the median of one logarithm per round as a sample."""
     order = np.argsort(logs, kind="stable")
-    ordered = logs[order]
+    sorted_logs = logs[order]
     # Ranks sort as their logarithms do, and numpy sorts small integers ten times as fast.
     ranks = np.empty(logs.size, dtype=np.int16 if logs.size < 2**15 else np.int64)
     ranks[order] = np.arange(logs.size)
     middles = [(logs.size - 1) // 2, logs.size // 2]
 
     def log_of(draws: np.ndarray) -> np.ndarray:
-        return np.asarray(ordered[np.sort(ranks[draws], axis=1)[:, middles]].mean(axis=1))
+        return np.asarray(sorted_logs[np.sort(ranks[draws], axis=1)[:, middles]].mean(axis=1))
 
-    return RoundSample(logs.size, log_of, ordered)
+    return RoundSample(logs.size, log_of, sorted_logs)
 
 
 def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
@@ -114,18 +114,21 @@ def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change
 
 
 def unpaired_change(
-    earlier: RoundSample, later: RoundSample, confidence: float = CONFIDENCE
+    earlier_sample: RoundSample, later_sample: RoundSample, confidence: float = CONFIDENCE
 ) -> Change:
     """Return the change from one sample to a later one; the rounds of both are drawn apart."""
 
     def differences(blocks: bool) -> np.ndarray:
         # Seeds of their own: with the same draws, equal samples would differ by exactly nothing.
-        later_logs = _resample(later, blocks, SEED, confidence)
-        earlier_logs = _resample(earlier, blocks, SEED + 1, confidence)
+        later_logs = _resample(later_sample, blocks, SEED, confidence)
+        earlier_logs = _resample(earlier_sample, blocks, SEED + 1, confidence)
         return later_logs - earlier_logs
 
     return _make_change(
-        later.log - earlier.log, min(earlier.rounds, later.rounds), differences, confidence
+        later_sample.log - earlier_sample.log,
+        min(earlier_sample.rounds, later_sample.rounds),
+        differences,
+        confidence,
     )
 
 
@@ -134,13 +137,13 @@ def _make_change(
     rounds: int,
     resample: Callable[[bool], np.ndarray],
     confidence: float,
-    exact: tuple[float, float] | None = None,
+    exact_interval: tuple[float, float] | None = None,
 ) -> Change:
     """Return a change from its logarithm, with the widest of its intervals.
 
     Args:
         resample: draws logarithms again, of single rounds (False) or of blocks (True).
-        exact: an interval that needs no draws.
+        exact_interval: an interval that needs no draws.
     """
     if rounds < 2:
         nan = float("nan")
@@ -151,8 +154,8 @@ def _make_change(
     )
     # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
     low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
-    if exact is not None:
-        low, high = min(low, exact[0]), max(high, exact[1])
+    if exact_interval is not None:
+        low, high = min(low, exact_interval[0]), max(high, exact_interval[1])
     return Change(math.expm1(log), math.expm1(low), math.expm1(high), rounds, confidence)
 
 
@@ -161,38 +164,40 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
 
     A bootstrap of few rounds is too narrow. From a thousand on, both agree.
     """
-    count = sample.rounds
-    if sample.ordered is None or count > MOST_ORDERED:
+    round_count = sample.rounds
+    if sample.sorted_logs is None or round_count > MOST_ORDERED:
         return None
     # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
-    outside, index = 2.0**-count, 0
-    while outside <= (1 - confidence) / 2 and index < count // 2:
+    outside_chance, index = 2.0**-round_count, 0
+    while outside_chance <= (1 - confidence) / 2 and index < round_count // 2:
         index += 1
-        outside += math.comb(count, index) / 2**count
+        outside_chance += math.comb(round_count, index) / 2**round_count
     index = max(index - 1, 0)
-    return float(sample.ordered[index]), float(sample.ordered[count - 1 - index])
+    return float(sample.sorted_logs[index]), float(sample.sorted_logs[round_count - 1 - index])
 
 
 def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
     """Return the statistic of random draws of rounds, one by one or in blocks."""
-    length = block_length(sample.rounds) if blocks else 1
+    block_rounds = block_length(sample.rounds) if blocks else 1
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(seed)
-    count = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
+    resamples = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
     return np.concatenate(
-        [sample.log_of(draws) for draws in _draws(sample.rounds, length, count, rng)]
+        [sample.log_of(draws) for draws in _draws(sample.rounds, block_rounds, resamples, rng)]
     )
 
 
-def _draws(rounds: int, length: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield draws [n, rounds], together ``count``, of blocks that wrap around at the end."""
+def _draws(
+    rounds: int, block_rounds: int, resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Yield draws [n, rounds], together ``resamples``, of blocks that wrap around at the end."""
     most_at_once = max(1, PICKS_AT_ONCE // rounds)
-    for begin in range(0, count, most_at_once):
-        count_now = min(most_at_once, count - begin)
-        size = count_now, math.ceil(rounds / length)
+    for first_draw in range(0, resamples, most_at_once):
+        count_now = min(most_at_once, resamples - first_draw)
+        size = count_now, math.ceil(rounds / block_rounds)
         starts = rng.integers(0, rounds, size=size, dtype=np.int32)
         # [n, blocks, length] → [n, rounds]; the last block is cut.
-        round_numbers = starts[:, :, None] + np.arange(length, dtype=np.int32)
+        round_numbers = starts[:, :, None] + np.arange(block_rounds, dtype=np.int32)
         draws = round_numbers.reshape(count_now, -1)[:, :rounds]
         draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
         yield draws

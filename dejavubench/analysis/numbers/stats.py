@@ -119,7 +119,7 @@ def _estimate(samples: bytes) -> Estimate:
     values = np.frombuffer(samples)
     median = float(np.median(values))
     # The spread of the samples themselves, beside the interval of their median.
-    lower, upper = np.percentile(values, [25, 75])
+    first_quartile, third_quartile = np.percentile(values, [25, 75])
     # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
         return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, samples=1)
@@ -131,7 +131,7 @@ def _estimate(samples: bytes) -> Estimate:
         median=median,
         low=float(low),
         high=float(high),
-        iqr=float(upper - lower),
+        iqr=float(third_quartile - first_quartile),
         samples=int(values.size),
     )
 
@@ -226,13 +226,13 @@ def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
 
 def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[int, float]]]:
     """Return point → arm → round → TOTAL in ms; warm-ups are left out."""
-    totals: dict[str, dict[str, dict[int, float]]] = {}
+    totals_ms: dict[str, dict[str, dict[int, float]]] = {}
     for iteration in iterations:
         if iteration.round is not None:
-            totals.setdefault(iteration.point, {}).setdefault(iteration.arm, {})[
+            totals_ms.setdefault(iteration.point, {}).setdefault(iteration.arm, {})[
                 iteration.round
             ] = iteration.total_ms
-    return totals
+    return totals_ms
 
 
 def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
@@ -268,5 +268,5 @@ def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> floa
 
 
 def _relative_width(series: Series) -> float:
-    total = estimate(series.values())
-    return total.half_width / total.median
+    total_ms = estimate(series.values())
+    return total_ms.half_width / total_ms.median

@@ -48,11 +48,11 @@ WHOLE_PATTERN = re.compile(r"(?<![\w-])(?:\d{4}-\d\d-\d\d|--[a-z][a-z-]*)(?![\w-
 
 def keep_together(text: str) -> Markup:
     """Return a text whose dates, flags, and numbers with their units stay on one line."""
-    joined = UNIT_GAP_PATTERN.sub("\u00a0", text)
+    unbroken_text = UNIT_GAP_PATTERN.sub("\u00a0", text)
     # A plain string, as re joins its pieces by the method in which Markup escapes them again.
-    escaped = str(escape(joined))
+    escaped_text = str(escape(unbroken_text))
     # An element, not other hyphens: who copies a flag must be able to run it.
-    return Markup(WHOLE_PATTERN.sub(r'<span class="whole">\g<0></span>', escaped))
+    return Markup(WHOLE_PATTERN.sub(r'<span class="whole">\g<0></span>', escaped_text))
 
 
 def _asset(name: str) -> str:

@@ -39,7 +39,7 @@ class ShownRun:
 
 
 def make_page(
-    shown: Sequence[ShownRun], left_out: Sequence[str], option_meanings: Mapping[str, str]
+    shown_runs: Sequence[ShownRun], left_out: Sequence[str], option_meanings: Mapping[str, str]
 ) -> Page:
     """Collect the contents of a page.
 
@@ -48,32 +48,39 @@ def make_page(
         option_meanings: the help of each option, by its key.
     """
     meanings = Meanings()
-    runs = [shown_run.run for shown_run in shown if shown_run.run is not None]
-    common = draw_common_pictures(runs, "all")
+    runs = [shown_run.run for shown_run in shown_runs if shown_run.run is not None]
+    common_pictures = draw_common_pictures(runs, "all")
     sections = [
         _make_section(shown_run, f"run-{run_number}", meanings, option_meanings)
         if shown_run.run is not None
         else _make_log_section(shown_run.report, f"run-{run_number}", meanings)
-        for run_number, shown_run in enumerate(shown, start=1)
+        for run_number, shown_run in enumerate(shown_runs, start=1)
     ]
     sections = [
-        _add_pictures(section, shown_run.run, common)
-        for section, shown_run in zip(sections, shown, strict=True)
+        _add_pictures(section, shown_run.run, common_pictures)
+        for section, shown_run in zip(sections, shown_runs, strict=True)
     ]
     sections = [
         replace(section, difference=difference)
-        for section, difference in zip(sections, _describe_differences(shown), strict=True)
+        for section, difference in zip(sections, _describe_differences(shown_runs), strict=True)
     ]
-    title = sections[0].title if len(sections) == 1 else _common_title(shown)
-    return Page(title, sections, common.drawn, common.why_none, left_out, meanings.all())
+    title = sections[0].title if len(sections) == 1 else _common_title(shown_runs)
+    return Page(
+        title,
+        sections,
+        common_pictures.page_pictures,
+        common_pictures.why_none,
+        left_out,
+        meanings.all(),
+    )
 
 
 def _make_section(
-    shown: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
+    shown_run: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
 ) -> PageRun:
     """Return the section of a run: what a log has, and its settings and timeline."""
-    report = shown.report
-    run = shown.run
+    report = shown_run.report
+    run = shown_run.run
     assert run is not None
     download, no_download = trace_download(run)
     return replace(
@@ -121,13 +128,13 @@ def _make_tables(
             yield from make_tables(part, content.blocks, f"{anchor}-part-{part.name}", meanings)
 
 
-def _add_pictures(section: PageRun, run: Run | None, common: Pictures) -> PageRun:
+def _add_pictures(section: PageRun, run: Run | None, common_pictures: Pictures) -> PageRun:
     if run is None:
         return section
-    if run.path in common.folders:
+    if run.path in common_pictures.folders:
         return replace(section, no_picture="The figure above holds this run.")
-    own = draw_pictures([run], section.anchor)
-    return replace(section, pictures=own.drawn, no_picture=own.why_none)
+    own_pictures = draw_pictures([run], section.anchor)
+    return replace(section, pictures=own_pictures.page_pictures, no_picture=own_pictures.why_none)
 
 
 def _run_title(run: Run) -> str:
@@ -137,16 +144,16 @@ def _run_title(run: Run) -> str:
     return f"{subject}: {models} on {processor(run) or 'an unknown processor'}"
 
 
-def _describe_differences(shown: Sequence[ShownRun]) -> list[str]:
+def _describe_differences(shown_runs: Sequence[ShownRun]) -> list[str]:
     """Return in a few words what tells each run from the others, the rarest first."""
-    traits_by_run = [_list_traits(shown_run) for shown_run in shown]
-    counts = Counter(trait for traits in traits_by_run for trait in traits)
+    traits_by_run = [_list_traits(shown_run) for shown_run in shown_runs]
+    trait_counts = Counter(trait for traits in traits_by_run for trait in traits)
     return [
         ", ".join(
             [
                 trait
-                for trait in sorted(traits, key=lambda trait: counts[trait])
-                if counts[trait] < len(shown)
+                for trait in sorted(traits, key=lambda trait: trait_counts[trait])
+                if trait_counts[trait] < len(shown_runs)
             ][:MOST_TRAITS]
         )
         for traits in traits_by_run
@@ -167,12 +174,12 @@ def _list_traits(shown_run: ShownRun) -> list[str]:
     ]
 
 
-def _common_title(shown: Sequence[ShownRun]) -> str:
-    if any(shown_run.run is None for shown_run in shown):
-        return f"{len(shown)} runs or text logs"
-    machines = {processor(shown_run.run) for shown_run in shown if shown_run.run is not None}
+def _common_title(shown_runs: Sequence[ShownRun]) -> str:
+    if any(shown_run.run is None for shown_run in shown_runs):
+        return f"{len(shown_runs)} runs or text logs"
+    machines = {processor(shown_run.run) for shown_run in shown_runs if shown_run.run is not None}
     suffix = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
-    return f"{len(shown)} runs{suffix}"
+    return f"{len(shown_runs)} runs{suffix}"
 
 
 def _run_summary(report: RunReport, run: Run) -> str:
@@ -186,8 +193,8 @@ def _run_summary(report: RunReport, run: Run) -> str:
 
 def _count_rounds(report: RunReport) -> str:
     """Return the measured rounds in words; nothing without one."""
-    counts = [row.times.samples for row in report.rows if row.times.samples]
-    if not counts:
+    round_counts = [row.times.samples for row in report.rows if row.times.samples]
+    if not round_counts:
         return ""
-    low, high = min(counts), max(counts)
+    low, high = min(round_counts), max(round_counts)
     return count_text(low, "round") if low == high else f"{low} to {high} rounds"

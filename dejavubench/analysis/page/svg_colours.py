@@ -29,24 +29,26 @@ of this luminance still stands out from the paper, by more than 3 to 1."""
 
 def mark_colour(colour: str) -> str:
     """Return the page's colour for a line, point or text of ``#rrggbb``."""
-    light = _parse(colour)
-    if _is_grey(light):
-        return _page_grey(light[0])
-    return _for_schemes(colour, _lift(light))
+    light_rgb = _parse(colour)
+    if _is_grey(light_rgb):
+        return _page_grey(light_rgb[0])
+    return _for_schemes(colour, _lift(light_rgb))
 
 
 def area_colour(colour: str) -> str:
     """Return the page's colour for an area of ``#rrggbb`` that hatches and texts lie on."""
-    light = _parse(colour)
-    if _is_grey(light):
-        return _page_grey(light[0])
-    white = min(light) / 255
-    pure = [round((component - 255 * white) / (1 - white)) for component in light]
-    dark = _mix(_lift(pure), DARK_PAPER, white)
+    light_rgb = _parse(colour)
+    if _is_grey(light_rgb):
+        return _page_grey(light_rgb[0])
+    white_share = min(light_rgb) / 255
+    pure_rgb = [
+        round((component - 255 * white_share) / (1 - white_share)) for component in light_rgb
+    ]
+    dark_rgb = _mix(_lift(pure_rgb), DARK_PAPER, white_share)
     share = 0.0
-    while _luminance(_mix(dark, DARK_PAPER, share)) > AREA_LUMINANCE:
+    while _luminance(_mix(dark_rgb, DARK_PAPER, share)) > AREA_LUMINANCE:
         share += 0.05
-    return _for_schemes(colour, _mix(dark, DARK_PAPER, share))
+    return _for_schemes(colour, _mix(dark_rgb, DARK_PAPER, share))
 
 
 def _parse(colour: str) -> tuple[int, ...]:
@@ -65,9 +67,13 @@ def _page_grey(level: int) -> str:
     return f"color-mix(in srgb, var(--paper) {paper}%, var(--ink))"
 
 
-def _for_schemes(light: str, dark: Sequence[int]) -> str:
-    dark_text = f"#{bytes(dark).hex()}"
-    return light if dark_text == light.lower() else f"light-dark({light}, {dark_text})"
+def _for_schemes(light_colour: str, dark_rgb: Sequence[int]) -> str:
+    dark_text = f"#{bytes(dark_rgb).hex()}"
+    return (
+        light_colour
+        if dark_text == light_colour.lower()
+        else f"light-dark({light_colour}, {dark_text})"
+    )
 
 
 def _lift(colour: Sequence[int]) -> Sequence[int]:
@@ -89,5 +95,7 @@ def _mix(colour: Sequence[int], other_colour: Sequence[int], share: float) -> Se
 def _luminance(colour: Sequence[int]) -> float:
     """Return the relative luminance of a colour, as WCAG defines it."""
     shares = (component / 255 for component in colour)
-    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

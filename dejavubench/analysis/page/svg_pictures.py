@@ -57,7 +57,7 @@ class Pictures:
         folders: folders of the runs that they hold.
     """
 
-    drawn: Sequence[PagePicture] = ()
+    page_pictures: Sequence[PagePicture] = ()
     why_none: str = ""
     folders: frozenset[Path] = frozenset()
 
@@ -69,38 +69,38 @@ def draw_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
         prefix: begins all ids.
     """
     try:
-        drawn, complaints = make_drawings(runs)
+        drawings, complaints = make_drawings(runs)
     except (NotComparableError, RecordError) as error:
         return Pictures(why_none=str(error))
-    if not drawn:
+    if not drawings:
         return Pictures(why_none="; ".join(complaints))
-    return Pictures(_make_pictures(drawn, prefix), folders=frozenset(run.path for run in runs))
+    return Pictures(_make_pictures(drawings, prefix), folders=frozenset(run.path for run in runs))
 
 
 def draw_common_pictures(runs: Sequence[Run], prefix: str) -> Pictures:
     """Return the figures that always hold several runs."""
-    together = [run for run in runs if _is_together(run)]
-    return draw_pictures(together, prefix) if len(together) > 1 else Pictures()
+    common_runs = [run for run in runs if _joins_runs(run)]
+    return draw_pictures(common_runs, prefix) if len(common_runs) > 1 else Pictures()
 
 
-def _is_together(run: Run) -> bool:
+def _joins_runs(run: Run) -> bool:
     try:
         figure = figure_of(run)
-        if figure.together:
+        if figure.joins_runs:
             figure.rows(run)
     except (NothingToDrawError, RecordError):
         return False
-    return figure.together
+    return figure.joins_runs
 
 
-def _make_pictures(drawn: Sequence[Drawing], prefix: str) -> list[PagePicture]:
+def _make_pictures(drawings: Sequence[Drawing], prefix: str) -> list[PagePicture]:
     return [
         PagePicture(
             title=drawing.title,
             caption=drawing.caption,
             svg=draw_svg(drawing, f"{prefix}-figure-{figure_number}"),
         )
-        for figure_number, drawing in enumerate(drawn, start=1)
+        for figure_number, drawing in enumerate(drawings, start=1)
     ]
 
 
@@ -133,9 +133,9 @@ def _embed(content: bytes, title: str, prefix: str) -> Markup:
             # Metadata is of no use here, and a style element would hold for the whole page.
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
-    used = set(_find_references(root))
+    referenced_ids = set(_find_references(root))
     for element in root.iter():
-        _adapt(element, prefix, used)
+        _adapt(element, prefix, referenced_ids)
     _recolour(root)
     _set_head(root, title, prefix)
     return Markup(_to_html(root))
@@ -149,13 +149,13 @@ def _find_references(root: ElementTree.Element) -> Iterator[str]:
             yield from REFERENCE_PATTERN.findall(value)
 
 
-def _adapt(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
+def _adapt(element: ElementTree.Element, prefix: str, referenced_ids: set[str]) -> None:
     """Make ids unique, and shorten numbers."""
     attributes = dict(element.attrib)
     element.attrib.clear()
     for name, value in attributes.items():
         if name == "id":
-            if value in used:
+            if value in referenced_ids:
                 element.set("id", f"{prefix}-{value}")
         elif name == f"{{{XLINK}}}href":
             element.set("href", f"#{prefix}-{value.removeprefix('#')}")

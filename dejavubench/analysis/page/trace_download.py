@@ -31,24 +31,24 @@ def trace_download(run: Run) -> tuple[PageDownload | None, str]:
             f"it has {nbytes_text(len(content))}, more than the {nbytes_text(LARGEST_NBYTES)} that "
             "a page carries. dejavubench trace writes it to a file"
         )
-    encoded = base64.b64encode(content).decode("ascii")
+    base64_text = base64.b64encode(content).decode("ascii")
     return PageDownload(
         name=f"{run.path.name}-{trace.choice.arm_name.replace('/', '-')}.trace.json.gz",
-        address=Markup(f"data:application/gzip;base64,{encoded}"),
+        address=Markup(f"data:application/gzip;base64,{base64_text}"),
         nbytes=len(content),
         description=_describe(trace.choice),
         notes=trace.notes,
     ), ""
 
 
-def _describe(chosen: ChosenIteration) -> str:
+def _describe(iteration: ChosenIteration) -> str:
     """Return a sentence on the round of a trace.
 
     The overhead of this one round is left out: it may differ from that of the run even in sign.
     """
     return (
-        f"{chosen.point_id} {chosen.arm_name}, round {chosen.round + 1} alone "
-        f"({chosen.way_chosen}): TOTAL {chosen.total_ms:.1f} ms"
+        f"{iteration.point_id} {iteration.arm_name}, round {iteration.round + 1} alone "
+        f"({iteration.way_chosen}): TOTAL {iteration.total_ms:.1f} ms"
     )
 
 

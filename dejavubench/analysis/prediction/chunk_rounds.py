@@ -68,7 +68,7 @@ def chunk_rounds(
         RecordError: a file cannot be read, or does not belong to the run.
     """
     rounds: dict[tuple[str, str], ChunkRounds] = {}
-    for record in read_source_times(run.path, run.damaged):
+    for record in read_source_times(run.path, run.damaged_files):
         if not isinstance(record, TimedChunks):
             continue
         _, listed, times = record

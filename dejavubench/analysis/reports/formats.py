@@ -1,8 +1,8 @@
 """Reports as tables for people, as markdown, csv or json.
 
 Tables and markdown show narrow blocks and the notes: those of the whole report, or of a short
-one (:meth:`~dejavubench.analysis.reports.report.RunReport.short`). json holds every column of every
-table, csv those of one table.
+one (:meth:`~dejavubench.analysis.reports.report.RunReport.without_long_tables`). json holds
+every column of every table, csv those of one table.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def as_markdown(report: RunReport) -> str:
             texts.append("")
         for block in content.blocks:
             rows = [cells for group in block.groups for cells in group]
-            table = markdown.table(block.columns, rows, block.leading)
+            table = markdown.table(block.columns, rows, block.leading_columns)
             texts += [f"**{block.title}**", "", *table, ""]
     return "\n".join([*texts, *(f"- {line.text}" for line in report.note_lines)]) + "\n"
 
@@ -113,5 +113,7 @@ def make_lines(report: RunReport, width: int) -> list[TextLine]:
     for line in report.note_lines:
         texts = wrap(line.text, width, indent="  ")
         text_lines += [TextLine(text, STYLES[line.severity]) for text in texts]
-    text_lines += map(TextLine, wrap(report.more, width, indent="  ") if report.more else ())
+    text_lines += map(
+        TextLine, wrap(report.more_text, width, indent="  ") if report.more_text else ()
+    )
     return text_lines

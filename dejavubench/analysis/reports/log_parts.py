@@ -10,7 +10,7 @@ from dejavubench.analysis.notes.row_notes import (
     note_empty_rows,
     note_few_rounds,
 )
-from dejavubench.analysis.numbers.averages import DROPPED
+from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import (
@@ -37,17 +37,17 @@ class LogData:
     rows: list[Row]
 
 
-def _make_times_content(data: LogData) -> PartContent:
+def _make_times_content(log_data: LogData) -> PartContent:
     notes = [
-        *map(LOST_LINES.note, data.log.notes()),
+        *map(LOST_LINES.note, log_data.log.notes()),
         WARM_UP_DROPPED.note(
-            f"The first {DROPPED} samples are dropped as warm-up. Times are medians; the paper's "
-            "scripts print means."
+            f"The first {DROPPED_SAMPLES} samples are dropped as warm-up. Times are medians; the "
+            "paper's scripts print means."
         ),
-        *note_empty_rows(data.rows),
-        *note_few_rounds(data.rows),
+        *note_empty_rows(log_data.rows),
+        *note_few_rounds(log_data.rows),
     ]
-    table = make_block("times", data.rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
+    table = make_block("times", log_data.rows, [STATISTIC_CELL], TIME_CELLS + SPREAD_CELLS)
     return PartContent(blocks=[table], notes=notes)
 
 

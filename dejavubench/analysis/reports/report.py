@@ -35,7 +35,8 @@ class RunReport:
     Attributes:
         parts: each part with its content, in order.
         settings: options that differ from their defaults and are stated nowhere else, as flags.
-        more: names the tables that a short report leaves out, and the command that prints them.
+        more_text: names the tables that a short report leaves out, and the command that prints
+            them.
     """
 
     title: str
@@ -43,17 +44,17 @@ class RunReport:
     parts: list[tuple[ReportPart[Any], PartContent]]
     header: dict[str, Any] | None = None
     settings: str = ""
-    more: str = ""
+    more_text: str = ""
 
-    def short(self) -> RunReport:
+    def without_long_tables(self) -> RunReport:
         """Return the report without long tables. Warnings and errors of their parts remain."""
         left_out = [part.heading for part, content in self.parts if part.long and content.blocks]
         more_text = ""
         if left_out and self.header is not None:
             command = f"dejavubench process {shlex.quote(str(self.header['path']))} --long"
             more_text = f"more tables ({', '.join(left_out)}):\n  {command}"
-        parts = [(part, part.short(content)) for part, content in self.parts]
-        return replace(self, parts=parts, more=more_text)
+        parts = [(part, part.short_content(content)) for part, content in self.parts]
+        return replace(self, parts=parts, more_text=more_text)
 
     @property
     def blocks(self) -> list[Block]:
@@ -87,15 +88,15 @@ def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
     Raises:
         RecordError: a record names a point or an arm that the header does not have.
     """
-    data = RunData(run)
+    run_data = RunData(run)
     # The json repeats run.json: a key that an older record lacks must not appear with a default.
     excluded_keys = set() if run.header.destinations else {"destinations"}
     excluded_keys |= set() if run.header.settings is not None else {"settings"}
     header = run.header.model_dump(mode="json", exclude=excluded_keys)
     return RunReport(
         title=f"{run.header.name} · {run.path.name} · {_describe_machine(run)}",
-        rows=data.rows,
-        parts=[(part, data.content(part)) for part in parts],
+        rows=run_data.rows,
+        parts=[(part, run_data.content(part)) for part in parts],
         header={"path": str(run.path), **header},
         settings=" ".join(run.header.settings or []),
     )
@@ -108,8 +109,10 @@ def log_report(path: Path) -> RunReport:
         TextLogError: the log cannot be read, or is too short.
     """
     log = read_log(path)
-    data = LogData(log, log_rows(log))
-    return RunReport(str(path), data.rows, [(part, part.content(data)) for part in LOG_PARTS])
+    log_data = LogData(log, log_rows(log))
+    return RunReport(
+        str(path), log_data.rows, [(part, part.content(log_data)) for part in LOG_PARTS]
+    )
 
 
 def _describe_machine(run: Run) -> str:

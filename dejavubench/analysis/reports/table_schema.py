@@ -52,7 +52,7 @@ def table_schema() -> dict[str, Any]:
         "schema_version": {"description": "Version of this schema.", "const": TABLE_SCHEMA},
     }
     # A text log has rows of its own kind alone.
-    optional = set(ROW_CLASSES)
+    optional_names = set(ROW_CLASSES)
     return {
         "$schema": DIALECT,
         "title": "output of process --format json",
@@ -61,7 +61,7 @@ def table_schema() -> dict[str, Any]:
         "items": {
             "type": "object",
             "properties": properties,
-            "required": [name for name in properties if name not in optional],
+            "required": [name for name in properties if name not in optional_names],
         },
         "$defs": definitions,
     }

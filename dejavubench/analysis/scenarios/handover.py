@@ -15,25 +15,26 @@ class HandoverSamples:
     """Series of an arm whose sinks go on with the requests; empty for other arms.
 
     Attributes:
-        handover: ms by round, from the end of the sources' last computation until a sink's first
-            token was reported to them.
-        waited, first, token: ms by round on the slowest sink; ``token`` is one later step.
+        handover_ms: value by round, from the end of the sources' last computation until a sink's
+            first token was reported to them.
+        waited_ms, first_ms, token_ms: values by round on the slowest sink; ``token_ms`` is one
+            later step.
     """
 
-    handover: dict[int, float] = field(default_factory=dict)
-    waited: dict[int, float] = field(default_factory=dict)
-    first: dict[int, float] = field(default_factory=dict)
-    token: dict[int, float] = field(default_factory=dict)
+    handover_ms: dict[int, float] = field(default_factory=dict)
+    waited_ms: dict[int, float] = field(default_factory=dict)
+    first_ms: dict[int, float] = field(default_factory=dict)
+    token_ms: dict[int, float] = field(default_factory=dict)
 
     def add_source(self, round_number: int, record: Handover) -> None:
         """Add a round's record of the source that hands over."""
-        self.handover[round_number] = record.ms
+        self.handover_ms[round_number] = record.ms
 
     def add_sink(self, round_number: int, record: HandoverAtSink) -> None:
         """Add a round's record of one sink."""
-        times = [(self.waited, record.waited_ms), (self.first, record.first_ms)]
+        times = [(self.waited_ms, record.waited_ms), (self.first_ms, record.first_ms)]
         if record.token_ms:
-            times.append((self.token, median(record.token_ms)))
+            times.append((self.token_ms, median(record.token_ms)))
         # A request goes on when the slowest of its sinks does.
         for series, ms in times:
             series[round_number] = max(ms, series.get(round_number, 0.0))
@@ -41,10 +42,10 @@ class HandoverSamples:
     def make_columns(self) -> HandoverTimes:
         """Return the columns of hand-over: medians over rounds, in milliseconds."""
         return HandoverTimes(
-            handover_ms=median_of(self.handover),
-            sink_waited_ms=median_of(self.waited),
-            sink_first_ms=median_of(self.first),
-            sink_token_ms=median_of(self.token),
+            handover_ms=median_of(self.handover_ms),
+            sink_waited_ms=median_of(self.waited_ms),
+            sink_first_ms=median_of(self.first_ms),
+            sink_token_ms=median_of(self.token_ms),
         )
 
 

@@ -15,30 +15,30 @@ class SwapSamples:
 
     Attributes:
         nbytes: bytes by round that all sources brought back.
-        bring, wait: ms by round, of the slowest source.
-        resident: caches that were in place; None unless the arm swaps.
+        bring_ms, wait_ms: values by round, of the slowest source.
+        resident_caches: caches that were in place; None unless the arm swaps.
     """
 
     nbytes: dict[int, float] = field(default_factory=dict)
-    bring: dict[int, float] = field(default_factory=dict)
-    wait: dict[int, float] = field(default_factory=dict)
-    resident: int | None = None
+    bring_ms: dict[int, float] = field(default_factory=dict)
+    wait_ms: dict[int, float] = field(default_factory=dict)
+    resident_caches: int | None = None
 
     def add(self, round_number: int, record: Swapping) -> None:
         """Add a round's record of one source."""
-        self.resident = record.resident
+        self.resident_caches = record.resident
         # Bytes add up over sources, which bring caches back side by side: times do not.
         self.nbytes[round_number] = self.nbytes.get(round_number, 0) + record.nbytes
-        for series, ms in ((self.bring, record.bring_ms), (self.wait, record.wait_ms)):
+        for series, ms in ((self.bring_ms, record.bring_ms), (self.wait_ms, record.wait_ms)):
             series[round_number] = max(ms, series.get(round_number, 0.0))
 
     def make_columns(self) -> SwapTotals:
         """Return the columns of swapping: medians over rounds."""
         return SwapTotals(
-            resident_caches=self.resident,
+            resident_caches=self.resident_caches,
             brought_back_bytes=whole_median_of(self.nbytes),
-            bring_ms=median_of(self.bring),
-            swap_wait_ms=median_of(self.wait),
+            bring_ms=median_of(self.bring_ms),
+            swap_wait_ms=median_of(self.wait_ms),
         )
 
 

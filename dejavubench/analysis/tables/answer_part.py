@@ -117,10 +117,10 @@ def _add_difference(row: AnswerRow, difference: Difference) -> None:
 
 def _label_points(rows: list[Row]) -> dict[str, str]:
     """Return names of the points with the sizes that tell them apart."""
-    varying = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
+    size_cells = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
     labels = {}
     for row in rows:
-        sizes = [f"{cell.heading} {cell.write(row)}" for cell in varying[:MOST_SIZES]]
+        sizes = [f"{cell.heading} {cell.write(row)}" for cell in size_cells[:MOST_SIZES]]
         labels[str(row.point)] = f"{row.point} ({', '.join(sizes)})" if sizes else str(row.point)
     return labels
 
@@ -128,13 +128,13 @@ def _label_points(rows: list[Row]) -> dict[str, str]:
 def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
     """Name the arms that were not measured, with their status."""
     points = {row.point for row in rows}
-    counts: dict[tuple[str, str], int] = {}
+    point_counts: dict[tuple[str, str], int] = {}
     for row in rows:
         if row.is_streaming and not row.ok:
-            counts[row.status, row.arm] = counts.get((row.status, row.arm), 0) + 1
+            point_counts[row.status, row.arm] = point_counts.get((row.status, row.arm), 0) + 1
     arms: dict[str, list[str]] = {}
-    for (status, arm_name), count in counts.items():
-        suffix = f" at {count} of {len(points)} points" if len(points) > 1 else ""
+    for (status, arm_name), point_count in point_counts.items():
+        suffix = f" at {point_count} of {len(points)} points" if len(points) > 1 else ""
         arms.setdefault(status, []).append(f"{arm_name}{suffix}")
     return [
         f"No answer ({status}): {', '.join(arms_and_places)}."
@@ -145,25 +145,25 @@ def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
 def _describe_model(rows: Sequence[Row]) -> list[str]:
     """Say how long prompts and tokens take, for a run in which nothing streams."""
     baseline_times = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
-    times = [
+    phase_pairs = [
         (times_of_point.prompt_ms, times_of_point.token_ms) for times_of_point in baseline_times
     ]
-    pairs = [(prompt, token) for prompt, token in times if prompt is not None and token]
-    if not pairs:
+    known_pairs = [(prompt, token) for prompt, token in phase_pairs if prompt is not None and token]
+    if not known_pairs:
         return []
-    suffix = f" over {len(pairs)} points" if len(pairs) > 1 else ""
+    suffix = f" over {len(known_pairs)} points" if len(known_pairs) > 1 else ""
     prompts, tokens = (
-        _format_range(sorted(phase_times)) for phase_times in zip(*pairs, strict=True)
+        _format_range(sorted(phase_times)) for phase_times in zip(*known_pairs, strict=True)
     )
-    ratios = sorted(prompt / token for prompt, token in pairs)
+    ratios = sorted(prompt / token for prompt, token in known_pairs)
     return [
         f"Nothing is streamed in this run. A prompt takes {prompts}, a token {tokens}{suffix}.",
         f"A prompt takes as long as {_join_ends(f'{ratio:.3g}' for ratio in ratios)} tokens.",
     ]
 
 
-def _format_range(times: Sequence[float]) -> str:
-    return f"{_join_ends(map(three_digits, times))} ms"
+def _format_range(sorted_ms: Sequence[float]) -> str:
+    return f"{_join_ends(map(three_digits, sorted_ms))} ms"
 
 
 def _join_ends(texts: Iterable[str]) -> str:
@@ -178,9 +178,9 @@ def _restart_sentences(rows: Sequence[Row]) -> list[str]:
         restart = row.restart
         if restart.restored_bytes is None or restart.restore_ms is None:
             continue
-        size = nbytes_text(restart.restored_bytes)
-        time = ms_text(restart.restore_ms)
-        text = f"{row.arm}: putting {size} back took {time} ms"
+        size_text = nbytes_text(restart.restored_bytes)
+        restore_text = ms_text(restart.restore_ms)
+        text = f"{row.arm}: putting {size_text} back took {restore_text} ms"
         if restart.anew_ms is not None:
             text += f", computing them again takes {ms_text(restart.anew_ms)} ms"
         texts.append(f"{text}.")
@@ -209,7 +209,7 @@ def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
     return [
         f"No answer: no arm has a complete measured round{suffix}. Missing: {arm_names}.",
-        *(note.text for note in health.note_continue(run.last)),
+        *(note.text for note in health.note_continue(run.last_session)),
     ]
 
 
@@ -228,20 +228,25 @@ def _explain_words(rows: Sequence[Row], sentences: Sequence[str]) -> str:
     return text
 
 
-def _make_content(data: RunData) -> PartContent:
-    rows = data.reached_rows
+def _make_content(run_data: RunData) -> PartContent:
+    rows = run_data.reached_rows
     if not rows:
-        return PartContent(_explain_missing_rounds(data.run, data.rows))
-    answers = answers_of(data.run, data.points, data.hosts, data.chunk_files.bills)
-    handover = _handover_sentences(rows)
+        return PartContent(_explain_missing_rounds(run_data.run, run_data.rows))
+    answers = answers_of(run_data.run, run_data.points, run_data.hosts, run_data.chunk_files.bills)
+    handover_sentences = _handover_sentences(rows)
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.
-    compared = [] if handover else summary(answers, _label_points(rows))
-    sentences = [*_restart_sentences(rows), *handover, *compared, *_name_unmeasured_arms(rows)]
+    answer_sentences = [] if handover_sentences else summary(answers, _label_points(rows))
+    sentences = [
+        *_restart_sentences(rows),
+        *handover_sentences,
+        *answer_sentences,
+        *_name_unmeasured_arms(rows),
+    ]
     if not any(row.is_streaming for row in rows):
         sentences = _describe_model(rows)
     return PartContent(
         sentences=sentences,
-        rows=list(_make_rows(data.run.path.name, answers)),
+        rows=list(_make_rows(run_data.run.path.name, answers)),
         legend=_explain_words(rows, sentences),
     )
 

@@ -32,7 +32,9 @@ HOW_TIMES_ARE_MADE = NoteKind("times", "info")
 MEDIAN_TIMES = "A time is that of the slowest source, the median over rounds."
 INTERVALS = "Brackets hold 95 % bootstrap intervals."
 RANGES = "Brackets hold the range of the rounds."
-PAIRED = "Overheads are paired: each round is divided by the geometric mean of its none and none#2."
+PAIRED_SENTENCE = (
+    "Overheads are paired: each round is divided by the geometric mean of its none and none#2."
+)
 RESTART_TIMES = (
     "Times are of one iteration on the slowest source. The recompute time is that of the earlier "
     "steps without streaming, in this process."
@@ -44,22 +46,22 @@ def _explain_times(rows: list[Row]) -> Note:
         return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
     round_counts = [row.times.samples for row in rows if row.times.samples]
     brackets = RANGES if round_counts and min(round_counts) < stats.COVERING_ROUNDS else INTERVALS
-    pairing = [PAIRED] if any(row.is_streaming for row in rows) else []
+    pairing = [PAIRED_SENTENCE] if any(row.is_streaming for row in rows) else []
     return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *pairing]))
 
 
 def _make_times_tables(rows: list[Row]) -> list[Block]:
     if not rows:
         return []
-    varying = varying_cells(rows)
-    common = common_sizes(rows)
-    if restarted := _select_restarts(rows):
-        return [make_block(common, restarted, varying, RESTART_CELLS)]
+    point_cells = varying_cells(rows)
+    title = common_sizes(rows)
+    if restart_rows := _select_restarts(rows):
+        return [make_block(title, restart_rows, point_cells, RESTART_CELLS)]
     if not any(row.is_streaming for row in rows):
-        return [make_block(common, rows, varying, TIME_CELLS + SPREAD_CELLS)]
+        return [make_block(title, rows, point_cells, TIME_CELLS + SPREAD_CELLS)]
     verdicts = any(row.overhead.verdict for row in rows)
-    overheads = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
-    return [make_block(common, rows, varying, TIME_CELLS + overheads)]
+    overhead_cells = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
+    return [make_block(title, rows, point_cells, TIME_CELLS + overhead_cells)]
 
 
 def _select_restarts(rows: list[Row]) -> list[Row]:
@@ -78,20 +80,24 @@ def _make_handover_table(rows: list[Row]) -> list[Block]:
 
 
 def _make_swap_table(rows: list[Row]) -> list[Block]:
-    swapped = [row for row in _select_streaming(rows) if row.swap.resident_caches is not None]
-    return [make_block(TITLES["swap"], swapped, varying_cells(rows), SWAP_CELLS)] if swapped else []
+    swap_rows = [row for row in _select_streaming(rows) if row.swap.resident_caches is not None]
+    return (
+        [make_block(TITLES["swap"], swap_rows, varying_cells(rows), SWAP_CELLS)]
+        if swap_rows
+        else []
+    )
 
 
 def _make_stream_tables(rows: list[Row]) -> list[Block]:
-    streaming = _select_streaming(rows)
-    varying = varying_cells(rows)
-    if not streaming:
+    streaming_rows = _select_streaming(rows)
+    point_cells = varying_cells(rows)
+    if not streaming_rows:
         return []
-    has_paths = any(row.conditions.path for row in streaming)  # older records have none
+    has_paths = any(row.conditions.path for row in streaming_rows)  # older records have none
     cells = [cell for cell in STREAM_CELLS if has_paths or cell is not PATH_CELL]
     return [
-        make_block(TITLES["streaming"], streaming, varying, cells),
-        make_block(TITLES["rest"], [row for row in rows if row.ok], varying, REST_CELLS),
+        make_block(TITLES["streaming"], streaming_rows, point_cells, cells),
+        make_block(TITLES["rest"], [row for row in rows if row.ok], point_cells, REST_CELLS),
     ]
 
 
@@ -109,10 +115,10 @@ def _make_model_table(rows: list[Row]) -> list[Block]:
 # ---- the parts ----
 
 
-def _make_times_content(data: RunData) -> PartContent:
-    blocks = _make_times_tables(data.reached_rows)
+def _make_times_content(run_data: RunData) -> PartContent:
+    blocks = _make_times_tables(run_data.reached_rows)
     # Without a table there is no time to explain.
-    notes = [_explain_times(data.rows)] if blocks else []
+    notes = [_explain_times(run_data.rows)] if blocks else []
     return PartContent(blocks=blocks, notes=notes)
 
 
@@ -120,20 +126,20 @@ TIMES = RunPart("times", "times and overheads", _make_times_content, (HOW_TIMES_
 HANDOVER = RunPart(
     "hand-over",
     "hand-over",
-    lambda data: PartContent(blocks=_make_handover_table(data.reached_rows)),
+    lambda run_data: PartContent(blocks=_make_handover_table(run_data.reached_rows)),
 )
 SWAP = RunPart(
-    "swap", "swapping", lambda data: PartContent(blocks=_make_swap_table(data.reached_rows))
+    "swap", "swapping", lambda run_data: PartContent(blocks=_make_swap_table(run_data.reached_rows))
 )
 STREAMING = RunPart(
     "streaming",
     "streaming",
-    lambda data: PartContent(blocks=_make_stream_tables(data.reached_rows)),
+    lambda run_data: PartContent(blocks=_make_stream_tables(run_data.reached_rows)),
     long=True,
 )
 MODEL = RunPart(
     "model",
     TITLES["model"],
-    lambda data: PartContent(blocks=_make_model_table(data.reached_rows)),
+    lambda run_data: PartContent(blocks=_make_model_table(run_data.reached_rows)),
     long=True,
 )

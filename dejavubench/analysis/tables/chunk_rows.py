@@ -82,11 +82,11 @@ class ChunkRow:
     setting: SettingColumns
 
 
-def chunk_rows(data: RunData) -> list[ChunkRow]:
+def chunk_rows(run_data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
-        _make_row(data.run, data.points[bill.point_id].arms[bill.arm_name], bill, part)
-        for bill in data.chunk_files.bills
+        _make_row(run_data.run, run_data.points[bill.point_id].arms[bill.arm_name], bill, part)
+        for bill in run_data.chunk_files.bills
         for part in bill.parts
     ]
 
@@ -105,7 +105,7 @@ def _make_row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> Chun
         median_us=part.median_us,
         p99_us=part.p99_us,
         share_pct=100 * part.share,
-        beyond_chunks=bill.beyond,
+        beyond_chunks=bill.chunks_beyond,
         setting=SettingColumns.of_point(samples.point_info),
     )
 
@@ -115,9 +115,9 @@ def _make_blocks(rows: list[Row], rows_of_run: Sequence[ChunkRow]) -> list[Block
     if not rows_of_run:
         return []
     # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
-    leading = [*varying_cells(rows), ARM_CELL]
-    headings = [*(cell.heading for cell in leading), "phase"]
-    sources = sources_of(leading) | {"phase": ("phase",)}
+    leading_cells = [*varying_cells(rows), ARM_CELL]
+    headings = [*(cell.heading for cell in leading_cells), "phase"]
+    sources = sources_of(leading_cells) | {"phase": ("phase",)}
     chunks = Block(
         CHUNKS_TITLE,
         [*headings, *SIZE_COLUMNS],
@@ -136,7 +136,7 @@ def _make_blocks(rows: list[Row], rows_of_run: Sequence[ChunkRow]) -> list[Block
             for chunk_row in rows_of_run
             if (chunk_row.arm_phase.point, chunk_row.arm_phase.arm) == (row.point, row.arm)
         ]
-        names = [cell.write(row) for cell in leading]
+        names = [cell.write(row) for cell in leading_cells]
         if arm_rows:
             latencies = [chunk_row for chunk_row in arm_rows if chunk_row.part == LATENCY]
             chunks.groups.append(
@@ -196,10 +196,10 @@ def _make_notes(rows_of_run: Sequence[ChunkRow]) -> list[Note]:
     return notes
 
 
-def _make_content(data: RunData) -> PartContent:
-    rows = chunk_rows(data)
+def _make_content(run_data: RunData) -> PartContent:
+    rows = chunk_rows(run_data)
     return PartContent(
-        blocks=_make_blocks(data.reached_rows, rows), notes=_make_notes(rows), rows=rows
+        blocks=_make_blocks(run_data.reached_rows, rows), notes=_make_notes(rows), rows=rows
     )
 
 

@@ -113,11 +113,11 @@ def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
         return Tails()
     overhead = p99_overhead(point, samples) if samples.info.is_streaming else None
     return Tails(
-        percentiles.count,
-        percentiles.p50,
-        percentiles.p90,
-        percentiles.p99,
-        percentiles.slowest,
+        percentiles.token_count,
+        percentiles.p50_ms,
+        percentiles.p90_ms,
+        percentiles.p99_ms,
+        percentiles.slowest_ms,
         # Rows of tails have no column for the quartile range, which comes fourth.
         *spread(overhead, 100)[:3],
         *spread(p99_noise(point), 100)[:3],
@@ -139,11 +139,11 @@ def make_stream_totals(samples: ArmSamples) -> StreamTotals:
 def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     """Return a stream's rates and its ceiling, at this point if it was measured here."""
     rates = StreamRates(hidden_pct=_hidden_pct(point, samples))
-    total = median_of(samples.times.total)
+    total_ms = median_of(samples.times.total)
     nbytes = median_of(samples.stream.nbytes)
-    if total and nbytes:
+    if total_ms and nbytes:
         # Bytes per ms / 10⁶ = GB/s.
-        rates.total_gb_per_s = nbytes / total / 1e6
+        rates.total_gb_per_s = nbytes / total_ms / 1e6
     info = info_of(run, samples.info)
     name = info.ceiling if info else None
     durability = samples.info.durability
@@ -151,10 +151,10 @@ def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRate
     if ceiling is not None:
         rates.ceiling = name
         rates.ceiling_gb_per_s = ceiling[0]
-    if samples.alone is not None:
-        alone = samples.alone
-        rates.alone_ms = alone.ms
-        rates.alone_gb_per_s = alone.nbytes / alone.ms / 1e6
+    if samples.stream_alone is not None:
+        stream_alone = samples.stream_alone
+        rates.alone_ms = stream_alone.ms
+        rates.alone_gb_per_s = stream_alone.nbytes / stream_alone.ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
         if ceiling is not None and ceiling[1] == len(source_ranks.sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
@@ -191,11 +191,11 @@ def _hidden_pct(point: PointSamples, samples: ArmSamples) -> float | None:
     baselines = point.baselines()
     floor = stats.noise_floor(baselines)
     overhead = stats.paired_overhead(samples.times.total, baselines)
-    if samples.alone is None or floor is None or overhead is None or floor.samples < 2:
+    if samples.stream_alone is None or floor is None or overhead is None or floor.samples < 2:
         return None
     # Of both baselines' rounds together, as the overhead is over both.
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median
-    alone_ms = samples.alone.ms
+    alone_ms = samples.stream_alone.ms
     if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
         return None
     # T_arm − T_none = overhead · T_none.

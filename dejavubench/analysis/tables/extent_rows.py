@@ -51,26 +51,26 @@ class ExtentRow:
     setting: SettingColumns = field(default_factory=SettingColumns)
 
 
-def _make_rows(data: RunData) -> list[ExtentRow]:
+def _make_rows(run_data: RunData) -> list[ExtentRow]:
     """Return the rows of a run; none of a run that sampled no extents.
 
     Raises:
         RecordError: a record names a point or an arm of no iteration.
     """
-    run = data.run
-    points = data.points
+    run = run_data.run
+    points = run_data.points
     records_by_arms: dict[tuple[str, str, str], list[ExtentTimes]] = {}
-    for rank, times in data.chunk_files.extents:
-        if times.point not in points or times.of not in points[times.point].arms:
+    for rank, record in run_data.chunk_files.extents:
+        if record.point not in points or record.of not in points[record.point].arms:
             raise RecordError(
-                f"{run.path}: times of extents of point {times.point}, arm {times.of}, on rank "
+                f"{run.path}: times of extents of point {record.point}, arm {record.of}, on rank "
                 f"{rank}: no such arm was measured"
             )
-        records_by_arms.setdefault((times.point, times.of, times.arm), []).append(times)
+        records_by_arms.setdefault((record.point, record.of, record.arm), []).append(record)
     rows = []
     for (point_id, streaming_name, arm_name), records in records_by_arms.items():
         for phase in ("prompt", "tokens"):
-            sampled = np.array(
+            sizes_and_ns = np.array(
                 [
                     (size, ns)
                     for record in records
@@ -79,25 +79,27 @@ def _make_rows(data: RunData) -> list[ExtentRow]:
                     if (step > 0) == (phase == "tokens")
                 ]
             )
-            if sampled.size:
+            if sizes_and_ns.size:
                 sizes = Sizes.of_point(points[point_id].info)
                 row = _make_row(
-                    (run.path.name, point_id, sizes, arm_name, streaming_name, phase), sampled
+                    (run.path.name, point_id, sizes, arm_name, streaming_name, phase), sizes_and_ns
                 )
                 row.setting = SettingColumns.of_point(points[point_id].info)
                 rows.append(row)
     return rows
 
 
-def _make_row(identity: tuple[str, str, Sizes, str, str, str], sampled: np.ndarray) -> ExtentRow:
-    times = np.sort(sampled[:, 1]) / 1e3
+def _make_row(
+    identity: tuple[str, str, Sizes, str, str, str], sizes_and_ns: np.ndarray
+) -> ExtentRow:
+    times_us = np.sort(sizes_and_ns[:, 1]) / 1e3
     return ExtentRow(
         *identity,
-        timed_extents=times.size,
-        extent_bytes=float(np.median(sampled[:, 0])),
-        median_us=percentile(times, 0.5),
-        p99_us=percentile(times, P99) if times.size >= FEWEST_TOKENS else None,
-        max_us=float(times[-1]),
+        timed_extents=times_us.size,
+        extent_bytes=float(np.median(sizes_and_ns[:, 0])),
+        median_us=percentile(times_us, 0.5),
+        p99_us=percentile(times_us, P99) if times_us.size >= FEWEST_TOKENS else None,
+        max_us=float(times_us[-1]),
     )
 
 
@@ -105,14 +107,14 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     """Return the table for people: a line for each diagnostic arm and phase."""
     if not extents:
         return []
-    leading = varying_cells(rows)
-    headings = [*(cell.heading for cell in leading), "arm", "phase"]
-    sources = sources_of(leading) | {"arm": ("arm",), "phase": ("phase",)} | TIMED_EXTENTS
+    leading_cells = varying_cells(rows)
+    headings = [*(cell.heading for cell in leading_cells), "arm", "phase"]
+    sources = sources_of(leading_cells) | {"arm": ("arm",), "phase": ("phase",)} | TIMED_EXTENTS
     block = Block(TITLE, [*headings, *TIMED_EXTENTS], len(headings), sources=sources)
     for row in rows:
         lines = [
             [
-                *(cell.write(row) for cell in leading),
+                *(cell.write(row) for cell in leading_cells),
                 extent_row.arm,
                 extent_row.phase,
                 format_count(extent_row.timed_extents),
@@ -127,9 +129,9 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     return [block]
 
 
-def _make_content(data: RunData) -> PartContent:
-    rows = _make_rows(data)
-    return PartContent(blocks=_make_blocks(data.reached_rows, rows), rows=rows)
+def _make_content(run_data: RunData) -> PartContent:
+    rows = _make_rows(run_data)
+    return PartContent(blocks=_make_blocks(run_data.reached_rows, rows), rows=rows)
 
 
 EXTENTS = RunPart("extents", "single extents", _make_content, row=ExtentRow)

@@ -40,38 +40,44 @@ TORN_LINE = NoteKind("torn-line", "warning")
 
 def is_complete(run: Run) -> bool:
     """Return whether every known rank has written its End record in the last session."""
-    last = run.last
-    return bool(last.ranks) and all(log.has_ended for log in last.ranks) and not _absent_ranks(last)
+    session = run.last_session
+    return (
+        bool(session.ranks)
+        and all(log.has_ended for log in session.ranks)
+        and not _absent_ranks(session)
+    )
 
 
 def make_notes(run: Run) -> list[Note]:
     """Return one note per finding, the most important first; none for a run that ended well."""
-    last = run.last  # an earlier session's end was not the run's
-    if not last.ranks:
+    session = run.last_session  # an earlier session's end was not the run's
+    if not session.ranks:
         return [INCOMPLETE.note("INCOMPLETE: no rank has written a record"), *run.notes]
-    failed = [(log, failure) for log in last.ranks for failure in log.records_of(RankFailure)]
-    interrupted = [log for log, failure in failed if _is_interrupt(failure)]
+    failures = [(log, failure) for log in session.ranks for failure in log.records_of(RankFailure)]
+    interrupted_logs = [log for log, failure in failures if _is_interrupt(failure)]
     # Ranks are interrupted together, or follow the one that was: one of them is enough.
     findings = [
         INTERRUPTED.note(f"INTERRUPTED: {_name_rank(log)}, {_describe_place(log.last_phase)}")
-        for log in interrupted[:1]
+        for log in interrupted_logs[:1]
     ]
     findings += [
         FAILED.note(f"FAILED: {_name_rank(log)}, {failure.phase}: {failure.error}")
-        for log, failure in failed
+        for log, failure in failures
         if not _is_interrupt(failure)
     ]
-    silent = [
-        log for log in last.ranks if not log.has_ended and not any(log.records_of(RankFailure))
+    silent_logs = [
+        log for log in session.ranks if not log.has_ended and not any(log.records_of(RankFailure))
     ]
-    if interrupted:
-        silent = [log for log in silent if log.rank in last.hung]
+    if interrupted_logs:
+        silent_logs = [log for log in silent_logs if log.rank in session.hung_ranks]
     # A recorded failure names the culprit; ranks that exited first only followed it.
-    first_ranks = set() if failed or last.hung else last.first_exits
-    silent.sort(key=lambda log: (log.rank not in last.hung, log.rank not in first_ranks))
-    for log in silent:
-        if log.rank in last.hung:
-            hang = f"hung {_describe_place(log.last_phase)}: {last.hung[log.rank]}"
+    first_ranks = set() if failures or session.hung_ranks else session.first_exits
+    silent_logs.sort(
+        key=lambda log: (log.rank not in session.hung_ranks, log.rank not in first_ranks)
+    )
+    for log in silent_logs:
+        if log.rank in session.hung_ranks:
+            hang = f"hung {_describe_place(log.last_phase)}: {session.hung_ranks[log.rank]}"
             findings.append(FAILED.note(f"FAILED: {_name_rank(log)} {hang}"))
             continue
         verb_phrase = "was the first to stop," if log.rank in first_ranks else "stopped"
@@ -79,19 +85,21 @@ def make_notes(run: Run) -> list[Note]:
         findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name_rank(log)} {stop}"))
     findings += [
         INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file")
-        for rank in sorted(_absent_ranks(last))
+        for rank in sorted(_absent_ranks(session))
     ]
-    if silent and not interrupted:
+    if silent_logs and not interrupted_logs:
         findings.append(
             UNFINISHED.note(
                 "The run is still going or was killed. The numbers are those recorded so far."
             )
         )
-    if silent or interrupted:
-        findings += note_continue(last)
-    findings += _note_torn_lines(last)
-    is_explained = failed or any(True for _ in last.records_of(ArmFailure))
-    is_unexplained = any(end.status == "failed" for end in _end_records(last)) and not is_explained
+    if silent_logs or interrupted_logs:
+        findings += note_continue(session)
+    findings += _note_torn_lines(session)
+    is_explained = failures or any(True for _ in session.records_of(ArmFailure))
+    is_unexplained = (
+        any(end.status == "failed" for end in _end_records(session)) and not is_explained
+    )
     if is_unexplained:
         findings.append(
             FAILED.note(
@@ -111,30 +119,32 @@ def note_continue(run: Run) -> list[Note]:
 
 def list_damage(run: Run) -> list[str]:
     """Return a message for each file of a run that is damaged or was lost, for stderr."""
-    last = run.last
+    session = run.last_session
     # A rank of a job that still goes on, was killed or failed may have no file yet.
-    ended_well = [end for end in _end_records(last) if end.status == "ok"]
-    all_ended_well = bool(last.ranks) and len(ended_well) == len(last.ranks)
-    missing_ranks = sorted(_absent_ranks(last)) if all_ended_well else []
+    ok_ends = [end for end in _end_records(session) if end.status == "ok"]
+    all_ended_well = bool(session.ranks) and len(ok_ends) == len(session.ranks)
+    missing_ranks = sorted(_absent_ranks(session)) if all_ended_well else []
     return [
-        *run.damaged.values(),
+        *run.damaged_files.values(),
         *(f"{run.path}: rank {rank} has no file" for rank in missing_ranks),
     ]
 
 
 def brief_health(run: Run) -> str:
     """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
-    changed = [note.text for note in run.notes if note.kind == CHANGED.name]
-    return " ".join([*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed)])
+    changed_texts = [note.text for note in run.notes if note.kind == CHANGED.name]
+    return " ".join(
+        [*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed_texts)]
+    )
 
 
 def _incomplete_ranks(run: Run) -> list[str]:
-    last = run.last
-    if not last.ranks or is_complete(last):
+    session = run.last_session
+    if not session.ranks or is_complete(session):
         return []
-    lacking = sum(not log.has_ended for log in last.ranks) + len(_absent_ranks(last))
-    count = len(last.ranks) + len(_absent_ranks(last))
-    return [f"INCOMPLETE: {lacking} of {count} ranks of {run.path.name} wrote no End record."]
+    open_ranks = sum(not log.has_ended for log in session.ranks) + len(_absent_ranks(session))
+    ranks = len(session.ranks) + len(_absent_ranks(session))
+    return [f"INCOMPLETE: {open_ranks} of {ranks} ranks of {run.path.name} wrote no End record."]
 
 
 def _note_torn_lines(run: Run) -> list[Note]:
@@ -180,6 +190,6 @@ def _describe_place(mark: PhaseMark | None) -> str:
 ENDING = RunPart(
     "ending",
     "how the run ended",
-    only_notes(lambda data: make_notes(data.run)),
+    only_notes(lambda run_data: make_notes(run_data.run)),
     (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.NOTE_KINDS),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavubench.analysis.numbers.averages import DROPPED
+from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
 from dejavubench.analysis.tables.column_groups import make_times
 from dejavubench.analysis.tables.rows import TOO_SHORT, Cpu, Overhead, Row, Sizes
 from dejavubench.analysis.tables.spreads import spread_of
@@ -20,18 +20,20 @@ def log_rows(log: TextLog) -> list[Row]:
         TextLogError: the log is too short.
     """
     ranks = log.ranks
-    if all(len(times.totals) <= DROPPED for times in ranks.values()):
+    if all(len(times.totals) <= DROPPED_SAMPLES for times in ranks.values()):
         most_totals = max(len(times.totals) for times in ranks.values())
         raise TextLogError(
-            f"{log.path} is too short: {most_totals} TOTAL lines, and the first {DROPPED} are "
-            "dropped as warm-up"
+            f"{log.path} is too short: {most_totals} TOTAL lines, and the first {DROPPED_SAMPLES} "
+            "are dropped as warm-up"
         )
     return [_make_row(log.path, rank, times) for rank, times in sorted(ranks.items())]
 
 
 def _make_row(path: Path, rank: int, times: RankTimes) -> Row:
     """Return one rank's row. A text log has no arm, so the row has the name of the file."""
-    statistic = f"median over iterations of rank {rank}, without the first {DROPPED} tokens of each"
+    statistic = (
+        f"median over iterations of rank {rank}, without the first {DROPPED_SAMPLES} tokens of each"
+    )
     row = Row(
         run=str(path),
         point=None,
@@ -41,17 +43,21 @@ def _make_row(path: Path, rank: int, times: RankTimes) -> Row:
         overhead=Overhead(baseline="no baseline"),
         cpu=Cpu(statistic=statistic),
     )
-    if len(times.totals) <= DROPPED:
+    if len(times.totals) <= DROPPED_SAMPLES:
         row.status = TOO_SHORT
         row.reason = f"rank {rank} has {len(times.totals)} TOTAL lines"
         return row
-    steps = [tokens[DROPPED:] for tokens in times.tokens[DROPPED:] if len(tokens) > DROPPED]
+    steps = [
+        tokens[DROPPED_SAMPLES:]
+        for tokens in times.tokens[DROPPED_SAMPLES:]
+        if len(tokens) > DROPPED_SAMPLES
+    ]
     row.times = make_times(
-        spread_of(times.prompts[DROPPED:]),
+        spread_of(times.prompts[DROPPED_SAMPLES:]),
         spread_of(float(np.median(tokens)) for tokens in steps),
-        spread_of(times.totals[DROPPED:]),
-        len(times.totals) - DROPPED,
-        DROPPED,
+        spread_of(times.totals[DROPPED_SAMPLES:]),
+        len(times.totals) - DROPPED_SAMPLES,
+        DROPPED_SAMPLES,
         None,
     )
     return row

@@ -96,12 +96,12 @@ def _chunk_bytes(row: Row) -> float | None:
     return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
 
 
-def _noise_of(row: Row, data: RunData) -> RunNoise:
+def _noise_of(row: Row, run_data: RunData) -> RunNoise:
     """Return the conditions of an arm; too few rounds to judge by leave its noise unknown."""
-    judged = row.judged
-    floor = None if judged.noise_reach_pct is None else _floor_at(row.point, data.rows)
+    judgement = row.judged
+    floor = None if judgement.noise_reach_pct is None else _floor_at(row.point, run_data.rows)
     return RunNoise(
-        describe_others(row), floor, judged.told_from_noise, _ceilings_command(data.run)
+        describe_others(row), floor, judgement.told_from_noise, _ceilings_command(run_data.run)
     )
 
 
@@ -137,7 +137,7 @@ def describe_others(row: Row) -> str | None:
     )
 
 
-def _make_rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
+def _make_rows(rows_and_normalities: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
     """Return the rows of the arms that were compared, each from its row of the run."""
     return [
         NormalRow(
@@ -148,25 +148,25 @@ def _make_rows(pairs: Iterable[tuple[Row, Normality]]) -> list[NormalRow]:
             ceiling_share_pct=normality.arm.share_pct,
             chunk_bytes=normality.arm.chunk_bytes,
             machines=len(normality.other_machines),
-            least_share_pct=normality.least,
-            most_share_pct=normality.most,
+            least_share_pct=normality.least_pct,
+            most_share_pct=normality.most_pct,
             range_place=str(normality.place),
             sentence=sentence(normality),
         )
-        for row, normality in pairs
+        for row, normality in rows_and_normalities
     ]
 
 
 def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartContent]:
-    def make_content(data: RunData) -> PartContent:
-        if table is None or not any(row.is_streaming for row in data.rows):
+    def make_content(run_data: RunData) -> PartContent:
+        if table is None or not any(row.is_streaming for row in run_data.rows):
             return PartContent()
-        pairs = [
-            (row, normality_of(arm, table, _noise_of(row, data)))
-            for row, arm in measured_arms(data.run, data.rows)
+        rows_and_normalities = [
+            (row, normality_of(arm, table, _noise_of(row, run_data)))
+            for row, arm in measured_arms(run_data.run, run_data.rows)
         ]
-        texts = sentences([normality for _, normality in pairs])
-        return PartContent(sentences=texts, rows=list(_make_rows(pairs)))
+        texts = sentences([normality for _, normality in rows_and_normalities])
+        return PartContent(sentences=texts, rows=list(_make_rows(rows_and_normalities)))
 
     return make_content
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.normal.machine_table import (
-    SHIPPED,
+    SHIPPED_TABLE,
     MachineTable,
     MeasuredArm,
     read_table,
@@ -19,17 +19,17 @@ from dejavubench.records import RecordError, Run
 from dejavubench.records.archives import unpack_advice
 
 
-def table_of(against: str) -> MachineTable:
+def table_of(table_source: str) -> MachineTable:
     """Return the table that ``--against`` names.
 
     Raises:
         RecordError: there is none, or it cannot be read.
     """
-    if against == SHIPPED:
+    if table_source == SHIPPED_TABLE:
         return shipped_table()
-    if not against:  # Path("") is the current folder, which nobody has named
-        raise RecordError(f"it is empty. Give {SHIPPED}, a folder of runs, or a table's file")
-    path = Path(against)
+    if not table_source:  # Path("") is the current folder, which nobody has named
+        raise RecordError(f"it is empty. Give {SHIPPED_TABLE}, a folder of runs, or a table's file")
+    path = Path(table_source)
     if path.is_file():
         if (advice := unpack_advice(path)) is not None:
             raise RecordError(advice)
@@ -38,8 +38,8 @@ def table_of(against: str) -> MachineTable:
     if found_runs.bad:
         raise RecordError("; ".join(found_runs.bad))
     if not found_runs.runs:  # a device or a pipe, which is no file of a table
-        raise RecordError(f"{against} is neither a folder of runs nor a table's file")
-    return MachineTable(against, arms_of(found_runs.runs))
+        raise RecordError(f"{table_source} is neither a folder of runs nor a table's file")
+    return MachineTable(table_source, arms_of(found_runs.runs))
 
 
 def arms_of(runs: Iterable[Run]) -> list[MeasuredArm]:

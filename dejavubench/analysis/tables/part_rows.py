@@ -57,11 +57,11 @@ class PartRow:
     setting: SettingColumns
 
 
-def part_rows(data: RunData) -> list[PartRow]:
+def part_rows(run_data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
-        _make_row(data.run, samples, part)
-        for point in data.points.values()
+        _make_row(run_data.run, samples, part)
+        for point in run_data.points.values()
         for samples in point.arms.values()
         if samples.why_failed is None
         for part in overhead_parts(point, samples)
@@ -97,13 +97,17 @@ def _make_blocks(rows: list[Row], rows_of_parts: Sequence[PartRow]) -> list[Bloc
         ] = row
     if not by_arm:
         return []
-    leading = [*varying_cells(rows), ARM_CELL]
-    headings = [*(cell.heading for cell in leading), "phase", *(f"{part} %" for part in PARTS)]
-    sources = sources_of(leading) | {"phase": ("phase",)}
+    leading_cells = [*varying_cells(rows), ARM_CELL]
+    headings = [
+        *(cell.heading for cell in leading_cells),
+        "phase",
+        *(f"{part} %" for part in PARTS),
+    ]
+    sources = sources_of(leading_cells) | {"phase": ("phase",)}
     sources |= {f"{part} %": ("part", *SHARE_COLUMNS) for part in PARTS}
-    block = Block(TITLE, headings, len(leading) + 1, sources=sources)
+    block = Block(TITLE, headings, len(leading_cells) + 1, sources=sources)
     for arm_row in rows:
-        names = [cell.write(arm_row) for cell in leading]
+        names = [cell.write(arm_row) for cell in leading_cells]
         lines = [
             [*names, phase, *_format_parts(by_arm[arm_row.point, arm_row.arm, phase])]
             for phase in PHASES
@@ -147,10 +151,10 @@ def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
     return texts
 
 
-def _make_content(data: RunData) -> PartContent:
-    rows = part_rows(data)
-    notes = _make_notes(data.run, rows)
-    return PartContent(blocks=_make_blocks(data.reached_rows, rows), notes=notes, rows=rows)
+def _make_content(run_data: RunData) -> PartContent:
+    rows = part_rows(run_data)
+    notes = _make_notes(run_data.run, rows)
+    return PartContent(blocks=_make_blocks(run_data.reached_rows, rows), notes=notes, rows=rows)
 
 
 OVERHEAD = RunPart(

@@ -58,6 +58,6 @@ def _select_arms(run: Run, point_id: str) -> list[ArmInfo]:
 PRECISION = RunPart(
     "precision",
     "the precision that was asked for",
-    only_notes(lambda data: _make_notes(data.run)),
+    only_notes(lambda run_data: _make_notes(run_data.run)),
     (NOT_REACHED,),
 )

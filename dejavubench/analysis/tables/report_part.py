@@ -71,7 +71,7 @@ class ReportPart(Generic[DataT]):
         row: dataclass of its rows, whose fields are the columns of csv and json; None if it has no
             rows of its own.
         long: whether its tables, and its notes of severity info, are in the long report alone.
-        joined: people read its notes on one line, which begins with this word; empty: on a line
+        first_word: people read its notes on one line, which begins with this word; empty: on a line
             each.
     """
 
@@ -81,9 +81,9 @@ class ReportPart(Generic[DataT]):
     kinds: tuple[NoteKind, ...] = ()
     row: type[Any] | None = None
     long: bool = False
-    joined: str = ""
+    first_word: str = ""
 
-    def short(self, content: PartContent) -> PartContent:
+    def short_content(self, content: PartContent) -> PartContent:
         """Return the content for the short report."""
         if not self.long:
             return content
@@ -93,11 +93,11 @@ class ReportPart(Generic[DataT]):
     def note_lines(self, content: PartContent) -> list[NoteLine]:
         """Return the notes as people read them."""
         notes = content.notes
-        if not self.joined or not notes:
+        if not self.first_word or not notes:
             return [NoteLine(note.severity, note.text) for note in notes]
-        worst = max((note.severity for note in notes), key=SEVERITIES.index)
+        worst_severity = max((note.severity for note in notes), key=SEVERITIES.index)
         texts = "; ".join(note.text for note in notes)
-        return [NoteLine(worst, f"{self.joined}: {texts}")]
+        return [NoteLine(worst_severity, f"{self.first_word}: {texts}")]
 
 
 def only_notes(make: Callable[[DataT], list[Note]]) -> Callable[[DataT], PartContent]:

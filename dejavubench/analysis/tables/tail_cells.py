@@ -57,6 +57,6 @@ def _make_blocks(rows: list[Row]) -> list[Block]:
 TAILS = RunPart(
     "tails",
     "single tokens",
-    lambda data: PartContent(blocks=_make_blocks(data.reached_rows)),
+    lambda run_data: PartContent(blocks=_make_blocks(run_data.reached_rows)),
     long=True,
 )

@@ -303,9 +303,9 @@ SHOWN_CELLS: dict[str, tuple[Cell, ...]] = {
 
 def varying_cells(rows: list[Row]) -> list[Cell]:
     """Return the cells that tell a run's points apart: id, sizes and settings that vary."""
-    leading = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
+    first_cells = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
     cells = (*SIZE_CELLS.values(), *SETTING_CELLS.values())
-    return [*leading, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
+    return [*first_cells, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
 
 
 def common_sizes(rows: list[Row]) -> str:
@@ -324,17 +324,17 @@ def sources_of(cells: Iterable[Cell]) -> dict[str, tuple[str, ...]]:
 
 
 def make_block(
-    title: str, rows: Sequence[Row], varying: Sequence[Cell], cells: Sequence[Cell]
+    title: str, rows: Sequence[Row], point_cells: Sequence[Cell], cells: Sequence[Cell]
 ) -> Block:
     """Make a table of rows, led by what varies and by the arm's name.
 
     Args:
-        varying: from :func:`varying_cells`, of all rows of the run.
+        point_cells: from :func:`varying_cells`, of all rows of the run.
     """
-    leading = [*varying, ARM_CELL]
-    columns = [*leading, *cells]
+    leading_cells = [*point_cells, ARM_CELL]
+    columns = [*leading_cells, *cells]
     table = Block(
-        title, [cell.heading for cell in columns], len(leading), sources=sources_of(columns)
+        title, [cell.heading for cell in columns], len(leading_cells), sources=sources_of(columns)
     )
     last_point_id: object = None
     for row in rows:
@@ -343,5 +343,5 @@ def make_block(
             last_point_id = row.point
         texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
         texts += ["–"] * (len(cells) - len(texts))
-        table.groups[-1].append([*(cell.write(row) for cell in leading), *texts])
+        table.groups[-1].append([*(cell.write(row) for cell in leading_cells), *texts])
     return table

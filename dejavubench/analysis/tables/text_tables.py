@@ -31,7 +31,7 @@ class Block:
     """A table as text.
 
     Attributes:
-        leading: number of columns at the left that name the rows; they are aligned left.
+        leading_columns: number of columns at the left that name the rows; they are aligned left.
         groups: rows of cells, one group for each point.
         breaks: numbers of columns that begin another part, if there must be several.
         sources: names of the columns of csv and json that a heading's cells are made from, by
@@ -40,7 +40,7 @@ class Block:
 
     title: str
     columns: list[str]
-    leading: int
+    leading_columns: int
     groups: list[list[list[str]]] = field(default_factory=list)
     breaks: tuple[int, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,17 +72,17 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     Args:
         indent: begins every line but the first.
     """
-    wrapped: list[str] = []
+    lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for gap, word in _words(paragraph):
             if line.strip() and len(line) + len(gap) + len(word) > width:
-                wrapped.append(line)
+                lines.append(line)
                 line = indent + word
             else:
                 line += gap + word
-        wrapped.append(line)
-    return wrapped
+        lines.append(line)
+    return lines
 
 
 def make_lines(block: Block, width: int) -> list[TextLine]:
@@ -111,7 +111,7 @@ class _Column:
     """
 
     def __init__(self, block: Block, column_index: int) -> None:
-        self.left = column_index < block.leading
+        self.is_left_aligned = column_index < block.leading_columns
         self.text = block.columns[column_index]
         self.heading = self.text.split("\n")
         self.cells = [row[column_index].split("\n") for group in block.groups for row in group]
@@ -128,12 +128,12 @@ class _Column:
         """Give the heading two lines, as narrow as they can be, if the cells are narrower."""
         if len(self.heading) > 1:  # its lines were given
             return
-        narrowest = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
-        for width in range(narrowest, len(self.text)):
+        narrowest_width = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
+        for width in range(narrowest_width, len(self.text)):
             # The narrowest width that still gives two lines: words decide, so try each.
-            folded = wrap(self.text, width)
-            if len(folded) <= HEADING_LINES:
-                self.heading = folded
+            folded_lines = wrap(self.text, width)
+            if len(folded_lines) <= HEADING_LINES:
+                self.heading = folded_lines
                 return
 
     def shrink(self, width: int) -> None:
@@ -159,59 +159,61 @@ def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[
         return [list(range(len(columns)))]
     keys = _find_keys(block)
     _shrink_keys([columns[column_index] for column_index in keys], width)
-    room = width - _width([columns[column_index] for column_index in keys]) - len(COLUMN_GAP)
+    spare_width = width - _width([columns[column_index] for column_index in keys]) - len(COLUMN_GAP)
     for column_index, column in enumerate(columns):
         if column_index not in keys:
-            column.shrink(room)
+            column.shrink(spare_width)
     # Parts that repeat the fewest columns are narrow; parts that repeat all leading ones read
     # better. So the latter win unless they need more parts.
     by_keys = _partition(columns, keys, block.breaks, width)
-    leading = list(range(block.leading))
-    widest = max((column.width for column in columns[block.leading :]), default=0)
-    if _width(columns[: block.leading]) + len(COLUMN_GAP) + widest > width:
+    leading_indices = list(range(block.leading_columns))
+    widest_width = max((column.width for column in columns[block.leading_columns :]), default=0)
+    if _width(columns[: block.leading_columns]) + len(COLUMN_GAP) + widest_width > width:
         return by_keys
-    by_leading = _partition(columns, leading, block.breaks, width)
+    by_leading = _partition(columns, leading_indices, block.breaks, width)
     return by_leading if len(by_leading) <= len(by_keys) else by_keys
 
 
 def _find_keys(block: Block) -> list[int]:
     """Return the fewest leading columns that tell the rows apart, the first one if possible."""
-    keys = list(range(block.leading))
+    keys = list(range(block.leading_columns))
     rows = [row for group in block.groups for row in group]
 
     def count_distinct(columns: Sequence[int]) -> int:
         return len({tuple(row[column_index] for column_index in columns) for row in rows})
 
-    for column_index in [*range(1, block.leading), 0]:
-        fewer = [key for key in keys if key != column_index]
-        if fewer and count_distinct(fewer) == count_distinct(keys):
-            keys = fewer
+    for column_index in [*range(1, block.leading_columns), 0]:
+        fewer_keys = [key for key in keys if key != column_index]
+        if fewer_keys and count_distinct(fewer_keys) == count_distinct(keys):
+            keys = fewer_keys
     return keys
 
 
 def _shrink_keys(keys: Sequence[_Column], width: int) -> None:
     """Wrap the widest of the columns that every part repeats, if they leave too little room."""
-    excess = _width(keys) - int(KEYS_SHARE * width)
-    if excess > 0:
-        widest = max(keys, key=lambda column: column.width)
-        widest.shrink(max(1, widest.width - excess))
+    excess_width = _width(keys) - int(KEYS_SHARE * width)
+    if excess_width > 0:
+        widest_key = max(keys, key=lambda column: column.width)
+        widest_key.shrink(max(1, widest_key.width - excess_width))
 
 
 def _partition(
-    columns: Sequence[_Column], repeated: list[int], breaks: Sequence[int], width: int
+    columns: Sequence[_Column], repeated_indices: list[int], breaks: Sequence[int], width: int
 ) -> list[list[int]]:
     """Cut the columns into parts of at most this width, each with the repeated columns."""
-    column_groups = [list(repeated)]
+    column_groups = [list(repeated_indices)]
     for column_index in range(len(columns)):
-        if column_index in repeated:
+        if column_index in repeated_indices:
             continue
-        wider = sorted([*column_groups[-1], column_index])
+        wider_group = sorted([*column_groups[-1], column_index])
         # A part holds at least one column of its own, however wide that is.
-        full = column_index in breaks or _width([columns[index] for index in wider]) > width
-        if full and len(column_groups[-1]) > len(repeated):
-            wider = sorted([*repeated, column_index])
-            column_groups.append(wider)
-        column_groups[-1] = wider
+        is_full = (
+            column_index in breaks or _width([columns[index] for index in wider_group]) > width
+        )
+        if is_full and len(column_groups[-1]) > len(repeated_indices):
+            wider_group = sorted([*repeated_indices, column_index])
+            column_groups.append(wider_group)
+        column_groups[-1] = wider_group
     return column_groups
 
 
@@ -247,6 +249,8 @@ def _join_columns(columns: Sequence[_Column], cells: Sequence[Sequence[str]]) ->
         texts = []
         for column, cell in zip(columns, cells, strict=True):
             text = cell[line_index] if line_index < len(cell) else ""
-            texts.append(text.ljust(column.width) if column.left else text.rjust(column.width))
+            texts.append(
+                text.ljust(column.width) if column.is_left_aligned else text.rjust(column.width)
+            )
         text_lines.append(COLUMN_GAP.join(texts).rstrip())
     return text_lines

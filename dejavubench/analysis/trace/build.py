@@ -29,7 +29,7 @@ class Trace:
     """One measured iteration.
 
     Attributes:
-        zero: the first moment, by the clock of rank 0's host.
+        zero_ns: the first moment, by the clock of rank 0's host.
         notes: what a reader must know about what is shown, and what is not.
     """
 
@@ -37,7 +37,7 @@ class Trace:
     choice: ChosenIteration
     processes: list[Process]
     clocks: list[RankClock]
-    zero: int
+    zero_ns: int
     notes: list[str]
 
 
@@ -51,9 +51,13 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
     """
     require_undamaged(run)
     clocks = clocks_of(run)
-    timed = [chunks for chunks in read_chunk_times(run.path) if _is_chosen(choice, chunks.times)]
+    timed_microbatches = [
+        chunks for chunks in read_chunk_times(run.path) if _is_chosen(choice, chunks.times)
+    ]
     arrivals = [
-        received for received in read_sink_times(run.path) if _is_chosen(choice, received.times)
+        sink_chunks
+        for sink_chunks in read_sink_times(run.path)
+        if _is_chosen(choice, sink_chunks.times)
     ]
     processes = []
     for _, info in sorted(
@@ -64,7 +68,7 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
         # measured.
         if clock.is_known:
             process = Process(info.rank, f"rank {info.rank}, {info.role}, {clock}")
-            _fill_process(process, run, choice, clock, timed, arrivals)
+            _fill_process(process, run, choice, clock, timed_microbatches, arrivals)
             processes.append(process)
     moments = [moment for process in processes for moment in process.moments]
     return Trace(
@@ -72,8 +76,11 @@ def build(run: Run, choice: ChosenIteration) -> Trace:
         choice=choice,
         processes=processes,
         clocks=list(clocks.values()),
-        zero=min(moments),
-        notes=[*_make_notes(run, choice, clocks.values(), timed), *_list_left_out(processes)],
+        zero_ns=min(moments),
+        notes=[
+            *_make_notes(run, choice, clocks.values(), timed_microbatches),
+            *_list_left_out(processes),
+        ],
     )
 
 
@@ -82,7 +89,7 @@ def _fill_process(
     run: Run,
     choice: ChosenIteration,
     clock: RankClock,
-    timed: list[TimedChunks],
+    timed_microbatches: list[TimedChunks],
     arrivals: list[TimedArrivals],
 ) -> None:
     """Add the lanes of one rank: its marks, and what it did as a source or as a sink."""
@@ -102,11 +109,13 @@ def _fill_process(
     source_lanes.add_marks(process, marks, clock.to_common)
     if microbatches:
         source_lanes.add_model(process, microbatches, clock.to_common)
-        own_chunks = [chunks for chunks in timed if chunks.rank == process.rank]
+        own_chunks = [chunks for chunks in timed_microbatches if chunks.rank == process.rank]
         if own_chunks:
             source_lanes.add_chunks(process, own_chunks, clock.to_common)
-    received = [stream_chunks for stream_chunks in arrivals if stream_chunks.rank == process.rank]
-    sink_lanes.add_arrivals(process, received, timed, clock.to_common)
+    own_arrivals = [
+        stream_chunks for stream_chunks in arrivals if stream_chunks.rank == process.rank
+    ]
+    sink_lanes.add_arrivals(process, own_arrivals, timed_microbatches, clock.to_common)
 
 
 def _select_marks(run: Run, rank: int, choice: ChosenIteration) -> list[PhaseMark]:
@@ -133,12 +142,15 @@ def _is_chosen(choice: ChosenIteration, record: Microbatch | ChunkTimes | SinkCh
 
 
 def _make_notes(
-    run: Run, choice: ChosenIteration, clocks: Iterable[RankClock], timed: list[TimedChunks]
+    run: Run,
+    choice: ChosenIteration,
+    clocks: Iterable[RankClock],
+    timed_microbatches: list[TimedChunks],
 ) -> list[str]:
     """Say which lanes are missing, and which clocks were compared only in part."""
     arm = next(info for info in run.header.arms if info.name == choice.arm_name)
     notes = []
-    if (arm.is_streaming or arm.is_swapping) and not timed:
+    if (arm.is_streaming or arm.is_swapping) and not timed_microbatches:
         notes.append(f"{why_no_times(run)}: no lanes of chunks")
     for clock in clocks:
         if not clock.is_known:

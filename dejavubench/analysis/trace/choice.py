@@ -109,49 +109,57 @@ def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
 
     Arms that failed count only if no other is there.
     """
-    intact = [name for name, samples in arms.items() if samples.why_failed is None] or list(arms)
-    streaming = [name for name in intact if arms[name].info.is_streaming]
+    intact_names = [name for name, samples in arms.items() if samples.why_failed is None]
+    candidates = intact_names or list(arms)
+    streaming_names = [name for name in candidates if arms[name].info.is_streaming]
 
     def cost(name: str) -> float:
         overhead = stats.paired_overhead(arms[name].times.total, point.baselines())
         return float("-inf") if overhead is None else overhead.median
 
-    return max(streaming, key=cost) if streaming else intact[0]
+    return max(streaming_names, key=cost) if streaming_names else candidates[0]
 
 
-def _overheads(point: PointSamples, chosen: ArmSamples) -> RoundValues:
+def _overheads(point: PointSamples, chosen_arm: ArmSamples) -> RoundValues:
     """Return the chosen arm's overhead of each round over the baselines of the same round."""
     baselines = point.baselines()
-    if not baselines or not chosen.info.is_streaming:
+    if not baselines or not chosen_arm.info.is_streaming:
         return {}
     means = stats.geometric_mean(baselines)
     return {
         round_number: ms / means[round_number] - 1
-        for round_number, ms in chosen.times.total.items()
+        for round_number, ms in chosen_arm.times.total.items()
         if round_number in means
     }
 
 
-def _choose_round(chosen: ArmSamples, overheads: RoundValues, wanted_round: str) -> tuple[int, str]:
+def _choose_round(
+    chosen_arm: ArmSamples, overheads: RoundValues, wanted_round: str
+) -> tuple[int, str]:
     """Return the number of the wanted round, from 0, and in words how it was chosen."""
-    ordered = sorted(
-        chosen.times.total,
-        key=lambda round_number: (chosen.times.total[round_number], round_number),
+    rounds_by_time = sorted(
+        chosen_arm.times.total,
+        key=lambda round_number: (chosen_arm.times.total[round_number], round_number),
     )
     if wanted_round == "median":
         # Of an even number of rounds the lower one: a mean of two is no iteration.
-        return ordered[(len(ordered) - 1) // 2], f"median TOTAL of {len(ordered)} rounds"
+        median_round = rounds_by_time[(len(rounds_by_time) - 1) // 2]
+        return median_round, f"median TOTAL of {len(rounds_by_time)} rounds"
     if wanted_round == "worst" and overheads:
         # By overhead, not TOTAL: a slow round of all arms is the machine's, not the stream's.
-        worst = max(overheads, key=lambda round_number: (overheads[round_number], round_number))
-        return worst, f"largest overhead of {len(overheads)} rounds"
+        worst_round = max(
+            overheads, key=lambda round_number: (overheads[round_number], round_number)
+        )
+        return worst_round, f"largest overhead of {len(overheads)} rounds"
     if wanted_round == "worst":
-        return ordered[-1], f"largest TOTAL of {len(ordered)} rounds, as none has a baseline"
+        slowest_round = rounds_by_time[-1]
+        reason = f"largest TOTAL of {len(rounds_by_time)} rounds, as none has a baseline"
+        return slowest_round, reason
     # People count rounds from 1, records from 0.
     asked_round = int(wanted_round) - 1
-    if asked_round not in chosen.times.total:
-        rounds = ", ".join(str(round_number + 1) for round_number in sorted(chosen.times.total))
+    if asked_round not in chosen_arm.times.total:
+        rounds = ", ".join(str(round_number + 1) for round_number in sorted(chosen_arm.times.total))
         raise TraceError(
-            f"{chosen.info.name} has no measured round {wanted_round}. It has: {rounds}"
+            f"{chosen_arm.info.name} has no measured round {wanted_round}. It has: {rounds}"
         )
     return asked_round, "as asked"

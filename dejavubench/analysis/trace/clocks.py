@@ -48,12 +48,12 @@ class RankClock:
         """Return a time of this rank by the clock of rank 0's host."""
         if self.is_reference or self.start is None:
             return at_ns
-        offset = float(self.start.offset_ns)
+        offset_ns = float(self.start.offset_ns)
         if self.end is not None and self.end.at_ns > self.start.at_ns:
             # The drift is taken as even, so the offset lies on a line between both measurements.
-            passed = (at_ns - self.start.at_ns) / (self.end.at_ns - self.start.at_ns)
-            offset += passed * (self.end.offset_ns - self.start.offset_ns)
-        return at_ns + round(offset)
+            passed_share = (at_ns - self.start.at_ns) / (self.end.at_ns - self.start.at_ns)
+            offset_ns += passed_share * (self.end.offset_ns - self.start.offset_ns)
+        return at_ns + round(offset_ns)
 
     def __str__(self) -> str:
         if self.is_reference:

@@ -54,7 +54,7 @@ def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
     arrows = _number_arrows(trace.processes)
     for process in trace.processes:
         # Viewers take process 0 for the idle one.
-        yield from _process_events(process, process.rank + 1, trace.zero, arrows)
+        yield from _process_events(process, process.rank + 1, trace.zero_ns, arrows)
 
 
 def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
@@ -63,8 +63,8 @@ def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     Left out are those that would arrive before they left: clocks of two hosts differ by so much.
     """
     events = [event for process in processes for lane in process.lanes for event in lane.events]
-    departures = {event.leaves: event.begin for event in events if event.leaves is not None}
-    arrivals = {event.arrives: event.begin for event in events if event.arrives is not None}
+    departures = {event.leaves: event.begin_ns for event in events if event.leaves is not None}
+    arrivals = {event.arrives: event.begin_ns for event in events if event.arrives is not None}
     shown_on_both_sides = (
         passage for passage in departures if departures[passage] <= arrivals.get(passage, -1)
     )
@@ -74,7 +74,7 @@ def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
 
 
 def _process_events(
-    process: Process, pid: int, zero: int, arrows: Mapping[Passage, int]
+    process: Process, pid: int, zero_ns: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
     yield _make_name("process_name", pid, 0, name=process.title)
@@ -82,15 +82,15 @@ def _process_events(
     for lane_number, lane in enumerate(process.lanes, start=pid * LANE_NUMBERS_PER_PROCESS):
         yield _make_name("thread_name", pid, lane_number, name=lane.title)
         yield _make_name("thread_sort_index", pid, lane_number, sort_index=lane_number)
-        for event, following in zip_longest(lane.events, lane.events[1:]):
-            yield {**_make_event(event, following, zero), "pid": pid, "tid": lane_number}
-            yield from _arrow_ends(event, zero, pid, lane_number, arrows)
+        for event, next_event in zip_longest(lane.events, lane.events[1:]):
+            yield {**_make_event(event, next_event, zero_ns), "pid": pid, "tid": lane_number}
+            yield from _arrow_ends(event, zero_ns, pid, lane_number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
             yield {
                 "name": counter.title,
                 "ph": "C",
-                "ts": _microseconds(moment - zero),
+                "ts": _microseconds(moment - zero_ns),
                 "pid": pid,
                 "args": {counter.unit: value},
             }
@@ -100,28 +100,35 @@ def _make_name(kind: str, pid: int, tid: int, **args: object) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": args}
 
 
-def _make_event(event: Event, following: Event | None, zero: int) -> dict[str, Any]:
-    """Return an event of a lane in the format of the trace; ``following`` is next on its lane."""
-    shared = {"name": event.name, "cat": "dejavubench", "ts": _microseconds(event.begin - zero)}
-    if event.end is None:
-        return {**shared, "ph": "i", "s": "t", "args": dict(event.args)}
+def _make_event(event: Event, next_event: Event | None, zero_ns: int) -> dict[str, Any]:
+    """Return an event of a lane in the format of the trace; ``next_event`` is on its lane, too."""
+    common_fields = {
+        "name": event.name,
+        "cat": "dejavubench",
+        "ts": _microseconds(event.begin_ns - zero_ns),
+    }
+    if event.end_ns is None:
+        return {**common_fields, "ph": "i", "s": "t", "args": dict(event.args)}
     # Viewers add begin and duration as decimals of a microsecond, and some truncate both to
     # nanoseconds. A slice that ends where the next one begins would then overlap it by a rounding
     # error, and a viewer that nests slices never closes it. So such a slice ends 1 ns early.
-    touching = following is not None and following.begin <= event.end
-    duration = max(event.end - event.begin - touching, 0)
-    return {**shared, "ph": "X", "dur": _microseconds(duration), "args": dict(event.args)}
+    touches_next = next_event is not None and next_event.begin_ns <= event.end_ns
+    duration = max(event.end_ns - event.begin_ns - touches_next, 0)
+    return {**common_fields, "ph": "X", "dur": _microseconds(duration), "args": dict(event.args)}
 
 
 def _arrow_ends(
-    event: Event, zero: int, pid: int, tid: int, arrows: Mapping[Passage, int]
+    event: Event, zero_ns: int, pid: int, tid: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""
-    for passage, end in ((event.leaves, {"ph": "s"}), (event.arrives, {"ph": "f", "bp": "e"})):
+    for passage, arrow_end in (
+        (event.leaves, {"ph": "s"}),
+        (event.arrives, {"ph": "f", "bp": "e"}),
+    ):
         if passage is not None and passage in arrows:
-            position = {"ts": _microseconds(event.begin - zero), "pid": pid, "tid": tid}
-            shared = {"name": "chunk", "cat": "dejavubench"}
-            yield shared | end | {"id": arrows[passage]} | position
+            position = {"ts": _microseconds(event.begin_ns - zero_ns), "pid": pid, "tid": tid}
+            common_fields = {"name": "chunk", "cat": "dejavubench"}
+            yield common_fields | arrow_end | {"id": arrows[passage]} | position
 
 
 def _microseconds(ns: int) -> float:

@@ -14,13 +14,13 @@ class Passage(NamedTuple):
     """A chunk's way from a source to a sink, which the trace shows as an arrow.
 
     Attributes:
-        number: the chunk's number within its stream, which is unique between the two ranks.
+        chunk_number: the chunk's number within its stream, which is unique between the two ranks.
     """
 
     source: int
     sink: int
     stream: int
-    number: int
+    chunk_number: int
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class Event:
     """Something on a lane.
 
     Attributes:
-        end: None for a moment.
+        end_ns: None for a moment.
         leaves, arrives: the chunk that goes to a sink in this event, or has come by it.
         args: what a reader sees on a click. ``begin is`` and ``end is`` say how an end that was
             not measured itself was derived.
     """
 
     name: str
-    begin: int
-    end: int | None
+    begin_ns: int
+    end_ns: int | None
     args: Mapping[str, Any] = field(default_factory=dict)
     leaves: Passage | None = None
     arrives: Passage | None = None
 
     @property
-    def last(self) -> int:
+    def last_ns(self) -> int:
         """The newest moment of the event."""
-        return self.begin if self.end is None else self.end
+        return self.begin_ns if self.end_ns is None else self.end_ns
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ class Process:
     def moments(self) -> list[int]:
         """Beginning and end of everything, in no order."""
         ends = [
-            end for lane in self.lanes for event in lane.events for end in (event.begin, event.last)
+            end
+            for lane in self.lanes
+            for event in lane.events
+            for end in (event.begin_ns, event.last_ns)
         ]
         return ends + [moment for counter in self.counters for moment, _ in counter.values]
 
@@ -97,8 +100,8 @@ def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
     """Return lanes whose events do not overlap, and the number of events that found no lane."""
     lanes: list[list[Event]] = []
     left_out = 0
-    for event in sorted(events, key=lambda timed: (timed.begin, timed.last)):
-        lane = next((lane for lane in lanes if lane[-1].last <= event.begin), None)
+    for event in sorted(events, key=lambda lane_event: (lane_event.begin_ns, lane_event.last_ns)):
+        lane = next((lane for lane in lanes if lane[-1].last_ns <= event.begin_ns), None)
         if lane is None and len(lanes) == MOST_LANES:
             left_out += 1
             continue

@@ -14,7 +14,9 @@ def require_undamaged(run: Run) -> None:
     Raises:
         TraceError: the message names each damaged file.
     """
-    damage = [reason for name, reason in run.damaged.items() if chunk_file_rank(name) is not None]
+    damage = [
+        reason for name, reason in run.damaged_files.items() if chunk_file_rank(name) is not None
+    ]
     if damage:
         raise TraceError("\n".join(f"times of chunks are damaged: {reason}" for reason in damage))
 

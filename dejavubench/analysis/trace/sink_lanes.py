@@ -13,52 +13,56 @@ def add_arrivals(
     process: Process,
     arrivals: Sequence[TimedArrivals],
     sources: Sequence[TimedChunks],
-    common: Common,
+    to_common: Common,
 ) -> None:
     """Add the chunks that a sink received, by its own clock.
 
     Args:
         sources: what the sources have sent in this iteration; it names the chunks.
     """
-    peers = {timed.times.peer for timed in arrivals}
-    microbatches = {timed.times.ubatch for timed in arrivals}
-    for timed in arrivals:
-        of_source = [sent_chunks for sent_chunks in sources if sent_chunks.rank == timed.times.peer]
+    peers = {timed_arrivals.times.peer for timed_arrivals in arrivals}
+    microbatches = {timed_arrivals.times.ubatch for timed_arrivals in arrivals}
+    for timed_arrivals in arrivals:
+        of_source = [
+            sent_chunks for sent_chunks in sources if sent_chunks.rank == timed_arrivals.times.peer
+        ]
         chunks = [
             chunk
             for sent_chunks in of_source
-            for chunk in sent_chunks.listed.chunks
-            if (chunk.peer, chunk.stream) == (process.rank, timed.times.stream)
+            for chunk in sent_chunks.chunk_list.chunks
+            if (chunk.peer, chunk.stream) == (process.rank, timed_arrivals.times.stream)
         ]
-        source_text = f" from rank {timed.times.peer}" if len(peers) > 1 else ""
-        microbatch_text = f" of microbatch {timed.times.ubatch}" if len(microbatches) > 1 else ""
+        source_text = f" from rank {timed_arrivals.times.peer}" if len(peers) > 1 else ""
+        microbatch_text = (
+            f" of microbatch {timed_arrivals.times.ubatch}" if len(microbatches) > 1 else ""
+        )
         stream_text = (
             # Named only where a source has several streams to this sink.
-            f", stream {timed.times.stream}"
+            f", stream {timed_arrivals.times.stream}"
             if len(arrivals) > len(peers) * len(microbatches)
             else ""
         )
         process.add(
             f"sink{source_text}{microbatch_text}{stream_text}",
-            _make_events(process.rank, timed, chunks, common),
+            _make_events(process.rank, timed_arrivals, chunks, to_common),
         )
 
 
 def _make_events(
-    rank: int, timed: TimedArrivals, chunks: list[ListedChunk], common: Common
+    rank: int, timed_arrivals: TimedArrivals, chunks: list[ListedChunk], to_common: Common
 ) -> Iterator[Event]:
     """Yield each chunk of one stream, from its arrival if that is known."""
-    times = timed.times
-    received: Sequence[int | None] = times.received or [None] * len(times.scattered)
+    times = timed_arrivals.times
+    received_ns: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.
-    titles = [title(chunk) for chunk in chunks[: len(received)]]
-    titles += ["chunk"] * (len(received) - len(titles))
-    arrivals = zip(titles, received, times.scattered, strict=True)
+    titles = [title(chunk) for chunk in chunks[: len(received_ns)]]
+    titles += ["chunk"] * (len(received_ns) - len(titles))
+    arrivals = zip(titles, received_ns, times.scattered, strict=True)
     for chunk_index, (name, arrived_ns, placed_ns) in enumerate(arrivals):
-        end = common(times.began_ns + placed_ns)
+        end_ns = to_common(times.began_ns + placed_ns)
         if arrived_ns is None:
-            yield Event(name, end, None, {"moment": "in its place; its arrival is not known"})
+            yield Event(name, end_ns, None, {"moment": "in its place; its arrival is not known"})
         else:
             args = {"begin is": "seen to have come", "end is": "in its place"}
             passage = Passage(times.peer, rank, times.stream, chunk_index)
-            yield Event(name, common(times.began_ns + arrived_ns), end, args, arrives=passage)
+            yield Event(name, to_common(times.began_ns + arrived_ns), end_ns, args, arrives=passage)

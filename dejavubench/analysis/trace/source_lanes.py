@@ -22,127 +22,148 @@ from dejavubench.records import (
 Common = Callable[[int], int]
 """Brings a time of the rank to the clock of the trace."""
 
-_DERIVED = "derived: {}"
+_DERIVED_FORMAT = "derived: {}"
 
 
-def add_marks(process: Process, marks: Iterable[PhaseMark], common: Common) -> None:
+def add_marks(process: Process, marks: Iterable[PhaseMark], to_common: Common) -> None:
     """Add the moments at which phases began, outside the clocks of the phases."""
     process.add(
         lanes.PHASES,
-        [Event(mark.phase, common(mark.at_ns), None) for mark in marks if mark.at_ns is not None],
+        [
+            Event(mark.phase, to_common(mark.at_ns), None)
+            for mark in marks
+            if mark.at_ns is not None
+        ],
     )
 
 
-def add_model(process: Process, microbatches: Sequence[Microbatch], common: Common) -> None:
+def add_model(process: Process, microbatches: Sequence[Microbatch], to_common: Common) -> None:
     """Add prompt, tokens and drain of each microbatch, and the stalls of the model's thread."""
     for microbatch in microbatches:
         suffix = f" of microbatch {microbatch.ubatch}" if len(microbatches) > 1 else ""
-        process.add(f"{lanes.MODEL}{suffix}", _make_steps(microbatch, common))
+        process.add(f"{lanes.MODEL}{suffix}", _make_steps(microbatch, to_common))
     process.add(
         lanes.STALL,
-        [event for microbatch in microbatches for event in _make_stalls(microbatch, common)],
+        [event for microbatch in microbatches for event in _make_stalls(microbatch, to_common)],
     )
 
 
-def _make_steps(microbatch: Microbatch, common: Common) -> list[Event]:
+def _make_steps(microbatch: Microbatch, to_common: Common) -> list[Event]:
     """Return prompt, decode steps and drain of one microbatch, none of which overlap."""
     assert microbatch.began_ns is not None
     assert microbatch.drain_began_ns is not None
     names = [step_title(step) for step in range(len(microbatch.token_ms) + 1)]
-    begins = [microbatch.began_ns + offset_ns for offset_ns in microbatch.steps_began_ns]
-    begins.append(microbatch.began_ns + microbatch.drain_began_ns)
-    lengths = [microbatch.prompt_ms, *microbatch.token_ms, microbatch.drain_ms]
+    begins_ns = [microbatch.began_ns + offset_ns for offset_ns in microbatch.steps_began_ns]
+    begins_ns.append(microbatch.began_ns + microbatch.drain_began_ns)
+    lengths_ms = [microbatch.prompt_ms, *microbatch.token_ms, microbatch.drain_ms]
     # Empty on a CPU, and one shorter than the steps with their drain.
-    devices = [microbatch.prompt_event_ms, *microbatch.token_event_ms]
+    device_ms = [microbatch.prompt_event_ms, *microbatch.token_event_ms]
     events = []
-    for step_index, (name, begin, ms) in enumerate(
-        zip([*names, lanes.DRAIN], begins, lengths, strict=True)
+    for step_index, (name, begin_ns, ms) in enumerate(
+        zip([*names, lanes.DRAIN], begins_ns, lengths_ms, strict=True)
     ):
-        end = begin + round(ms * 1e6)
-        if step_index + 1 < len(begins):  # begins and lengths are rounded to nanoseconds one by one
-            end = min(end, begins[step_index + 1])
-        on_device = devices[step_index] if step_index < len(devices) else None
-        args = {} if on_device is None else {"ms by CUDA events": on_device}
-        events.append(Event(name, common(begin), common(end), args))
+        end_ns = begin_ns + round(ms * 1e6)
+        if step_index + 1 < len(
+            begins_ns
+        ):  # begins and lengths are rounded to nanoseconds one by one
+            end_ns = min(end_ns, begins_ns[step_index + 1])
+        ms_on_device = device_ms[step_index] if step_index < len(device_ms) else None
+        args = {} if ms_on_device is None else {"ms by CUDA events": ms_on_device}
+        events.append(Event(name, to_common(begin_ns), to_common(end_ns), args))
     return events
 
 
-def _make_stalls(microbatch: Microbatch, common: Common) -> Iterator[Event]:
+def _make_stalls(microbatch: Microbatch, to_common: Common) -> Iterator[Event]:
     assert microbatch.began_ns is not None
     for name in ("prompt", "tokens", "drain"):
-        for begin, end in getattr(microbatch, name).stalls_ns:
+        for begin_ns, end_ns in getattr(microbatch, name).stalls_ns:
             yield Event(
                 lanes.wait_title(name),
-                common(microbatch.began_ns + begin),
-                common(microbatch.began_ns + end),
+                to_common(microbatch.began_ns + begin_ns),
+                to_common(microbatch.began_ns + end_ns),
                 {"microbatch": microbatch.ubatch},
             )
 
 
-def add_chunks(process: Process, timed: Sequence[TimedChunks], common: Common) -> None:
+def add_chunks(
+    process: Process, timed_microbatches: Sequence[TimedChunks], to_common: Common
+) -> None:
     """Add layers of the prompt, the parts of each chunk's latency, and the lag."""
-    for timed_chunks in timed:
-        suffix = f" of microbatch {timed_chunks.times.ubatch}" if len(timed) > 1 else ""
-        process.add(f"{lanes.LAYERS}{suffix}", _make_layers(timed_chunks, common))
+    for timed_chunks in timed_microbatches:
+        suffix = (
+            f" of microbatch {timed_chunks.times.ubatch}" if len(timed_microbatches) > 1 else ""
+        )
+        process.add(f"{lanes.LAYERS}{suffix}", _make_layers(timed_chunks, to_common))
     events_by_part: dict[str, list[Event]] = defaultdict(list)
-    for timed_chunks in timed:
-        for name, event in _make_parts(process.rank, timed_chunks, common):
+    for timed_chunks in timed_microbatches:
+        for name, event in _make_parts(process.rank, timed_chunks, to_common):
             events_by_part[name].append(event)
     for name, events in events_by_part.items():
         process.add(name, events)
     # A lag without some chunks would be too small.
-    if all(timed_chunks.times.beyond == 0 for timed_chunks in timed):
-        process.counters.append(_make_lag(timed, common))
+    if all(timed_chunks.times.beyond == 0 for timed_chunks in timed_microbatches):
+        process.counters.append(_make_lag(timed_microbatches, to_common))
     else:
-        beyond = sum(timed_chunks.times.beyond for timed_chunks in timed)
+        chunks_beyond = sum(timed_chunks.times.beyond for timed_chunks in timed_microbatches)
         process.notes.append(
-            f"rank {process.rank}: {beyond} chunks have no times of their own, so neither they nor "
-            "the lag are shown"
+            f"rank {process.rank}: {chunks_beyond} chunks have no times of their own, so neither "
+            "they nor the lag are shown"
         )
 
 
-def _make_layers(timed: TimedChunks, common: Common) -> Iterator[Event]:
+def _make_layers(timed_chunks: TimedChunks, to_common: Common) -> Iterator[Event]:
     """Yield, for each layer of the prompt that left by itself, the time until it was in place."""
-    times = timed.times
-    ready = {
-        chunk.layer: ready
-        for chunk, ready in zip(timed.listed.chunks, times.ready, strict=True)
+    times = timed_chunks.times
+    ready_ns_by_layer = {
+        chunk.layer: ready_ns
+        for chunk, ready_ns in zip(timed_chunks.chunk_list.chunks, times.ready, strict=True)
         if chunk.phase == "prompt" and chunk.layer is not None
     }
-    begin = 0
-    for layer, end in sorted(ready.items(), key=lambda layer_and_end: layer_and_end[1]):
-        begin_text = "the layer before was in place" if begin else "the prompt was submitted"
+    begin_ns = 0
+    for layer, end_ns in sorted(
+        ready_ns_by_layer.items(), key=lambda layer_and_end: layer_and_end[1]
+    ):
+        begin_text = "the layer before was in place" if begin_ns else "the prompt was submitted"
         yield Event(
             layer_title(layer),
-            common(times.began_ns + min(begin, end)),
-            common(times.began_ns + end),
+            to_common(times.began_ns + min(begin_ns, end_ns)),
+            to_common(times.began_ns + end_ns),
             {
-                "begin is": _DERIVED.format(f"when {begin_text}"),
+                "begin is": _DERIVED_FORMAT.format(f"when {begin_text}"),
                 "end is": "keys and values are in place, before the layer's attention",
             },
         )
-        begin = end
+        begin_ns = end_ns
 
 
-def _make_parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple[str, Event]]:
+def _make_parts(
+    rank: int, timed_chunks: TimedChunks, to_common: Common
+) -> Iterator[tuple[str, Event]]:
     """Yield the parts of each chunk's latency, with the name of the part, which is its lane."""
-    listed = timed.listed
-    times = timed.times
-    numbers: Counted[tuple[int | None, int]] = Counted()
-    for chunk, stamps in zip(listed.chunks, times.stamps(), strict=True):
+    chunk_list = timed_chunks.chunk_list
+    times = timed_chunks.times
+    chunk_numbers: Counted[tuple[int | None, int]] = Counted()
+    for chunk, stamps in zip(chunk_list.chunks, times.stamps(), strict=True):
         passage = None
         if chunk.peer is not None:
             # Chunks of a stream are listed in the order in which they arrive.
-            passage = Passage(rank, chunk.peer, chunk.stream, numbers[chunk.peer, chunk.stream])
-            numbers[chunk.peer, chunk.stream] += 1
-        declared = listed.parts(chunk.phase)
-        lengths = cut(declared, stamps)
-        facts = _facts(chunk, times, sum(lengths))
-        end = times.began_ns + (stamps["ready"] or 0)
+            passage = Passage(
+                rank, chunk.peer, chunk.stream, chunk_numbers[chunk.peer, chunk.stream]
+            )
+            chunk_numbers[chunk.peer, chunk.stream] += 1
+        chunk_parts = chunk_list.parts(chunk.phase)
+        lengths_ns = cut(chunk_parts, stamps)
+        facts = _facts(chunk, times, sum(lengths_ns))
+        end_ns = times.began_ns + (stamps["ready"] or 0)
         end_stamp = "ready"
-        for part, length in zip(declared, lengths, strict=True):
-            begin, begin_stamp, end, end_stamp = end, end_stamp, end + length, part.until
-            if not length:
+        for part, length_ns in zip(chunk_parts, lengths_ns, strict=True):
+            begin_ns, begin_stamp, end_ns, end_stamp = (
+                end_ns,
+                end_stamp,
+                end_ns + length_ns,
+                part.until,
+            )
+            if not length_ns:
                 continue  # what is not known, or came out of order, belongs to the next part
             args = {
                 **facts,
@@ -151,12 +172,17 @@ def _make_parts(rank: int, timed: TimedChunks, common: Common) -> Iterator[tuple
             }
             # The sink may have the chunk, or extents of it, before the call that sends it returns.
             leaves = passage if end_stamp == "posted" else None
-            yield part.name, Event(title(chunk), common(begin), common(end), args, leaves)
+            yield (
+                part.name,
+                Event(title(chunk), to_common(begin_ns), to_common(end_ns), args, leaves),
+            )
 
 
 def _describe_stamp(name: str) -> str:
     if name == "received":
-        return _DERIVED.format("complete, less the sink's own duration of the acknowledgement")
+        return _DERIVED_FORMAT.format(
+            "complete, less the sink's own duration of the acknowledgement"
+        )
     return f"stamp '{name}'"
 
 
@@ -175,17 +201,17 @@ def title(chunk: ListedChunk) -> str:
     return chunk_title(chunk.step, chunk.layer)
 
 
-def _make_lag(timed: Sequence[TimedChunks], common: Common) -> Counter:
+def _make_lag(timed_microbatches: Sequence[TimedChunks], to_common: Common) -> Counter:
     """Return the bytes that are in place and not complete."""
-    changes: dict[int, int] = defaultdict(int)
-    for timed_chunks in timed:
-        began = timed_chunks.times.began_ns
-        chunks = timed_chunks.listed.chunks
-        for chunk, ready, complete in zip(
+    nbytes_changes: dict[int, int] = defaultdict(int)
+    for timed_chunks in timed_microbatches:
+        began_ns = timed_chunks.times.began_ns
+        chunks = timed_chunks.chunk_list.chunks
+        for chunk, ready_ns, complete_ns in zip(
             chunks, timed_chunks.times.ready, timed_chunks.times.complete, strict=True
         ):
-            changes[common(began + ready)] += chunk.nbytes
-            changes[common(began + complete)] -= chunk.nbytes
-    moments = sorted(changes)
-    values = accumulate(changes[moment] for moment in moments)
-    return Counter("lag", "bytes", list(zip(moments, values, strict=True)))
+            nbytes_changes[to_common(began_ns + ready_ns)] += chunk.nbytes
+            nbytes_changes[to_common(began_ns + complete_ns)] -= chunk.nbytes
+    moments = sorted(nbytes_changes)
+    lag_nbytes = accumulate(nbytes_changes[moment] for moment in moments)
+    return Counter("lag", "bytes", list(zip(moments, lag_nbytes, strict=True)))

@@ -12,7 +12,7 @@ from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kv_cache import KVGeometry, Region
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
-from dejavubench.planning.setups import everything, geometry_of, setup_of, setups
+from dejavubench.planning.setups import geometry_of, setup_of, setups, whole_region
 from dejavubench.planning.staging import slot_nbytes
 
 
@@ -80,7 +80,7 @@ class WorkerView:
         sources, sinks = setups(point)
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
-            for out in stream_out(sources, sinks, worker, everything(point)):
+            for out in stream_out(sources, sinks, worker, whole_region(point)):
                 other_geometry = geometry_of(point, sinks, out.target)
                 yield (
                     out.source_microbatch,
@@ -89,7 +89,7 @@ class WorkerView:
                     self.topology.sinks[out.target],
                 )
         else:
-            for into in stream_in(sources, sinks, worker, everything(point)):
+            for into in stream_in(sources, sinks, worker, whole_region(point)):
                 other_geometry = geometry_of(point, sources, into.source)
                 yield into.target_microbatch, into.target_region, other_geometry, into.source
 
@@ -101,7 +101,7 @@ class WorkerView:
             geometry=self.geometry,
             region=region,
             input_len=point.input_len,
-            steps=point.generated - 1,
+            steps=point.generated_tokens - 1,
             slot_nbytes=self.slot_nbytes,
             other_geometry=other_geometry,
             flush_interval=point.flush_interval,

@@ -126,7 +126,7 @@ class SourceDestinations:
         for manager in managers:
             for layer in range(view.geometry.layers):
                 manager.layer_ready(layer)
-            for step in range(view.point.generated):
+            for step in range(view.point.generated_tokens):
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()

@@ -77,7 +77,7 @@ class HandoverSource(PlainSource):
         self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         """Run only the source's share of the tokens; the sinks get the newest one."""
-        generated = self.rank_at_point.point.generated
+        generated = self.rank_at_point.point.generated_tokens
         return self.source.maker.run(streams, mark, generated, self._send_tokens)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
@@ -175,7 +175,7 @@ class HandoverSink(PlainSink):
     def self_written_positions(self) -> Span:
         """Return the positions that this side generates itself, not received ones."""
         point = self.rank_at_point.point
-        return Span(point.streamed, point.written)
+        return Span(point.streamed_positions, point.written_positions)
 
 
 class SinkModel:
@@ -224,11 +224,11 @@ class SinkModel:
         ready_s = time.perf_counter()
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
-        self._maker.decode(clocks, self._silent, point.generated, point.generated + 1)
+        self._maker.decode(clocks, self._silent, point.generated_tokens, point.generated_tokens + 1)
         first_token_s = time.perf_counter()
         if topology.rank == first_answerer(topology):
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON_TAG)
-        self._maker.decode(clocks, self._silent, point.generated + 1, point.output_len)
+        self._maker.decode(clocks, self._silent, point.generated_tokens + 1, point.output_len)
         rest_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
             (ready_s - began) * 1e3,
@@ -240,7 +240,7 @@ class SinkModel:
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""
         point = self._point
-        source_tokens = torch.empty(point.requests, point.generated, dtype=torch.long)
+        source_tokens = torch.empty(point.requests, point.generated_tokens, dtype=torch.long)
         message = self._comm.Irecv(
             source_tokens.numpy(), token_sender(self._view.topology), _TOKENS_TAG
         )
@@ -250,7 +250,7 @@ class SinkModel:
             clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
     def _newest_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
-        new = self._point.output_len - self._point.generated
+        new = self._point.output_len - self._point.generated_tokens
         if len(clocks[0].tokens) < new:
             return torch.empty(0)
         return torch.cat([torch.stack(clock.tokens[-new:], dim=1) for clock in clocks])

@@ -204,5 +204,5 @@ class PlainSink(ScenarioPart):
 
     def self_written_positions(self) -> Span:
         """Return the positions that this sink has written itself."""
-        streamed = self.rank_at_point.point.streamed
+        streamed = self.rank_at_point.point.streamed_positions
         return Span(streamed, streamed)

@@ -54,7 +54,7 @@ class SwapSource(PlainSource):
     def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
         """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
         super().expect(undisturbed, tokens)
-        written = self.rank_at_point.point.written
+        written = self.rank_at_point.point.written_positions
         self._digests = [digests(cache, written) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
@@ -109,7 +109,7 @@ class SwapSource(PlainSource):
         swapper = self._swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected in enumerate(self._digests):
-            hashes = digests(swapper.bring_back(microbatch), view.point.written)
+            hashes = digests(swapper.bring_back(microbatch), view.point.written_positions)
             if difference := digests_differ(hashes, expected, view, microbatch):
                 return difference
         return None

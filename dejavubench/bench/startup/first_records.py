@@ -80,7 +80,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
 
 def _most_staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
-    return Staging.most(_staging_at(context, point) for point in context.runnable.points)
+    return Staging.largest_of(_staging_at(context, point) for point in context.runnable.points)
 
 
 def _staging_at(context: RunContext, point: Point) -> Staging:
@@ -136,7 +136,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
         settings=experiment.settings(),
         environment=run_facts(context.plan, ranks, context.devices),
-        asked_points=None if context.plan.only is None else list(context.plan.only),
+        asked_points=None if context.plan.only_points is None else list(context.plan.only_points),
     )
     write_header(context.workspace.folder, header)
     # A file system without locks only lets two sessions go on with the run at once.

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 OptionGroup = Literal["Workload", "Model", "Streaming", "Measurement", "Machine"]
 """The sections of the help, in order."""
 
-PURE = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+OPTIONS_CONFIG = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 """Configuration of every group. Its schema is built at the first value: ``--help`` stays fast."""
 
 
@@ -98,6 +98,6 @@ def option(
 
 def info_of(field: FieldInfo) -> OptionInfo:
     """Return the notes of :func:`option` on a field."""
-    extra: Any = field.json_schema_extra
-    info: OptionInfo = extra["option"]
+    schema_extra: Any = field.json_schema_extra
+    info: OptionInfo = schema_extra["option"]
     return info

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import (
     UNLIMITED,
     OneOrList,
@@ -35,7 +35,7 @@ _option = partial(option, "Machine")
 class MachineOptions(BaseModel):
     """Device, threads, link and timeout of the ranks."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     device: Device = _option(
         "auto",
@@ -45,7 +45,7 @@ class MachineOptions(BaseModel):
     )
     threads: Annotated[
         tuple[int, ...],
-        BeforeValidator(partial(as_swept_counts, most=MOST_THREADS)),
+        BeforeValidator(partial(as_swept_counts, largest_count=MOST_THREADS)),
         OneOrList,
     ] = _option(
         (1,),

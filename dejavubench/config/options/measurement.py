@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units, values
-from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import MOST_ROUNDS, RoundsOption, as_path, unless_none
 
 _option = partial(option, "Measurement")
@@ -18,7 +18,7 @@ _option = partial(option, "Measurement")
 class MeasurementOptions(BaseModel):
     """Rounds, precision, verification and ceilings."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     rounds: RoundsOption = _option(
         5,

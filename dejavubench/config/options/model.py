@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import values
-from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import (
-    COLDEST,
-    HOTTEST,
+    HIGHEST_TEMPERATURE,
+    LOWEST_TEMPERATURE,
     CountOption,
     MaybeCountOption,
     as_folder,
@@ -34,7 +34,7 @@ _FOR_CUSTOM = f"With --model {CUSTOM}:"
 class ModelOptions(BaseModel):
     """The model, its cache, and how tokens are drawn."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     model: Annotated[tuple[str, ...], BeforeValidator(as_models)] = _option(
         (CUSTOM,),
@@ -87,8 +87,8 @@ class ModelOptions(BaseModel):
     temperature: Annotated[float, BeforeValidator(as_temperature)] = _option(
         0.0,
         "X",
-        f"Temperature to draw tokens at, {COLDEST:g} to {HOTTEST:g}. 0 takes the most likely "
-        "token.",
+        f"Temperature to draw tokens at, {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}. 0 "
+        "takes the most likely token.",
     )
     top_k: MaybeCountOption = _option(None, "N", "Draw from the N most likely tokens only.")
     top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(

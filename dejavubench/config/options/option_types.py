@@ -23,10 +23,10 @@ from dejavubench.values import shown
 UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""
 
-COLDEST = 1e-3
+LOWEST_TEMPERATURE = 1e-3
 """Least temperature above 0. Logits that are divided by much less are beyond fp32."""
 
-HOTTEST = 1e3
+HIGHEST_TEMPERATURE = 1e3
 """Highest temperature: beyond it all tokens are about equally likely."""
 
 LEAST_TOP_P = 1e-6
@@ -88,9 +88,11 @@ def as_counts(value: Any) -> Any:
     return require_unique(tuple(map(values.whole, as_list(value))))
 
 
-def as_swept_counts(value: Any, most: int = values.LARGEST_COUNT) -> Any:
+def as_swept_counts(value: Any, largest_count: int = values.LARGEST_COUNT) -> Any:
     """Read the counts of a setting that is most often given once: a wrong one is named alone."""
-    return require_unique(tuple(values.whole(count, most=most) for count in as_items(value)))
+    return require_unique(
+        tuple(values.whole(count, most=largest_count) for count in as_items(value))
+    )
 
 
 def one_or_list(setting_values: tuple[Any, ...]) -> Any:
@@ -140,16 +142,18 @@ def as_durabilities(value: Any) -> Any:
     return _require_among(durabilities, as_list(value))
 
 
-def _require_among(allowed: list[str], choices: Any) -> Any:
+def _require_among(known_items: list[str], choices: Any) -> Any:
     """Return the items.
 
     Raises:
         ValueError: an item is not among the known ones.
     """
     for choice in choices:
-        if choice not in allowed:
-            *all_but_last, last = map(repr, allowed)
-            raise ValueError(f"must be {', '.join(all_but_last)} or {last}, not {shown(choice)}")
+        if choice not in known_items:
+            *all_but_last, last_item = map(repr, known_items)
+            raise ValueError(
+                f"must be {', '.join(all_but_last)} or {last_item}, not {shown(choice)}"
+            )
     return choices
 
 
@@ -187,9 +191,13 @@ def as_name(value: Any) -> Any:
     """Read the name of a run, which becomes part of a folder's name."""
     if not isinstance(value, str):
         return value
-    bad = "/" in value or value.startswith(".") or not value.isprintable() or not value
-    long = len(value) > LONGEST_NAME or len(value.encode(errors="replace")) > LONGEST_NAME_NBYTES
-    if bad or long or value != value.strip():
+    has_bad_character = (
+        "/" in value or value.startswith(".") or not value.isprintable() or not value
+    )
+    is_too_long = (
+        len(value) > LONGEST_NAME or len(value.encode(errors="replace")) > LONGEST_NAME_NBYTES
+    )
+    if has_bad_character or is_too_long or value != value.strip():
         raise ValueError(
             f"{shown(value)} cannot name a folder: it must be printable, at most {LONGEST_NAME} "
             "characters, without '/', a leading dot or blanks at its ends"
@@ -233,10 +241,10 @@ def as_path(value: Any) -> Any:
 def as_temperature(value: Any) -> float:
     """Read a temperature of sampling; 0 takes the most likely token."""
     temperature = values.number(value)
-    if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
+    if temperature != 0 and not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
         raise ValueError(
-            f"must be 0 (the most likely token) or from {COLDEST:g} to {HOTTEST:g}, "
-            f"not {shown(value)}"
+            f"must be 0 (the most likely token) or from {LOWEST_TEMPERATURE:g} to "
+            f"{HIGHEST_TEMPERATURE:g}, not {shown(value)}"
         )
     return temperature
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units
-from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import (
     CountOption,
     FolderOption,
@@ -34,7 +34,7 @@ _option = partial(option, "Streaming")
 class StreamingOptions(BaseModel):
     """Destinations, levels, sinks and staging."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     streaming: Annotated[tuple[str, ...], BeforeValidator(as_modes)] = _option(
         ("none",),

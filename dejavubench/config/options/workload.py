@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator
 
-from dejavubench.config.options.field import PURE, option
+from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import (
     CountsOption,
     FolderOption,
@@ -26,7 +26,7 @@ _option = partial(option, "Workload")
 class WorkloadOptions(BaseModel):
     """The requests of a run, and its name."""
 
-    model_config = PURE
+    model_config = OPTIONS_CONFIG
 
     name: Annotated[str, BeforeValidator(as_name)] = _option(
         "run",

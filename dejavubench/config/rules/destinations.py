@@ -37,7 +37,7 @@ def _staging_of_no_stream(plan: Plan) -> str | None:
 
 def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
     key = _sink_key(plan)
-    external = next(
+    external_name = next(
         (
             transport.name
             for transport in chosen_destinations(plan)
@@ -45,7 +45,7 @@ def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
         ),
         None,
     )
-    return (key, external) if key and external else None
+    return (key, external_name) if key and external_name else None
 
 
 SINKS = (
@@ -106,22 +106,22 @@ SINKS = (
 
 def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     """Return an option that is given, and the destination that it is for, which is not."""
-    used = {*plan.experiment.streaming, *plan.experiment.swap}
+    used_names = {*plan.experiment.streaming, *plan.experiment.swap}
     return next(
         (
             (key, transport.name)
             for transport in usable()
             for key in transport.options
             # A plugin of another version may name an option that is not there.
-            if key in OPTIONS and plan.experiment.is_given(key) and transport.name not in used
+            if key in OPTIONS and plan.experiment.is_given(key) and transport.name not in used_names
         ),
         None,
     )
 
 
 def _conflict_of_destinations(plan: Plan) -> str | None:
-    named = chosen_destinations(plan)
-    messages = (transport.conflict(plan.experiment, named) for transport in named)
+    transports = chosen_destinations(plan)
+    messages = (transport.conflict(plan.experiment, transports) for transport in transports)
     return next((message for message in messages if message), None)
 
 
@@ -159,7 +159,7 @@ DESTINATIONS = (
     ),
     make_rule(
         _missing_alone,
-        lambda plan, missing: missing.alone,
+        lambda plan, why_unavailable: why_unavailable.alone,
     ),
 )
 """Rules about destinations and the options that belong to them."""

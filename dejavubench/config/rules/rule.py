@@ -18,19 +18,19 @@ Conflict = TypeVar("Conflict")
 
 
 def make_rule(
-    find: Callable[[Plan], Conflict | None], say: Callable[[Plan, Conflict], str]
+    find: Callable[[Plan], Conflict | None], describe: Callable[[Plan, Conflict], str]
 ) -> OptionRule:
     """Return a rule.
 
     Args:
         find: returns what is in conflict, or something false.
-        say: the message, given what was found.
+        describe: returns the message, given what was found.
     """
 
     def find_conflict(plan: Plan) -> str | None:
         # True, a key or a pair: the sentence is told whatever was in conflict.
         conflict = find(plan)
-        return say(plan, conflict) if conflict else None
+        return describe(plan, conflict) if conflict else None
 
     return find_conflict
 

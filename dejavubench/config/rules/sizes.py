@@ -74,8 +74,8 @@ def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
 
 def _cache_too_short(plan: Plan) -> int:
     """Return the positions that the longest request needs; its last new token is never written."""
-    needed = max(plan.prompt_lens) + max(plan.experiment.output_len) - 1
-    return needed if 0 < (plan.experiment.max_seq_len or 0) < needed else 0
+    needed_positions = max(plan.prompt_lens) + max(plan.experiment.output_len) - 1
+    return needed_positions if 0 < (plan.experiment.max_seq_len or 0) < needed_positions else 0
 
 
 def _limit_without_draws(plan: Plan) -> str | None:
@@ -115,10 +115,10 @@ MODEL = (
     ),
     make_rule(
         _cache_too_short,
-        lambda plan, needed: (
+        lambda plan, needed_positions: (
             f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
             f"{max(plan.prompt_lens)} and --output-len {max(plan.experiment.output_len)} take "
-            f"{needed} positions of the cache"
+            f"{needed_positions} positions of the cache"
         ),
     ),
     make_rule(
