@@ -25,14 +25,14 @@ def rate_text(rate: float | None, decimals: int) -> str:
 
 
 def ms_text(ms: float | None) -> str:
-    """Milliseconds with about four digits."""
+    """Write milliseconds with about four digits."""
     if ms is None:
         return "–"
     return f"{ms:.3f}" if abs(ms) < 1 else f"{ms:.2f}" if abs(ms) < 100 else f"{ms:.1f}"
 
 
 def nbytes_text(nbytes: float | None) -> str:
-    """Bytes in decimal units, as GB/s are."""
+    """Write bytes in decimal units, as rates are in GB/s."""
     if nbytes is None:
         return "–"
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

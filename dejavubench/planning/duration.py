@@ -64,7 +64,8 @@ def multiplies_natively(data_type: DataType) -> bool:
 
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
     """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
-    spec, batch = point.spec, point.ubatch_size
+    spec = point.spec
+    batch = point.ubatch_size
     # Positions that a decode step attends to, on average.
     attended_positions = point.input_len + point.output_len // 2
     layers, head = spec.layer_weights, spec.head_weights

@@ -64,7 +64,8 @@ def _find_reason(
         return point.problem
     if on_cuda and point.data_type == "fp32":
         return NO_FP32_ON_CUDA
-    needs, name = memory(plan, point), point.spec.name
+    needs = memory(plan, point)
+    name = point.spec.name
     if on_cuda and (shortage := _find_shortage(plan, needs, host, sources, sinks)):
         return f"{name} needs {shortage}"
     if (needed_nbytes := needs.host_nbytes(sources, sinks)) > host.memory_nbytes:

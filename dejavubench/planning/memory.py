@@ -234,7 +234,8 @@ def _cuda_working_nbytes(point: Point) -> int:
 
     A tensor whose columns come in pairs is there twice while it is loaded.
     """
-    spec, rows = point.spec, point.ubatch_size * point.input_len
+    spec = point.spec
+    rows = point.ubatch_size * point.input_len
     loading_nbytes = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
     activations_nbytes = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
     return max(

@@ -40,7 +40,7 @@ class LinkSpec:
 
 @dataclass(frozen=True)
 class Volume:
-    """How much moves.
+    """Bytes, extents and region pairs that move.
 
     Attributes:
         region_pairs: number of pairs of a source's region and the sink's region that it fills. Each
@@ -114,7 +114,7 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """All that moves between two setups.
+    """The flows between two setups.
 
     Attributes:
         point: the sizes of the sources' caches.

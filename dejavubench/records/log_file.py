@@ -79,7 +79,8 @@ def _decode_lines(file: IO[bytes]) -> Iterator[str]:
     mark = next((mark for mark in _BYTE_ORDER_MARKS if start.startswith(mark)), b"")
     encoding = _BYTE_ORDER_MARKS[mark] if mark else _guess_encoding(start)
     decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
-    block, unfinished_line = start[len(mark) :], ""
+    block = start[len(mark) :]
+    unfinished_line = ""
     while block:
         text = unfinished_line + decoder.decode(block)
         # The last piece may go on in the next block.

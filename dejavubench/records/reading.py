@@ -49,7 +49,8 @@ def read_rank(path: Path) -> RankLog:
         raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
     records: list[Record] = []
     lines: list[int] = []
-    is_torn = is_altered = False
+    is_torn = False
+    is_altered = False
     digest = Digest()
     for line_number, line in numbered_lines(path):
         # An editor may have left empty lines; the digest ignores them as well.

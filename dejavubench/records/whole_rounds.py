@@ -109,7 +109,7 @@ def _record_keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
 
 
 def _count_expected(header: RunHeader, rank: int, arm_name: str) -> int:
-    """Return how many such records a rank writes for one iteration of an arm."""
+    """Return the number of records of a whole iteration that a rank writes for an arm."""
     point = header.points[0]
     if rank >= point.tensor_para_size * point.pipeline_para_size:  # a sink
         # Its activity and, if it goes on with the requests, the hand-over.

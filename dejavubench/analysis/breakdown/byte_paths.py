@@ -75,14 +75,14 @@ class BytePath:
 
     @property
     def between_hosts_share(self) -> float:
-        """The same without the loopback interface, which leads to no other host."""
+        """Share of the interfaces and ports that lead to other hosts: all but loopback."""
         return self.network_share - self.shares.get(LOOPBACK, 0.0)
 
 
 def path_of_bytes(
     run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> BytePath | None:
-    """Return the way of an arm's bytes at a point; None if nothing was recorded to tell it."""
+    """Return which interfaces carried an arm's bytes at a point; None if none was recorded."""
     sources = source_ranks(run)
     # Sent bytes count at the source; the sink's host would count them a second time.
     source_hosts = [host for host in hosts if sources & set(host.log.host.ranks)]

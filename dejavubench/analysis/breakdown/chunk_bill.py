@@ -214,30 +214,30 @@ def _add_microbatch(
 def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str]) -> np.ndarray:
     """Return the ns of each part of each chunk [parts, chunks], as ``chunk_times.cut`` does."""
 
-    def column(values: list[int] | None) -> np.ndarray | None:
-        return None if values is None else np.array(values, dtype=np.int64)[indices]
+    def column(stamps_ns: list[int]) -> np.ndarray:
+        return np.array(stamps_ns, dtype=np.int64)[indices]
 
-    part_began, complete = column(times.ready), column(times.complete)
-    assert part_began is not None
-    assert complete is not None
+    began_ns = column(times.ready)
+    complete_ns = column(times.complete)
     lengths_ns = []
     for stamp_name in stamp_names:
-        if stamp_name == "received":
-            sink = column(times.sink_ns)
-            # The sink's clock has another origin: only its duration is used, counted back from
-            # complete.
-            stamp = None if sink is None else complete - sink
-        else:
-            stamp = column(getattr(times, stamp_name))
         # A stamp that is missing or out of order gives a part of length 0, so the sum stays exact.
-        until = part_began if stamp is None else np.minimum(np.maximum(stamp, part_began), complete)
-        lengths_ns.append(until - part_began)
-        part_began = until
+        ended_ns = began_ns
+        stamps_ns = times.sink_ns if stamp_name == "received" else getattr(times, stamp_name)
+        if stamps_ns is not None:
+            ended_ns = column(stamps_ns)
+            if stamp_name == "received":
+                # The sink's clock has another origin: only its duration is used, counted back from
+                # complete.
+                ended_ns = complete_ns - ended_ns
+            ended_ns = np.minimum(np.maximum(ended_ns, began_ns), complete_ns)
+        lengths_ns.append(ended_ns - began_ns)
+        began_ns = ended_ns
     return np.array(lengths_ns)
 
 
 def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
-    """Return the summed durations of the chunks beyond as if they were stamps of one chunk."""
+    """Return the summed durations of the unlisted chunks as stamps of one chunk."""
     stamps = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
     # Durations from ready, so ready is the origin.
     return {"ready": 0, **{name: times.beyond_ns.get(name) for name in stamps}}

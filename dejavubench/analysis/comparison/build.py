@@ -22,7 +22,7 @@ from dejavubench.records import PointInfo, RunHeader
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A.
+    """A comparison of B with A.
 
     Attributes:
         compared_difference: the one setting or arm that differs on purpose; None if nothing does.
@@ -108,7 +108,10 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
 
 
 def _require_alike(operand: Operand) -> None:
-    """Refuse runs of one operand that differ among themselves: the spread would hold that."""
+    """Refuse runs of one operand that differ in settings, points or arms.
+
+    Their spread would hold the difference.
+    """
     first_header = operand.header
     for run in operand.runs[1:]:
         run_differences = [
@@ -139,7 +142,7 @@ def _points_with_settings(header: RunHeader) -> list[PointInfo]:
 def rows_of(
     changes: Sequence[ArmChanges], metric: Metric, pairing: Pairing, limit: float
 ) -> list[ComparisonRow]:
-    """Make rows, with intervals that all judged ones hold together in 95 % of all comparisons."""
+    """Make rows, whose judged intervals all hold together in 95 % of comparisons."""
     # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
     by_overhead = pairing is Pairing.APART and any(change.overhead for change in changes)
     judged_changes = [change for change in changes if change.overhead or not by_overhead]

@@ -202,7 +202,7 @@ def _single_values(
 
 
 def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:
-    """Return those differences that may be the thing that is compared.
+    """Return the differences that a comparison may be about.
 
     Raises:
         NotComparableError: an option differs that must be equal.

@@ -92,7 +92,7 @@ def _pairs(run: Run) -> list[tuple[bool, bool]]:
 
 
 def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
-    """Return the same for sinks that are no ranks; each source recorded it of its own sink."""
+    """Return whether each source shares a host, and a machine, with its sink outside the job."""
     external_sinks = [info.facts.sink_of(mode) for info in sources(run)]
     return [(sink.same_host, sink.same_machine) for sink in external_sinks if sink is not None]
 

@@ -106,7 +106,7 @@ def _add_microbatches(collector: _Collector) -> None:
 
 
 def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microbatch]]) -> None:
-    """Add one round.
+    """Add one round's times, stalls, bytes and copies of an arm.
 
     Args:
         sources: the microbatches in flight [source, microbatch], equally many for each source.

@@ -176,7 +176,8 @@ def brief_machine_text(run: Run) -> str:
 def machine_text(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
     facts = run.header.facts
-    hosts, torch = len(facts.hostnames), facts.versions.get("torch")
+    hosts = len(facts.hostnames)
+    torch = facts.versions.get("torch")
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     texts = [
         source_ranks.processor(run) or "CPU not recorded",

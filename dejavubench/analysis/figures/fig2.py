@@ -179,16 +179,14 @@ def _draw_points(
 
 def _tick_lengths(ax: Axes, lengths: Sequence[int]) -> None:
     """Put a tick at each length, on a log axis if that sets the closest two further apart."""
-    linear, log = (
-        _closest_distance(lengths),
-        _closest_distance([math.log(length) for length in lengths]),
-    )
-    if log > linear:
+    linear_distance = _closest_distance(lengths)
+    log_distance = _closest_distance([math.log(length) for length in lengths])
+    if log_distance > linear_distance:
         ax.set_xscale("log", base=2)
     ax.set_xticks([], minor=True)
     ax.set_xticks(lengths, [str(length) for length in lengths])
     if (
-        max(linear, log) * PANEL_INCHES
+        max(linear_distance, log_distance) * PANEL_INCHES
         < (len(str(lengths[-1])) + 1) * LETTER_WIDTH * TEXT_SIZE / 72
     ):
         ax.tick_params(axis="x", labelrotation=90)
@@ -205,7 +203,7 @@ def _closest_distance(values: Sequence[float]) -> float:
 
 
 def _scale_values(ax: Axes, values: pd.Series) -> None:
-    """From zero, unless the values span more than a factor of 30."""
+    """Begin the axis at zero, or make it log if the values span more than a factor of 30."""
     ax.grid(axis="y", **GRID)
     if len(values) and values.max() > 30 * values.min() > 0:
         ax.set_yscale("log")

@@ -81,7 +81,7 @@ class Figure(ABC):
         return []
 
     def details(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
-        """Return the description's sentences that are this figure's own, likewise."""
+        """Return the sentences that only this figure's description has; empty ones are left out."""
         return [descriptions.noise_sentence(frame)]
 
 

@@ -69,7 +69,7 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
 
 
 def _make_metadata(drawing: Drawing, style: str) -> dict[str, Any]:
-    """Return title and description, for whoever asks where a picture comes from."""
+    """Return the title and the description that a picture file carries."""
     title, description = _escape_undrawable(drawing.title), _escape_undrawable(drawing.description)
     if style == "pdf":
         # Without a date, so that equal records give equal files.

@@ -120,7 +120,8 @@ def _wrap(picture: Picture, text: str, size: float) -> str:
     from matplotlib.font_manager import FontProperties
 
     canvas: Any = picture.canvas
-    renderer, font = canvas.get_renderer(), FontProperties(size=size)
+    renderer = canvas.get_renderer()
+    font = FontProperties(size=size)
     # A finer picture has other hints for its letters, so its lines are a little longer or shorter.
     limit = 0.985 * (picture.get_figwidth() - 2 * EDGE_INCHES) * picture.dpi
 

@@ -72,7 +72,8 @@ def _join_labels(labels: list[str | int], point_names: list[str]) -> list[str]:
     texts: list[str] = []
     start_index = 0
     while start_index < len(labels):
-        first_label, last_index = labels[start_index], start_index
+        first_label = labels[start_index]
+        last_index = start_index
         if isinstance(first_label, str):
             texts.append(first_label)
         else:

@@ -168,7 +168,8 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
     if sample.sorted_logs is None or round_count > MOST_ORDERED:
         return None
     # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
-    outside_chance, index = 2.0**-round_count, 0
+    outside_chance = 2.0**-round_count
+    index = 0
     while outside_chance <= (1 - confidence) / 2 and index < round_count // 2:
         index += 1
         outside_chance += math.comb(round_count, index) / 2**round_count

@@ -137,7 +137,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run was made.
+    """Settings, commands and machine of a run.
 
     Attributes:
         flags: options that differ from their defaults; None in older records.

@@ -51,7 +51,9 @@ def make_page(
     runs = [shown_run.run for shown_run in shown_runs if shown_run.run is not None]
     common_pictures = draw_common_pictures(runs, "all")
     sections = [
-        _make_section(shown_run, f"run-{run_number}", meanings, option_meanings)
+        _make_section(
+            shown_run.report, shown_run.run, f"run-{run_number}", meanings, option_meanings
+        )
         if shown_run.run is not None
         else _make_log_section(shown_run.report, f"run-{run_number}", meanings)
         for run_number, shown_run in enumerate(shown_runs, start=1)
@@ -76,12 +78,13 @@ def make_page(
 
 
 def _make_section(
-    shown_run: ShownRun, anchor: str, meanings: Meanings, option_meanings: Mapping[str, str]
+    report: RunReport,
+    run: Run,
+    anchor: str,
+    meanings: Meanings,
+    option_meanings: Mapping[str, str],
 ) -> PageRun:
     """Return the section of a run: what a log has, and its settings and timeline."""
-    report = shown_run.report
-    run = shown_run.run
-    assert run is not None
     download, no_download = trace_download(run)
     return replace(
         _make_log_section(report, anchor, meanings),
@@ -95,7 +98,7 @@ def _make_section(
 
 
 def _make_log_section(report: RunReport, anchor: str, meanings: Meanings) -> PageRun:
-    """Return the section of a text log, which is also what every section has."""
+    """Return the section of a text log; a run's section adds to it."""
     statements = [
         PageStatements(
             page_heading(part.heading),

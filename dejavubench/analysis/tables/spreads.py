@@ -21,7 +21,8 @@ def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
     """Scale an estimate; a single sample has no interval."""
     if estimate is None:
         return Spread()
-    middle, iqr = scale * estimate.median, scale * estimate.iqr
+    middle = scale * estimate.median
+    iqr = scale * estimate.iqr
     if estimate.samples == 1:
         return Spread(middle, iqr=iqr)
     return Spread(middle, scale * estimate.low, scale * estimate.high, iqr)

@@ -29,7 +29,7 @@ class RankClock:
 
     @property
     def is_reference(self) -> bool:
-        """Whether this is the very clock that all others are brought to."""
+        """Whether this is the clock of rank 0's host, to which the others are converted."""
         return self.host == self.reference
 
     @property

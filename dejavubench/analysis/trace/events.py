@@ -25,7 +25,7 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """Something on a lane.
+    """A span of time on a lane, or a moment.
 
     Attributes:
         end_ns: None for a moment.
@@ -86,7 +86,7 @@ class Process:
 
     @property
     def moments(self) -> list[int]:
-        """Beginning and end of everything, in no order."""
+        """Begin and end of each event, and the moments of counters, in no order."""
         ends = [
             end
             for lane in self.lanes

@@ -157,12 +157,8 @@ def _make_parts(
         end_ns = times.began_ns + (stamps["ready"] or 0)
         end_stamp = "ready"
         for part, length_ns in zip(chunk_parts, lengths_ns, strict=True):
-            begin_ns, begin_stamp, end_ns, end_stamp = (
-                end_ns,
-                end_stamp,
-                end_ns + length_ns,
-                part.until,
-            )
+            begin_ns, begin_stamp = end_ns, end_stamp
+            end_ns, end_stamp = begin_ns + length_ns, part.until
             if not length_ns:
                 continue  # what is not known, or came out of order, belongs to the next part
             args = {

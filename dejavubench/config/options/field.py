@@ -25,7 +25,7 @@ def flag_of(key: str) -> str:
 
 
 class _Kept:
-    """A run that restarts a request takes the value of the killed run."""
+    """Type of :data:`KEPT`."""
 
 
 KEPT = _Kept()

@@ -105,7 +105,7 @@ SINKS = (
 
 
 def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
-    """Return an option that is given, and the destination that it is for, which is not."""
+    """Return an option that is given without its destination, and that destination."""
     used_names = {*plan.experiment.streaming, *plan.experiment.swap}
     return next(
         (

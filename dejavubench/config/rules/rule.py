@@ -20,7 +20,7 @@ Conflict = TypeVar("Conflict")
 def make_rule(
     find: Callable[[Plan], Conflict | None], describe: Callable[[Plan, Conflict], str]
 ) -> OptionRule:
-    """Return a rule.
+    """Return a rule that refuses what ``find`` finds.
 
     Args:
         find: returns what is in conflict, or something false.
