@@ -37,8 +37,8 @@ from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.geometry import KVGeometry
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.posting import note_complete
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.streamer import _note_complete
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 from dejavubench.records import Iteration, Run, read_chunk_times, read_run
 
@@ -85,7 +85,7 @@ def _loop(timed: bool) -> int:
         transfer.stamp(BEGUN)
         transfer.stamp(GATHERED)
         transfer.stamp(POSTED)
-        _note_complete(destination, transfer)
+        note_complete(destination, transfer)
     return time.thread_time_ns() - began
 
 

@@ -62,6 +62,7 @@ def plan(
             click.echo(f"{from_run.name}: {warning}", err=True)
         return
     from dejavubench.cli import plan_report
+    from dejavubench.cli.plan_rows import PlanRows
     from dejavubench.planning.traffic import MOST_REGION_PAIRS, LinkSpec
 
     if latency is not None and rate is None:
@@ -74,9 +75,8 @@ def plan(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
             f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
         )
-    report = plan_report.PlanReport(
-        traffic, None if rate is None else LinkSpec(rate, latency or 0.0)
-    )
+    link = None if rate is None else LinkSpec(rate, latency or 0.0)
+    report = plan_report.PlanReport(PlanRows(traffic, link))
     write_to(output, force, lambda file: plan_report.write(report, style, file))
     if style == "csv":  # the other formats carry it themselves
         click.echo(report.summary, err=True)

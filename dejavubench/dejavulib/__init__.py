@@ -107,8 +107,6 @@ if TYPE_CHECKING:
         Extents as Extents,
         KVGeometry as KVGeometry,
         KVLayout as KVLayout,
-        Region as Region,
-        Span as Span,
     )
     from .kv_cache import KVCache as KVCache
     from .levels import (
@@ -123,6 +121,10 @@ if TYPE_CHECKING:
         largest_chunk as largest_chunk,
         receive_all as receive_all,
         receiving_slots as receiving_slots,
+    )
+    from .regions import (
+        Region as Region,
+        Span as Span,
     )
     from .schedule import (
         Chunk as Chunk,

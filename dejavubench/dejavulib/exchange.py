@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from .geometry import Region, Span
+from .regions import Region, Span
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from .geometry import (
     Extents,
     KVGeometry,
     KVLayout,
-    Region,
     Rows,
-    Span,
 )
+from .regions import Region, Span
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .geometry import BOTH, Region, Span
+from .geometry import BOTH
 from .kv_cache import KVCache
+from .regions import Region, Span
 from .schedule import StreamSchedule
 
 PAGE_NBYTES = mmap.PAGESIZE

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .geometry import BOTH, Extents, KVGeometry, Region, Span
+from .geometry import BOTH, Extents, KVGeometry
 from .levels import Level
+from .regions import Region, Span
 
 HOST_SLOTS, DEVICE_SLOTS = 2, 8
 """Chunks of a stream that a sink receives at a time, into host memory or into a device's.

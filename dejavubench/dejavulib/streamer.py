@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
-from . import chunk_times, progress
-from .chunk_times import BEGUN, COMPLETE, GATHERED, MOVED, POSTED, SEEN, SINK_NS
+from . import progress
+from .chunk_times import BEGUN, GATHERED, SEEN
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .helper_thread import cpu_seconds, start_helper
-from .transfers import ByteProgress, PlannedChunk, Transfer
+from .posting import note_complete, post_extents, post_packed, prepare_next_step
+from .transfers import ByteProgress, Transfer
 from .waiting import FIRST_NAP_S, Wake
 
 NAP_BESIDE_COMPUTE_S = 500e-6
@@ -203,7 +204,7 @@ class Streamer:
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned_chunk, self._to_prepare = self._to_prepare.planned_chunk, None
-                _prepare_next_step(planned_chunk)
+                prepare_next_step(planned_chunk)
                 continue
             self._wake_helper.wait(nap)
             self._nap = NAP_BESIDE_COMPUTE_S
@@ -224,7 +225,7 @@ class Streamer:
         planned_chunk = transfer.planned_chunk
         packing, chunk = planned_chunk.packing, planned_chunk.chunk
         if packing is None:
-            _move_extents(self.destination, transfer)
+            post_extents(self.destination, transfer)
             self._to_prepare = transfer
             return
         packed = self.destination.place(planned_chunk.stream, chunk)
@@ -244,7 +245,7 @@ class Streamer:
             self.device.begin(transfer, packing, packed)
 
     def _post(self, transfer: Transfer, packed: torch.Tensor) -> None:
-        _flush(self.destination, transfer, packed)
+        post_packed(self.destination, transfer, packed)
 
     def _collect(self) -> None:
         """Pass on what has come from the device; take the slots of complete chunks back."""
@@ -273,7 +274,7 @@ class Streamer:
             self._slots.append(transfer.slot)
         # Before the bytes: whoever sees no lag may call staging(), or ask for the chunk's times.
         self._finished += 1
-        _note_complete(self.destination, transfer)
+        note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress
         byte_progress.completed_nbytes += transfer.planned_chunk.chunk.nbytes
         if byte_progress is self._awaited and not byte_progress.lag_nbytes:
@@ -281,63 +282,6 @@ class Streamer:
 
     def _say_missing(self) -> str:
         return _describe_missing(next(iter([*self._under_way, *self._inbox]), None))
-
-
-def _prepare_next_step(planned_chunk: PlannedChunk) -> None:
-    assert planned_chunk.extents is not None
-    schedule = planned_chunk.stream.schedule
-    planned_chunk.extents.prepare(schedule.step_after(planned_chunk.chunk.step))
-
-
-def _flush(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
-    _announce(destination, transfer)
-    planned_chunk = transfer.planned_chunk
-    destination.flush(planned_chunk.stream, planned_chunk.chunk, packed)
-    transfer.stamp(POSTED)
-    transfer.stats.copies += 1
-
-
-def _move_extents(destination: Destination, transfer: Transfer) -> None:
-    planned_chunk = transfer.planned_chunk
-    assert planned_chunk.extents is not None
-    if transfer.ready is not None:
-        # Whoever reads single extents does not wait for the event, so this thread does.
-        transfer.ready.synchronize()
-    _announce(destination, transfer)
-    extents = planned_chunk.extents.of_step(planned_chunk.chunk.step)
-    transfer.stamp(GATHERED)
-    destination.flush_extents(
-        planned_chunk.stream, planned_chunk.chunk, extents, planned_chunk.each_complete
-    )
-    transfer.stamp(POSTED)
-    transfer.stats.copies += len(extents)
-
-
-def _note_complete(destination: Destination, transfer: Transfer) -> None:
-    """Keep the times of a chunk that is complete, if it is timed."""
-    times = transfer.times
-    stamps = transfer.stamps
-    first_stamp = transfer.first_stamp
-    if times is None or stamps is None:
-        return
-    stamps[first_stamp + COMPLETE] = chunk_times.now()
-    if transfer.marks is not None:
-        transfer.marks.fill(stamps, first_stamp)
-    receipt = destination.receipt(transfer.planned_chunk.stream)
-    if receipt is not None:
-        moved, sink_ns = receipt
-        if moved is not None:
-            stamps[first_stamp + MOVED] = moved
-        if sink_ns is not None:
-            stamps[first_stamp + SINK_NS] = sink_ns
-    times.count(transfer.planned_chunk.row, stamps)
-
-
-def _announce(destination: Destination, transfer: Transfer) -> None:
-    """Tell the destination that a decode step begins, before the step's first chunk."""
-    stream, chunk = transfer.planned_chunk.stream, transfer.planned_chunk.chunk
-    if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
-        destination.step(stream, chunk.step, transfer.tokens)
 
 
 def _describe_missing(transfer: Transfer | None) -> str:

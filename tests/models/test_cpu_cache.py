@@ -18,8 +18,9 @@ import pytest
 from llvmlite import binding
 from numba import carray
 
-from dejavubench.models.backends.cpu import code_cache as cpu_cache
-from dejavubench.models.backends.cpu.code_cache import FOLDER_VARIABLE, Kernel, provide
+from dejavubench.models.backends.cpu import code_file, code_folder, compile_lock
+from dejavubench.models.backends.cpu.code_cache import Kernel, provide
+from dejavubench.models.backends.cpu.code_folder import FOLDER_VARIABLE
 from dejavubench.models.backends.cpu.threads import kernel, struct
 from dejavubench.models.backends.cpu.threads import run as run_kernel
 from helpers.jobs import QUICK, args, run
@@ -87,10 +88,10 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cpu_cache.cache_folder() == tmp_path / "dejavubench" / "kernels"
+    assert code_folder.cache_folder() == tmp_path / "dejavubench" / "kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative, so it does not count")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cpu_cache.cache_folder() == Path("/home/someone/.cache/dejavubench/kernels")
+    assert code_folder.cache_folder() == Path("/home/someone/.cache/dejavubench/kernels")
 
 
 # ---- another kernel, another machine, another program ----
@@ -99,44 +100,44 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = {cpu_cache.file_name("one"), cpu_cache.file_name("two")}
+    keys = {code_file.file_name("one"), code_file.file_name("two")}
     monkeypatch.setenv("NUMBA_OPT", "1")
-    keys.add(cpu_cache.file_name("one"))
-    monkeypatch.setattr(cpu_cache, "cpu_flags", lambda: frozenset({"avx2"}))
-    keys.add(cpu_cache.file_name("one"))
+    keys.add(code_file.file_name("one"))
+    monkeypatch.setattr(code_file, "cpu_flags", lambda: frozenset({"avx2"}))
+    keys.add(code_file.file_name("one"))
     for name in ("numba", "llvmlite"):
-        cpu_cache._static_key.cache_clear()
+        code_file._static_key.cache_clear()
         monkeypatch.setattr(
-            cpu_cache, "version", lambda package, name=name: "0.0" if package == name else "1.0"
+            code_file, "version", lambda package, name=name: "0.0" if package == name else "1.0"
         )
-        keys.add(cpu_cache.file_name("one"))
+        keys.add(code_file.file_name("one"))
     for call in ("get_host_cpu_name", "source_digest"):
-        cpu_cache._static_key.cache_clear()
-        owner = binding if call == "get_host_cpu_name" else cpu_cache
+        code_file._static_key.cache_clear()
+        owner = binding if call == "get_host_cpu_name" else code_file
         monkeypatch.setattr(owner, call, lambda: "another")
-        keys.add(cpu_cache.file_name("one"))
-    cpu_cache._static_key.cache_clear()
+        keys.add(code_file.file_name("one"))
+    code_file._static_key.cache_clear()
     assert len(keys) == 8
 
 
 def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
     """Its file is not the kernel's own, and nothing else changes."""
-    package = Path(cpu_cache.__file__).parent
+    package = Path(code_file.__file__).parent
     copy = tmp_path / "models"
     shutil.copytree(package, copy)
-    assert cpu_cache.source_digest(copy) == cpu_cache.source_digest()
+    assert code_file.source_digest(copy) == code_file.source_digest()
     helper = copy / "elementwise.py"
     helper.write_text(
         helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(1))")
     )
-    assert cpu_cache.source_digest(copy) != cpu_cache.source_digest()
+    assert code_file.source_digest(copy) != code_file.source_digest()
 
 
 def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
     """Their own folder is hashed as a whole; others that it imports must be named."""
     no_numbers = ("units.py", "whole_file.py", "machine/interrupts.py")  # messages, files, signals
     without_numbers = {PACKAGE / name for name in no_numbers}
-    for source in Path(cpu_cache.__file__).parent.glob("*.py"):
+    for source in Path(code_file.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
                 "dejavubench"
@@ -148,7 +149,7 @@ def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
                 file = inner if inner.exists() else module.with_suffix(".py")
                 assert (
                     file.parent == source.parent
-                    or file in cpu_cache.OUTER_SOURCES
+                    or file in code_file.OUTER_SOURCES
                     or file in without_numbers
                     or source.name == "backend.py"  # has no compiled code
                 ), f"{source.name} imports {file}"
@@ -211,14 +212,14 @@ def test_a_damaged_file_is_said_and_replaced(folder: Path, damaged_part: str) ->
 def test_another_kernels_file_is_not_taken(folder: Path) -> None:
     make_kernel(name="another")
     (file,) = folder.iterdir()
-    file.rename(folder / cpu_cache.file_name("forty-two"))
+    file.rename(folder / code_file.file_name("forty-two"))
     assert "another kernel's" in make_kernel()[1][0]
 
 
 def test_code_that_needs_what_is_not_here_is_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_cache, "outer_symbols", lambda module: ["no_such_function"])
+    monkeypatch.setattr(code_file, "outer_symbols", lambda module: ["no_such_function"])
     make_kernel()
     assert "calls no_such_function" in make_kernel()[1][0]
 
@@ -315,10 +316,10 @@ def test_a_kernel_that_another_process_compiles_is_waited_for(folder: Path) -> N
 def test_a_process_that_takes_too_long_is_not_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_cache, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(cpu_cache, "NOTED_S", 0.1)
+    monkeypatch.setattr(compile_lock, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(compile_lock, "NOTED_S", 0.1)
     folder.mkdir(mode=0o700)
-    with (folder / f"{cpu_cache.file_name('forty-two')}.lock").open("w") as lock_of_another:
+    with (folder / f"{code_file.file_name('forty-two')}.lock").open("w") as lock_of_another:
         fcntl.flock(lock_of_another, fcntl.LOCK_EX)
         messages = make_kernel()[1]
     assert messages.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1

@@ -23,7 +23,7 @@ from dejavubench.machine.cpu import WITHOUT_VARIABLE
 from dejavubench.models.backends.cpu import (
     amx,
     attention_kernel,
-    code_cache,
+    code_folder,
     dot_kernels,
     elementwise,
     linear_kernel,
@@ -132,10 +132,10 @@ def test_bf16_is_right_whether_it_is_multiplied_in_pairs_or_widened(
     pairs: bool, monkeypatch: pytest.MonkeyPatch, no_kernels: None
 ) -> None:
     # The code of one way must not be found for the other: a real CPU has one way alone.
-    folder = os.environ.get(code_cache.FOLDER_VARIABLE)
+    folder = os.environ.get(code_folder.FOLDER_VARIABLE)
     if folder:
         monkeypatch.setenv(
-            code_cache.FOLDER_VARIABLE, f"{folder}-{'pairs' if pairs else 'widened'}"
+            code_folder.FOLDER_VARIABLE, f"{folder}-{'pairs' if pairs else 'widened'}"
         )
     monkeypatch.setattr(dot_kernels, "MULTIPLIES_BF16_PAIRS", pairs)
     monkeypatch.setattr(amx, "can_multiply", lambda rows, ins: False)

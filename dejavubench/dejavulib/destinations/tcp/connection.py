@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from ... import chunk_times
-from ...geometry import Region, Span
 from ...packing import aligned_buffer, scatter
+from ...regions import Region, Span
 from ...schedule import Chunk
 from .offer import TCPOffer, schedules
 from .sink_stream import RefusalError, SinkStream

@@ -11,8 +11,9 @@ from math import prod
 
 import numpy as np
 
-from ...geometry import BOTH, Region, Rows
+from ...geometry import BOTH, Rows
 from ...kv_cache import KVCache
+from ...regions import Region
 
 EXTENTS_PER_BLOCK = 1024
 """Extents whose offsets are computed at a time; 8 bytes each, and 32 as Python's integers."""

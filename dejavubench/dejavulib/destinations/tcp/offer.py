@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...geometry import KVGeometry, KVLayout, Region, Span
+from ...geometry import KVGeometry, KVLayout
+from ...regions import Region, Span
 from ...schedule import StreamSchedule
 from ..base import Stream
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ...geometry import BOTH, Region
+from ...geometry import BOTH
 from ...kv_cache import KVCache
 from ...levels import LEVELS
+from ...regions import Region
 from ...schedule import Chunk, StreamSchedule
 from .extent_views import walk_extents
 
