@@ -144,10 +144,10 @@ def write_gguf(settings: Settings, tensors: dict[str, Any]) -> None:
     writer.add_tokenizer_model("none")
     tensor_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, spec.layer_num)
     for name, tensor in tensors.items():
-        exact = tensor.ndim == 1 or ".wpe." in name
-        kept = tensor.float() if exact else tensor.T if ".c_" in name else tensor
-        kind = gguf.GGMLQuantizationType["F32" if exact else ggml_type(settings.data_type)]
-        octets = kept.contiguous().view(torch.uint8).numpy()  # numpy has no bf16
+        keeps_fp32 = tensor.ndim == 1 or ".wpe." in name
+        kept_tensor = tensor.float() if keeps_fp32 else tensor.T if ".c_" in name else tensor
+        kind = gguf.GGMLQuantizationType["F32" if keeps_fp32 else ggml_type(settings.data_type)]
+        octets = kept_tensor.contiguous().view(torch.uint8).numpy()  # numpy has no bf16
         writer.add_tensor(tensor_names.get_name(name, (".weight", ".bias")), octets, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -208,9 +208,11 @@ class Ours(Engine):
         )
         geometry = self._model.kv_geometry(settings.ubatch_size, settings.positions, KVLayout.HND)
         self._cache, self._tensor = KVCache.allocate(geometry, dtype), torch.from_numpy
-        multiplied = f"multiplied in {name_of(self._model.compute_dtype)}"
-        kept = f"weights and cache {settings.data_type}, hnd"
-        self.about = f"dejavubench {__version__}, torch {torch.__version__}: {kept}, {multiplied}"
+        dtype_text = f"multiplied in {name_of(self._model.compute_dtype)}"
+        storage_text = f"weights and cache {settings.data_type}, hnd"
+        self.about = (
+            f"dejavubench {__version__}, torch {torch.__version__}: {storage_text}, {dtype_text}"
+        )
 
     def step(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """Compute one step; return the most likely tokens [B]."""
@@ -302,8 +304,8 @@ class LlamaCpp(Engine):
         )
         owners[:] = 1
         with_logits[:] = np.arange(n) == n - 1
-        for number in range(count):
-            llama_batch.seq_id[number][0] = number // n
+        for token_number in range(count):
+            llama_batch.seq_id[token_number][0] = token_number // n
         return llama_batch, tokens, positions
 
     def begin(self) -> None:
@@ -378,11 +380,11 @@ def time_request(prompt: np.ndarray, steps: int) -> list[float]:
     position = 0
     times: list[float] = []
     for _ in range(steps):
-        began = time.perf_counter()
-        new = _engine.step(tokens, position)
-        times.append(1000 * (time.perf_counter() - began))
+        began_s = time.perf_counter()
+        new_tokens = _engine.step(tokens, position)
+        times.append(1000 * (time.perf_counter() - began_s))
         position += tokens.shape[1]
-        tokens = new[:, None]
+        tokens = new_tokens[:, None]
     gc.enable()
     return times
 
@@ -416,25 +418,27 @@ class Worker:
 # ---- the comparison ----
 
 
-def check(logits: dict[str, np.ndarray], allowed: float) -> dict[str, list[float]]:
+def check(logits: dict[str, np.ndarray], allowed_difference: float) -> dict[str, list[float]]:
     """Return the largest difference of each engine from our logits, by step, in our deviations.
 
     Raises:
         ClickException: a difference is larger than rounding explains.
     """
-    ours = logits[OURS]
-    far: dict[str, list[float]] = {}
+    own_logits = logits[OURS]
+    far_differences: dict[str, list[float]] = {}
     for name, engine_logits in logits.items():
-        far[name] = (abs(engine_logits - ours).max((1, 2)) / ours.std((1, 2))).tolist()
+        far_differences[name] = (
+            abs(engine_logits - own_logits).max((1, 2)) / own_logits.std((1, 2))
+        ).tolist()
         # Written so that NaN counts as a difference.
-        if not all(difference <= allowed for difference in far[name]):
-            listed = ", ".join(f"{difference:.3g}" for difference in far[name])
+        if not all(difference <= allowed_difference for difference in far_differences[name]):
+            difference_list = ", ".join(f"{difference:.3g}" for difference in far_differences[name])
             raise click.ClickException(
-                f"{name} does not compute what {OURS} does: logits differ by up to {listed} of "
-                f"their standard deviation, after the prompt and the next tokens. Rounding "
-                f"explains {allowed}"
+                f"{name} does not compute what {OURS} does: logits differ by up to "
+                f"{difference_list} of their standard deviation, after the prompt and the next "
+                f"tokens. Rounding explains {allowed_difference}"
             )
-    return far
+    return far_differences
 
 
 def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
@@ -447,7 +451,7 @@ def phases(rounds: list[list[float]]) -> dict[str, dict[int, float]]:
 
 def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estimate]]:
     """Return by engine both phases in ms, and as ratios to ours, paired by round."""
-    ours = phases(times[OURS])
+    own_phases = phases(times[OURS])
     estimates_by_engine: dict[str, dict[str, Estimate]] = {}
     for name, rounds in times.items():
         estimates_by_engine[name] = {
@@ -455,41 +459,41 @@ def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estima
         }
         for phase, series in phases(rounds).items():
             estimates_by_engine[name][f"{phase} ratio"] = estimate(
-                paired_ratios(series, [ours[phase]])
+                paired_ratios(series, [own_phases[phase]])
             )
     return estimates_by_engine
 
 
 def table(estimates_by_engine: dict[str, dict[str, Estimate]], title: str) -> Table:
     """Return the table of medians and paired ratios, one row per engine."""
-    shown = Table(
+    shown_table = Table(
         title=title,
         caption="medians over rounds; ratios are paired by round; [ ]: 95 % bootstrap interval",
     )
-    shown.add_column("engine")
+    shown_table.add_column("engine")
     for column in ("prompt ms", "engine / ours", "token ms", "engine / ours"):
-        shown.add_column(column, justify="right")
+        shown_table.add_column(column, justify="right")
     for name, estimates_of_engine in estimates_by_engine.items():
         ratios = [
             f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
             for ratio in (estimates_of_engine["prompt ratio"], estimates_of_engine["token ratio"])
         ]
         prompt, token = ("", "") if name == OURS else ratios
-        shown.add_row(
+        shown_table.add_row(
             name,
             ms_text(estimates_of_engine["prompt"].median),
             prompt,
             ms_text(estimates_of_engine["token"].median),
             token,
         )
-    return shown
+    return shown_table
 
 
 def parse_engines(_: click.Context, __: click.Parameter, value: str) -> list[str]:
     """Read the engines' names, without repeats; raise BadParameter for an unknown one."""
     engine_names = list(dict.fromkeys(value.split(",")))
-    if unknown := [name for name in engine_names if name not in ENGINES]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(ENGINES)}")
+    if unknown_names := [name for name in engine_names if name not in ENGINES]:
+        raise click.BadParameter(f"{unknown_names[0]!r} is none of {', '.join(ENGINES)}")
     if OURS not in engine_names or len(engine_names) == 1:
         raise click.BadParameter(f"it takes {OURS} and something to compare it with")
     return engine_names
@@ -498,10 +502,11 @@ def parse_engines(_: click.Context, __: click.Parameter, value: str) -> list[str
 def refuse(settings: Settings, engines: list[str]) -> None:
     """End with one message and status 2 if the settings cannot be compared."""
     spec = settings.spec
-    needed = ["transformers", *(module for name in engines for module in ENGINES[name][1])]
-    if missing := [module for module in needed if find_spec(module) is None]:
+    needed_modules = ["transformers", *(module for name in engines for module in ENGINES[name][1])]
+    if missing_modules := [module for module in needed_modules if find_spec(module) is None]:
         fail_usage(
-            f"not installed: {', '.join(missing)}: pip install -r contrib/requirements-compare.txt"
+            f"not installed: {', '.join(missing_modules)}: pip install -r "
+            "contrib/requirements-compare.txt"
         )
     if not spec.name.startswith("gpt2"):
         fail_usage(f"--model {spec.name}: only sizes of GPT-2 are written for all engines")
@@ -584,8 +589,8 @@ def main(
         spec = specs.spec(model)
     except ValueError as error:
         fail_usage(f"--model: {error}")
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        settings = Settings(folder or Path(temporary), spec, **sizes)
+    with tempfile.TemporaryDirectory() as temporary_folder, ExitStack() as stack:
+        settings = Settings(folder or Path(temporary_folder), spec, **sizes)
         refuse(settings, engines)
         write_weights(settings, seed, "llama.cpp" in engines)
         out, rng = console(), np.random.default_rng(seed)
@@ -594,13 +599,14 @@ def main(
         tokens = rng.integers(
             spec.vocab_size, size=(settings.ubatch_size, settings.input_len + DECODED)
         )
-        checked = tokens[:, : settings.positions]
+        checked_tokens = tokens[:, : settings.positions]
         logits = {
-            worker.name: worker.ask(logits_along, checked, settings.input_len) for worker in workers
+            worker.name: worker.ask(logits_along, checked_tokens, settings.input_len)
+            for worker in workers
         }
-        far = check(logits, TOLERANCE[settings.data_type])
+        far_differences = check(logits, TOLERANCE[settings.data_type])
         for worker in workers:
-            gap = max(far[worker.name])
+            gap = max(far_differences[worker.name])
             out.print(
                 f"{worker.name}: {worker.about}; logits differ by {gap:.2g} standard deviations",
                 soft_wrap=True,
@@ -611,11 +617,11 @@ def main(
     title = f"{model} {settings.data_type}, {size}, threads {settings.threads}, rounds {rounds}"
     out.print(table(estimates_by_engine, title))
     if json_file:
-        about = {worker.name: worker.about for worker in workers}
+        texts_by_engine = {worker.name: worker.about for worker in workers}
         record = {
             "settings": settings,
-            "about": about,
-            "differences": far,
+            "about": texts_by_engine,
+            "differences": far_differences,
             "estimates": estimates_by_engine,
             "times_ms": times,
         }
@@ -631,11 +637,11 @@ def time_rounds(
 ) -> dict[str, list[list[float]]]:
     """Return the times of each engine's requests, in rounds of random order."""
     times: dict[str, list[list[float]]] = {worker.name: [] for worker in workers}
-    for number in range(-1, rounds):  # the one before the first warms up
-        for place in rng.permutation(len(workers)):
-            worker = workers[place]
+    for round_number in range(-1, rounds):  # the one before the first warms up
+        for worker_index in rng.permutation(len(workers)):
+            worker = workers[worker_index]
             sample = worker.ask(time_request, prompt, settings.output_len)
-            if number >= 0:
+            if round_number >= 0:
                 times[worker.name].append(sample)
     return times
 

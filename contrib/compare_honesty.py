@@ -78,9 +78,9 @@ class Record:
         return max(3, len(self.rounds) // 5)
 
 
-def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
+def records(runs: Sequence[Run], fewest_rounds: int = FEWEST_ROUNDS) -> list[Record]:
     """Return the points with two baselines, an arm, and so many rounds that all arms have."""
-    readable = []
+    readable_records = []
     for run in runs:
         for point in collect(run).values():
             arms = [
@@ -89,11 +89,11 @@ def records(runs: Sequence[Run], fewest: int = FEWEST_ROUNDS) -> list[Record]:
             if len(point.baselines()) < 2 or len(arms) < 3:
                 continue
             rounds = sorted(set[int].intersection(*(set(arm.times.total) for arm in arms)))
-            if len(rounds) >= fewest:
+            if len(rounds) >= fewest_rounds:
                 kept_point = replace(point, arms={arm.info.name: arm for arm in arms})
                 name = f"{run.path.parent.parent.name}/{run.path.name}"
-                readable.append(Record(name, kept_point, rounds))
-    return readable
+                readable_records.append(Record(name, kept_point, rounds))
+    return readable_records
 
 
 def drawn_arm(arm: ArmSamples, rounds: Sequence[int], times: float = 1.0) -> ArmSamples:
@@ -123,17 +123,17 @@ def blocks(record: Record, count: int, rng: np.random.Generator) -> list[int]:
     return [record.rounds[place] for place in drawn_places]
 
 
-def apart_in_blocks(count: int, injected: float) -> Draw:
+def apart_in_blocks(count: int, injected_change: float) -> Draw:
     """Draw both operands from all of a record."""
 
     def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
         a, b = (blocks(record, count, rng) for _ in range(2))
-        return [operand(record, a)], [operand(record, b, 1 + injected)]
+        return [operand(record, a)], [operand(record, b, 1 + injected_change)]
 
     return draw
 
 
-def apart_in_parts(count: int, injected: float) -> Draw:
+def apart_in_parts(count: int, injected_change: float) -> Draw:
     """Take two disjoint parts of a record as they are, either of them first: all drift is kept."""
 
     def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
@@ -142,12 +142,12 @@ def apart_in_parts(count: int, injected: float) -> Draw:
         second = int(rng.integers(first + length, len(record.rounds) - length + 1))
         parts = [record.rounds[begin : begin + length] for begin in (first, second)]
         a, b = parts if rng.random() < 0.5 else reversed(parts)
-        return [operand(record, a)], [operand(record, b, 1 + injected)]
+        return [operand(record, a)], [operand(record, b, 1 + injected_change)]
 
     return draw
 
 
-def in_turns(pairs: int, injected: float) -> Draw:
+def in_turns(pairs: int, injected_change: float) -> Draw:
     """Take neighbouring parts of a record for the two runs of a pair, either of them as A.
 
     The slow-down is of all arms, the baselines included.
@@ -166,24 +166,24 @@ def in_turns(pairs: int, injected: float) -> Draw:
             if rng.random() < 0.5:
                 first_half, other = other, first_half
             a.append(operand(record, first_half))
-            b.append(operand(record, other, 1 + injected, 1 + injected))
+            b.append(operand(record, other, 1 + injected_change, 1 + injected_change))
         return a, b
 
     return draw
 
 
-def in_rounds(count: int, injected: float) -> Draw:
+def in_rounds(count: int, injected_change: float) -> Draw:
     """Take the two baselines for two arms of one run, exchanged at random from block to block."""
 
     def draw(record: Record, rng: np.random.Generator) -> tuple[RunSamples, RunSamples]:
         rounds = blocks(record, count, rng)
-        exchanged = np.repeat(rng.random(count) < 0.5, record.block)[:count]
+        is_exchanged = np.repeat(rng.random(count) < 0.5, record.block)[:count]
         first, other = (drawn_arm(arm, rounds) for arm in record.point.baseline_arms())
         first_total, other_total = first.times.total, other.times.total
-        for number, swap in enumerate(exchanged):
+        for number, swap in enumerate(is_exchanged):
             if swap:
                 first_total[number], other_total[number] = other_total[number], first_total[number]
-        other = drawn_arm(other, sorted(other_total), 1 + injected)
+        other = drawn_arm(other, sorted(other_total), 1 + injected_change)
         arms = {ONE.name: replace(first, info=ONE), OTHER_ARM.name: replace(other, info=OTHER_ARM)}
         run = [{record.point.info.id: replace(record.point, arms=arms)}]
         return run, run
@@ -216,16 +216,16 @@ class Tally:
 
     def add(self, rows: Sequence[ComparisonRow]) -> None:
         """Count the verdict of one comparison over all its rows."""
-        judged = [row for row in rows if row.gate.verdict is not None]
+        judged_rows = [row for row in rows if row.gate.verdict is not None]
         verdict = overall_verdict(
-            row.gate.verdict for row in judged if row.gate.verdict is not None
+            row.gate.verdict for row in judged_rows if row.gate.verdict is not None
         )
         self.verdicts[verdict] += 1
-        widths = [_half_width(row) for row in judged]
+        widths = [_half_width(row) for row in judged_rows]
         if max(widths) <= SHARP_PCT:
             self.sharp += 1
             self.sharp_regressions += verdict is GateVerdict.REGRESSION
-        self.by_time += any((row.time.time_change_low_pct or 0) > 0 for row in judged)
+        self.by_time += any((row.time.time_change_low_pct or 0) > 0 for row in judged_rows)
 
 
 def _half_width(row: ComparisonRow) -> float:
@@ -263,9 +263,11 @@ def binomial(successes: int, count: int) -> tuple[float, float]:
     if not count:
         return 0.0, 1.0
     z, rate = 1.96, successes / count
-    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    middle_rate = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half_width = (
+        z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    )
+    return max(0.0, middle_rate - half_width), min(1.0, middle_rate + half_width)
 
 
 def rate_text(successes: int, count: int) -> str:
@@ -313,30 +315,30 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
         (Pairing.ROUNDS, "blocks", in_rounds, 20, 320),
         (Pairing.TURNS, "neighbouring parts", in_turns, 16, 640),
     ]
-    equal, slower = [], []
+    equal_rows, slower_rows = [], []
     for pairing, operands, draw, size, sharp_size in plans:
         tally = count_outcomes(known_records, pairing, draw(size, 0.0), count)
-        equal.append(aa_cells(pairing, f"{operands}, {size}", tally))
+        equal_rows.append(aa_cells(pairing, f"{operands}, {size}", tally))
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
-            equal.append(aa_cells(pairing, f"{operands}, {size}, if times were judged", times))
-        click.echo(" | ".join(equal[-1]), err=True)
+            equal_rows.append(aa_cells(pairing, f"{operands}, {size}, if times were judged", times))
+        click.echo(" | ".join(equal_rows[-1]), err=True)
         if sharp_size is not None:
             sharp_tally = count_outcomes(
                 known_records, pairing, draw(sharp_size, INJECTED), count, seed=2
             )
             rate = rate_text(sharp_tally.sharp_regressions, sharp_tally.sharp)
             sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
-            slower.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
-            click.echo(" | ".join(slower[-1]), err=True)
-    click.echo("\n".join(markdown.table(AA_HEADINGS, equal, left_columns=2)) + "\n")
-    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower, left_columns=2)))
+            slower_rows.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
+            click.echo(" | ".join(slower_rows[-1]), err=True)
+    click.echo("\n".join(markdown.table(AA_HEADINGS, equal_rows, left_columns=2)) + "\n")
+    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower_rows, left_columns=2)))
 
 
 def replace_verdicts(tally: Tally) -> Tally:
     """Return the tally as it would be if times were judged; only its regressions are known."""
-    rest = tally.count - tally.by_time
-    verdicts = {GateVerdict.REGRESSION: tally.by_time, GateVerdict.UNRESOLVED: rest}
+    undetected_count = tally.count - tally.by_time
+    verdicts = {GateVerdict.REGRESSION: tally.by_time, GateVerdict.UNRESOLVED: undetected_count}
     return Tally(Counter(verdicts))
 
 
@@ -361,22 +363,24 @@ def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
         a: samples of a run with the arms ``one`` and ``other``, as :func:`in_rounds` draws them.
     """
     (point,) = a[0].values()
-    first, other = (point.arms[baseline.name].times.total for baseline in (ONE, OTHER_ARM))
-    ratios = stats.paired_ratios(other, [first])
-    plain = stats.estimate(ratios).shift(-1.0)
-    used = paired_change(median_sample(np.log(ratios)))
+    first_totals, other_totals = (
+        point.arms[baseline.name].times.total for baseline in (ONE, OTHER_ARM)
+    )
+    ratios = stats.paired_ratios(other_totals, [first_totals])
+    plain_interval = stats.estimate(ratios).shift(-1.0)
+    used_interval = paired_change(median_sample(np.log(ratios)))
     return {
-        "plain bootstrap of rounds": (plain.low, plain.high),
-        "as `compare` and ANSWER make it": (used.low, used.high),
+        "plain bootstrap of rounds": (plain_interval.low, plain_interval.high),
+        "as `compare` and ANSWER make it": (used_interval.low, used_interval.high),
     }
 
 
 def rank_pairs(
-    known_records: Sequence[Record], rounds: int, injected: float, count: int, seed: int
+    known_records: Sequence[Record], rounds: int, injected_change: float, count: int, seed: int
 ) -> Counter[str]:
     """Return how often each interval excludes 0, of so many pairs of arms."""
     times: Counter[str] = Counter()
-    draw = in_rounds(rounds, injected)
+    draw = in_rounds(rounds, injected_change)
     for number in range(count):
         run, _ = draw(
             known_records[number % len(known_records)], np.random.default_rng([seed, number])
@@ -394,12 +398,12 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
     known_records = records(find(folders).runs)
     lines = []
     for rounds in PAIRED_ROUNDS:
-        equal, slower = (
-            rank_pairs(known_records, rounds, injected, count, seed)
-            for seed, injected in ((1, 0.0), (2, INJECTED))
+        equal_counts, slower_counts = (
+            rank_pairs(known_records, rounds, injected_change, count, seed)
+            for seed, injected_change in ((1, 0.0), (2, INJECTED))
         )
-        for interval, times in equal.items():
-            rates = (rate_text(times, count), rate_text(slower[interval], count))
+        for interval, times in equal_counts.items():
+            rates = (rate_text(times, count), rate_text(slower_counts[interval], count))
             lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
     click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left_columns=2)))
@@ -420,9 +424,9 @@ def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: in
     Runs that are in FOLDER already count, so an interrupted series goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured = len(list(folder.glob("*/run.json")))
-    for number in range(measured, count):
-        click.echo(f"run {number + 1} of {count}", err=True)
+    measured_runs = len(list(folder.glob("*/run.json")))
+    for run_number in range(measured_runs, count):
+        click.echo(f"run {run_number + 1} of {count}", err=True)
         measure(folder, ranks, flags)
     runs = [read_checked(path.parent) for path in sorted(folder.glob("*/run.json"))]
     runs.sort(key=lambda run: run.header.started_utc)
@@ -449,25 +453,25 @@ def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:
     if mpirun is None:
         raise click.ClickException("no mpirun on PATH")
     command = [mpirun, "-n", str(ranks), sys.executable, "-m", "dejavubench", "run", *flags]
-    completed = subprocess.run(
+    process = subprocess.run(
         [*command, "--log-dir", str(folder)], capture_output=True, text=True, check=False
     )
-    if completed.returncode:
-        raise click.ClickException(f"a run ended with {completed.returncode}:\n{completed.stderr}")
+    if process.returncode:
+        raise click.ClickException(f"a run ended with {process.returncode}:\n{process.stderr}")
 
 
 def real_apart(runs: Sequence[Run]) -> Iterator[Comparison]:
     """Compare each run with the next one; every second pair the other way round."""
-    for number, (first, other) in enumerate(pairwise(runs)):
-        if number % 2 == 0:  # disjoint pairs
-            a, b = (first, other) if number % 4 == 0 else (other, first)
+    for pair_number, (first_run, other_run) in enumerate(pairwise(runs)):
+        if pair_number % 2 == 0:  # disjoint pairs
+            a, b = (first_run, other_run) if pair_number % 4 == 0 else (other_run, first_run)
             yield compare(Operand("A", (a,)), Operand("B", (b,)), Metric.TOTAL, 0.0)
 
 
 def real_rounds(runs: Sequence[Run]) -> Iterator[Comparison]:
     """Compare the two baselines of each run; every second time the other way round."""
-    for number, run in enumerate(runs):
-        baseline_names = ("none", "none#2") if number % 2 == 0 else ("none#2", "none")
+    for run_number, run in enumerate(runs):
+        baseline_names = ("none", "none#2") if run_number % 2 == 0 else ("none#2", "none")
         a, b = (
             Operand(label, (run,), arm_name=arm)
             for label, arm in zip("AB", baseline_names, strict=True)
@@ -484,10 +488,12 @@ def real_turns(runs: Sequence[Run], pairs: int, count: int = 40) -> Iterator[Com
     rng = np.random.default_rng(1)
     for _ in range(count if len(neighbours) >= pairs else 0):
         a, b = [], []
-        for place in np.sort(rng.choice(len(neighbours), pairs, replace=False)):
-            first, other = neighbours[place] if rng.random() < 0.5 else reversed(neighbours[place])
-            a.append(first)
-            b.append(other)
+        for pair_index in np.sort(rng.choice(len(neighbours), pairs, replace=False)):
+            first_run, other_run = (
+                neighbours[pair_index] if rng.random() < 0.5 else reversed(neighbours[pair_index])
+            )
+            a.append(first_run)
+            b.append(other_run)
         yield compare(Operand("A", tuple(a)), Operand("B", tuple(b)), Metric.TOTAL, 0.0)
 
 

@@ -32,13 +32,21 @@ def requests(run: Run) -> dict[str, dict[int, Microbatch]]:
     return requests_by_arm
 
 
-def differences(arm: dict[int, Microbatch], none: list[dict[int, Microbatch]]) -> list[list[float]]:
+def differences(
+    arm: dict[int, Microbatch], rounds_of_baselines: list[dict[int, Microbatch]]
+) -> list[list[float]]:
     """Return, per round, the milliseconds by which each token took longer."""
-    rounds = [number for number in arm if all(number in rounds_of_rank for rounds_of_rank in none)]
+    rounds = [
+        round_number
+        for round_number in arm
+        if all(round_number in rounds_of_rank for rounds_of_rank in rounds_of_baselines)
+    ]
     rows = []
-    for number in rounds:
-        first, other = (rounds_of_rank[number].token_ms for rounds_of_rank in none)
-        pairs = zip(arm[number].token_ms, first, other, strict=True)
+    for round_number in rounds:
+        first_ms, other_ms = (
+            rounds_of_rank[round_number].token_ms for rounds_of_rank in rounds_of_baselines
+        )
+        pairs = zip(arm[round_number].token_ms, first_ms, other_ms, strict=True)
         rows.append([token - (a * b) ** 0.5 for token, a, b in pairs])
     return rows
 
@@ -56,8 +64,12 @@ def main(folder: Path) -> None:
     for arm, microbatches in arms.items():
         rows = differences(microbatches, [arms[name] for name in BASELINES])
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-        off = statistics.median(off_core_ms(microbatch) for microbatch in microbatches.values())
-        click.echo(f"{arm}: off the CPU {off:.1f} ms; ms more per token, from the first one on:")
+        off_core = statistics.median(
+            off_core_ms(microbatch) for microbatch in microbatches.values()
+        )
+        click.echo(
+            f"{arm}: off the CPU {off_core:.1f} ms; ms more per token, from the first one on:"
+        )
         click.echo("  " + " ".join(f"{value:+.2f}" for value in medians))
 
 

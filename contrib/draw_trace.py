@@ -52,14 +52,14 @@ def draw(trace: Path, picture: Path, begin: float, end: float | None, rows: int)
         start, length = event["ts"] / 1e3, event["dur"] / 1e3
         colour = colours[event["tid"]]
         # A white edge parts neighbours, but would hide a sliver.
-        edge = "white" if length > (end - begin) / 200 else colour
+        edge_colour = "white" if length > (end - begin) / 200 else colour
         axes.barh(
             places[event["tid"]],
             length,
             left=start,
             height=0.7,
             color=colour,
-            edgecolor=edge,
+            edgecolor=edge_colour,
             linewidth=0.6,
         )
     axes.set(
@@ -69,8 +69,12 @@ def draw(trace: Path, picture: Path, begin: float, end: float | None, rows: int)
         yticklabels=lanes.values(),
         xlabel="ms",
     )
-    data = document["otherData"]
-    axes.set_title(f"{data['run']} {data['point']} {data['arm']}, round {data['round']}", size=10)
+    trace_facts = document["otherData"]
+    axes.set_title(
+        f"{trace_facts['run']} {trace_facts['point']} {trace_facts['arm']}, "
+        f"round {trace_facts['round']}",
+        size=10,
+    )
     figure.savefig(picture, dpi=110)
     click.echo(str(picture))
 
@@ -83,12 +87,12 @@ def _titles(
     Args:
         rows: a lane whose events overlap more often than this is cut; its title counts its rows.
     """
-    used = {event["tid"] for event in slices}
+    used_lanes = {event["tid"] for event in slices}
     return {
         event["tid"]: f"rank {event['pid'] - 1}  {event['args']['name']}"
         for event in events
         if event["name"] == "thread_name"
-        and event["tid"] in used
+        and event["tid"] in used_lanes
         and _row(event["args"]["name"]) <= rows
     }
 
@@ -106,8 +110,8 @@ def _colours(titles: dict[int, str]) -> dict[int, str]:
 
 def _row(title: str) -> int:
     """Return the number of a lane's row: 3 for ``wire (3)``, 1 for ``wire``."""
-    number = re.search(r"\((\d+)\)$", title)
-    return int(number[1]) if number else 1
+    number_match = re.search(r"\((\d+)\)$", title)
+    return int(number_match[1]) if number_match else 1
 
 
 if __name__ == "__main__":

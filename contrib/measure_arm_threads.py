@@ -58,13 +58,19 @@ class Usage(NamedTuple):
     put_off: int = 0
     faults: int = 0
 
-    def since(self, before: Usage) -> Usage:
-        """Return what was used after ``before``."""
-        return Usage._make(later - then for later, then in zip(self, before, strict=True))
+    def since(self, earlier_usage: Usage) -> Usage:
+        """Return what was used after ``earlier_usage``."""
+        return Usage._make(
+            later_count - earlier_count
+            for later_count, earlier_count in zip(self, earlier_usage, strict=True)
+        )
 
-    def plus(self, other: Usage) -> Usage:
+    def plus(self, other_usage: Usage) -> Usage:
         """Return what two threads have used together."""
-        return Usage._make(own + two for own, two in zip(self, other, strict=True))
+        return Usage._make(
+            own_count + other_count
+            for own_count, other_count in zip(self, other_usage, strict=True)
+        )
 
 
 HEADINGS = ("on core ms", "waited ms", "gave up", "put off", "faults")
@@ -73,24 +79,24 @@ HEADINGS = ("on core ms", "waited ms", "gave up", "put off", "faults")
 # ---- inside a rank ----
 
 
-def usage_of(number: int, ident: int | None) -> Usage:
+def usage_of(thread_number: int, ident: int | None) -> Usage:
     """Return the kernel's numbers of one thread of this process.
 
     Args:
-        number: the kernel's number of the thread.
+        thread_number: the kernel's number of the thread.
         ident: Python's identifier of the thread, if Python has started it.
     """
-    folder = Path(f"/proc/self/task/{number}")
-    ran, waited, _ = map(int, (folder / "schedstat").read_text().split())
+    folder = Path(f"/proc/self/task/{thread_number}")
+    ran_ns, waited_ns, _ = map(int, (folder / "schedstat").read_text().split())
     if ident is not None:
         # The kernel brings its own sum up to date at a tick only; the thread's clock is exact.
-        ran = time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
+        ran_ns = time.clock_gettime_ns(time.pthread_getcpuclockid(ident))
     status = dict(
         line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
     )
     return Usage(
-        ran * 1e-6,
-        waited * 1e-6,
+        ran_ns * 1e-6,
+        waited_ns * 1e-6,
         int(status["voluntary_ctxt_switches"]),
         int(status["nonvoluntary_ctxt_switches"]),
         # The name in brackets may hold spaces. Behind it, the eighth word is the minor faults.
@@ -101,22 +107,24 @@ def usage_of(number: int, ident: int | None) -> Usage:
 def usages() -> dict[str, Usage]:
     """Return the numbers of all threads by name; threads of one name are added up."""
     threads = {thread.native_id: thread for thread in threading.enumerate()}
-    used: dict[str, Usage] = {}
-    for number in map(int, os.listdir("/proc/self/task")):
-        thread = threads.get(number)
+    usage_by_name: dict[str, Usage] = {}
+    for thread_number in map(int, os.listdir("/proc/self/task")):
+        thread = threads.get(thread_number)
         name = thread.name if thread else "not Python's"
-        used[name] = used.get(name, Usage()).plus(
-            usage_of(number, thread.ident if thread else None)
+        usage_by_name[name] = usage_by_name.get(name, Usage()).plus(
+            usage_of(thread_number, thread.ident if thread else None)
         )
-    return used
+    return usage_by_name
 
 
 def watch() -> None:
     """Let every iteration of this rank leave its numbers."""
     path = Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl"
-    with path.open("w", encoding="utf-8") as file, ExitStack() as patched:
-        for part, side in ((PlainSource, "source"), (PlainSink, "sink")):
-            patched.enter_context(patch.object(part, "run", watch_scenario(part.run, side, file)))
+    with path.open("w", encoding="utf-8") as file, ExitStack() as patches:
+        for scenario, side in ((PlainSource, "source"), (PlainSink, "sink")):
+            patches.enter_context(
+                patch.object(scenario, "run", watch_scenario(scenario.run, side, file))
+            )
         dejavubench()
 
 
@@ -125,12 +133,14 @@ def watch_scenario(
 ) -> Callable[[Any, Arm, MarkPhase], None]:
     """Return a scenario's ``run`` that leaves what each thread has used meanwhile."""
 
-    def runs(part: PlainSource | PlainSink, arm: Arm, mark: MarkPhase) -> None:
-        before = usages()
-        run(part, arm, mark)
+    def runs(scenario: PlainSource | PlainSink, arm: Arm, mark: MarkPhase) -> None:
+        usages_before = usages()
+        run(scenario, arm, mark)
         for name, usage in usages().items():
-            used = usage.since(before.get(name, Usage()))
-            file.write(json.dumps({"arm": arm.name, "thread": f"{side}: {name}", "used": used}))
+            thread_usage = usage.since(usages_before.get(name, Usage()))
+            file.write(
+                json.dumps({"arm": arm.name, "thread": f"{side}: {name}", "used": thread_usage})
+            )
             file.write("\n")
 
     return runs
@@ -141,8 +151,8 @@ def watch_scenario(
 
 def measure(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, str], list[Usage]]:
     """Run the job; return what each thread has used in each iteration, by arm and thread."""
-    beside = Path(sys.executable).with_name("mpirun")
-    program = str(beside) if beside.exists() else shutil.which("mpirun")
+    mpirun = Path(sys.executable).with_name("mpirun")
+    program = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
     if program is None:
         raise click.ClickException("no mpirun was found")
     words = [program, "-n", str(ranks), sys.executable, str(Path(__file__).resolve()), JOB]
@@ -151,12 +161,12 @@ def measure(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, s
         check=True,
         env={**os.environ, FOLDER: str(folder)},
     )
-    used: dict[tuple[str, str], list[Usage]] = defaultdict(list)
+    usages_by_arm: dict[tuple[str, str], list[Usage]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            used[record["arm"], record["thread"]].append(Usage(*record["used"]))
-    return used
+            usages_by_arm[record["arm"], record["thread"]].append(Usage(*record["used"]))
+    return usages_by_arm
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -165,9 +175,9 @@ def measure(flags: Sequence[str], ranks: int, folder: Path) -> dict[tuple[str, s
 def main(ranks: int, flags: tuple[str, ...]) -> None:
     """Print what every thread uses per arm; FLAGS are those of ``dejavubench run``."""
     with tempfile.TemporaryDirectory(prefix="arm-threads-") as folder:
-        used = measure(flags, ranks, Path(folder))
+        usages_by_arm = measure(flags, ranks, Path(folder))
     click.echo(f"{'arm':10} {'thread':28}" + "".join(f"{name:>12}" for name in HEADINGS))
-    for (arm, thread), usage in sorted(used.items()):
+    for (arm, thread), usage in sorted(usages_by_arm.items()):
         medians = [statistics.median(values) for values in zip(*usage, strict=True)]
         if any(medians):
             click.echo(f"{arm:10} {thread:28}" + "".join(f"{value:12.2f}" for value in medians))

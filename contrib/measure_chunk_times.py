@@ -65,28 +65,28 @@ class Noted(HostDestination):
 
 def nanoseconds_per_chunk() -> float:
     """Return what the library does more for a chunk that is timed, in nanoseconds of CPU time."""
-    timed = [_loop(True) for _ in range(LOOPS)]
-    untimed = [_loop(False) for _ in range(LOOPS)]
-    return (min(timed) - min(untimed)) / CHUNKS
+    timed_ns = [_loop(True) for _ in range(LOOPS)]
+    untimed_ns = [_loop(False) for _ in range(LOOPS)]
+    return (min(timed_ns) - min(untimed_ns)) / CHUNKS
 
 
-def _loop(timed: bool) -> int:
+def _loop(is_timed: bool) -> int:
     geometry = KVGeometry(1, 1, 1, 2, 16, 2)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1, 1, 1 << 16))
     chunk = next(stream.schedule.all_chunks(LEVELS["3"]))
-    planned = PlannedChunk(stream, chunk, None, None, each_complete=False)
+    planned_chunk = PlannedChunk(stream, chunk, None, None, each_complete=False)
     progress, stats, destination = ByteProgress(), StreamStats(), Noted()
-    block = TimesBlock(1) if timed else None
-    began = time.thread_time_ns()
+    block = TimesBlock(1) if is_timed else None
+    began_ns = time.thread_time_ns()
     for _ in range(CHUNKS):
-        transfer = Transfer(planned, progress, stats)
+        transfer = Transfer(planned_chunk, progress, stats)
         if block is not None:  # as CacheManager does, which has read the clock for the stall
             transfer.take_times(block, 0)
         transfer.stamp(BEGUN)
         transfer.stamp(GATHERED)
         transfer.stamp(POSTED)
         note_complete(destination, transfer)
-    return time.thread_time_ns() - began
+    return time.thread_time_ns() - began_ns
 
 
 # ---- 2. on and off in one job ----
@@ -99,11 +99,11 @@ def alternate() -> None:
 
     def prepared(self: PlainSource, arm: Arm, pattern: int) -> None:
         if arm.level is not None:
-            on = count[arm.name] % 4 in (0, 3)
+            is_timed = count[arm.name] % 4 in (0, 3)
             for manager in self.destinations.managers(arm, arm.level):
                 block = blocks.setdefault(manager, manager.times)
-                manager.times = block if on else None
-            self.destinations.streamer(arm).destination.timed = on
+                manager.times = block if is_timed else None
+            self.destinations.streamer(arm).destination.timed = is_timed
             count[arm.name] += 1
         prepare(self, arm, pattern)
 
@@ -112,28 +112,32 @@ def alternate() -> None:
 
 def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:
     """Yield each arm with its ratios of on to off, its median TOTAL in ms, and its chunks."""
-    on: dict[str, set[int]] = defaultdict(set)
+    timed_rounds: dict[str, set[int]] = defaultdict(set)
     chunks: dict[str, int] = {}
-    for _, listed, times in read_chunk_times(run.path):
-        on[times.arm].add(times.iteration)
-        chunks[times.arm] = len(listed.chunks) + listed.more
+    for _, listed_arm, times in read_chunk_times(run.path):
+        timed_rounds[times.arm].add(times.iteration)
+        chunks[times.arm] = len(listed_arm.chunks) + listed_arm.more
     totals: dict[str, dict[int, float]] = defaultdict(dict)
     for _, iteration in run.records_of(Iteration):
-        if iteration.arm in on:
+        if iteration.arm in timed_rounds:
             totals[iteration.arm][iteration.iteration] = iteration.total_ms
     warmup = run.header.warmup + run.header.warmup % 2  # pairs begin at even iterations
     for arm, total in totals.items():
         ratios = []
-        for first in range(warmup, len(total) - 1, 2):
-            two = total[first], total[first + 1]
-            ratios.append(two[0] / two[1] if first in on[arm] else two[1] / two[0])
+        for round_number in range(warmup, len(total) - 1, 2):
+            two_totals = total[round_number], total[round_number + 1]
+            ratios.append(
+                two_totals[0] / two_totals[1]
+                if round_number in timed_rounds[arm]
+                else two_totals[1] / two_totals[0]
+            )
         yield arm, ratios, statistics.median(total.values()), chunks[arm]
 
 
 def measure(flags: Sequence[str], ranks: int, folder: Path) -> Run:
     """Run the job in which the times alternate; return its records."""
-    beside = Path(sys.executable).with_name("mpirun")
-    program = str(beside) if beside.exists() else shutil.which("mpirun")
+    mpirun = Path(sys.executable).with_name("mpirun")
+    program = str(mpirun) if mpirun.exists() else shutil.which("mpirun")
     if program is None:
         raise click.ClickException("no mpirun was found")
     words = [program, "-n", str(ranks), sys.executable, str(Path(__file__).resolve()), JOB]

@@ -98,7 +98,7 @@ class Arm:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Put the arm's patches and symbols in force inside the context."""
-        before = {(owner, name): vars(owner)[name] for owner, name in self.patches}
+        values_before = {(owner, name): vars(owner)[name] for owner, name in self.patches}
         for (owner, name), value in self.patches.items():
             setattr(owner, name, value)
         for name, address in self.symbols.items():
@@ -106,7 +106,7 @@ class Arm:
         try:
             yield
         finally:
-            for (owner, name), value in before.items():
+            for (owner, name), value in values_before.items():
                 setattr(owner, name, value)
 
 
@@ -232,21 +232,21 @@ def measure(
     model: GPT, cache: KVCache, arms: Sequence[Arm], position: int, rounds: int, steps: int
 ) -> None:
     """Time a token of each arm ``steps`` times in each round."""
-    alone = torch.get_num_threads() == 1
-    clock: Callable[[], float] = time.thread_time if alone else time.perf_counter
-    of_round: Callable[[list[float]], float] = statistics.median if alone else min
+    is_single_thread = torch.get_num_threads() == 1
+    clock: Callable[[], float] = time.thread_time if is_single_thread else time.perf_counter
+    of_round: Callable[[list[float]], float] = statistics.median if is_single_thread else min
     tokens = torch.zeros(cache.geometry.requests, 1, dtype=torch.long)
-    for number in range(rounds + 1):
-        for arm in random.Random(number).sample(list(arms), len(arms)):
-            taken = []
+    for round_number in range(rounds + 1):
+        for arm in random.Random(round_number).sample(list(arms), len(arms)):
+            times = []
             with arm.active():
                 for step in range(WARM_UP + steps):
-                    began = clock()
+                    began_s = clock()
                     logits = model.forward(tokens, cache, position + step)
                     tokens = model.greedy(logits).tokens.unsqueeze(1)
-                    taken.append(clock() - began)
-            if number:  # the first round compiles
-                arm.ms.append(1e3 * of_round(taken[WARM_UP:]))
+                    times.append(clock() - began_s)
+            if round_number:  # the first round compiles
+                arm.ms.append(1e3 * of_round(times[WARM_UP:]))
 
 
 def row_of(arm: Arm, base: Arm) -> str:

@@ -25,8 +25,8 @@ def texts(folder: Path) -> Iterator[Path]:
     """Yield the files of a checkout, without what tools and runs leave in it."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            hidden = path.name.startswith(".") and path.name not in SEARCHED_HIDDEN
-            if not hidden and path.name not in GENERATED and path.suffix != ".egg-info":
+            is_hidden = path.name.startswith(".") and path.name not in SEARCHED_HIDDEN
+            if not is_hidden and path.name not in GENERATED and path.suffix != ".egg-info":
                 yield from texts(path)
         else:
             yield path

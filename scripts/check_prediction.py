@@ -132,14 +132,14 @@ def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]
 
 def _describe_difference(run: RunInputs, other_run: RunInputs, target: ArmInputs) -> str | None:
     """Return what differs between another run and an arm; None if they cannot be compared."""
-    alike = [arm for arm in other_run.arms if arm.mode == target.mode and _is_like(arm, target)]
+    like_arms = [arm for arm in other_run.arms if arm.mode == target.mode and _is_like(arm, target)]
     # Another machine differs in more than its link.
-    if not alike or other_run.machine != run.machine:
+    if not like_arms or other_run.machine != run.machine:
         return None
     differences = []
-    if abs(alike[0].link.rate / target.link.rate - 1) > LARGEST_RATE_DIFFERENCE:
+    if abs(like_arms[0].link.rate / target.link.rate - 1) > LARGEST_RATE_DIFFERENCE:
         differences.append("rate")
-    if all(arm.point.info.input_len != target.point.info.input_len for arm in alike):
+    if all(arm.point.info.input_len != target.point.info.input_len for arm in like_arms):
         differences.append("prompt")
     return " and ".join(differences) or None
 
@@ -167,19 +167,19 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> HeldPrediction | None:
     if prediction is None:
         return None
     overheads = prediction.overhead_pct(arm.link.rate)
-    low, high = with_own_error(overheads)
-    own = compute_times([arm.point], arm.point, arm.point.info)
-    again = predict(run, arm.mode, arm.level, target, own)
-    assert again is not None
+    low_overhead, high_overhead = with_own_error(overheads)
+    own_times = compute_times([arm.point], arm.point, arm.point.info)
+    own_prediction = predict(run, arm.mode, arm.level, target, own_times)
+    assert own_prediction is not None
     return HeldPrediction(
         kind,
         run.name,
         prediction.arm.link.rate,
         arm,
         predicted=float(overheads[0]) / 100,
-        low=low / 100,
-        high=high / 100,
-        of_own_none=float(again.overhead_pct(arm.link.rate)[0]) / 100,
+        low=low_overhead / 100,
+        high=high_overhead / 100,
+        of_own_none=float(own_prediction.overhead_pct(arm.link.rate)[0]) / 100,
     )
 
 
@@ -188,35 +188,35 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> HeldPrediction | None:
 @click.option("--all", "shows_all", is_flag=True, help="Print each prediction.")
 @click.option(
     "--own-total",
-    "own",
+    "by_own_total",
     is_flag=True,
     help="Leave points out by half-widths relative to the arm's own TOTAL.",
 )
-def main(paths: tuple[Path, ...], shows_all: bool, own: bool) -> None:
+def main(paths: tuple[Path, ...], shows_all: bool, by_own_total: bool) -> None:
     """Print points kept, points left out with the reason, and the share within the bound."""
-    kept: list[HeldPrediction] = []
+    kept_predictions: list[HeldPrediction] = []
     left_out: Counter[str] = Counter()
     for kind, inputs, arm in held_out(_read_inputs(paths)):
         prediction = hold(kind, inputs, arm)
         if prediction is None:
             left_out[f"{kind}: no measured level to predict level {arm.level} from"] += 1
-        elif not (prediction.own_width if own else prediction.width) <= LARGEST_HALF_WIDTH:
+        elif not (prediction.own_width if by_own_total else prediction.width) <= LARGEST_HALF_WIDTH:
             left_out[f"{kind}: half-width above {100 * LARGEST_HALF_WIDTH:g} % of TOTAL"] += 1
         else:
-            kept.append(prediction)
+            kept_predictions.append(prediction)
     if shows_all:
-        for prediction in kept:
+        for prediction in kept_predictions:
             _print_prediction(prediction)
     for reason, count in sorted(left_out.items()):
         click.echo(f"left out {count:5}: {reason}")
     groups: dict[str, list[HeldPrediction]] = defaultdict(list)
-    for prediction in kept:
+    for prediction in kept_predictions:
         arm_name = f"{prediction.target.mode}@{prediction.target.level}"
         for name in ("all", prediction.kind, f"{prediction.kind}, {arm_name}"):
             groups[name].append(prediction)
     for name, group in sorted(groups.items()):
         _print_counts(name, group)
-    if not kept:
+    if not kept_predictions:
         click.echo("no point was kept")
 
 
@@ -235,11 +235,12 @@ def _read_inputs(paths: Iterable[Path]) -> list[RunInputs]:
 
 
 def _print_counts(name: str, group: list[HeldPrediction]) -> None:
-    within = sum(prediction.within for prediction in group)
+    within_count = sum(prediction.within for prediction in group)
     own_none = sum(prediction.within_of_own_none for prediction in group)
     overlap = sum(prediction.overlaps for prediction in group)
     click.echo(
-        f"{name}: {within} of {len(group)} within the bound ({100 * within / len(group):.1f} %), "
+        f"{name}: {within_count} of {len(group)} within the bound "
+        f"({100 * within_count / len(group):.1f} %), "
         f"{own_none} with the point's own none; {overlap} intervals overlap"
     )
 

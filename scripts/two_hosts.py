@@ -121,33 +121,33 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             stack.callback(_remove, host)  # first, because a signal may come at any moment
             _set_up("ip", "netns", "add", host.namespace)
-        first, second = hosts
-        near = f"{INTERFACE} netns {first.namespace}"
-        far = f"{INTERFACE} netns {second.namespace}"
-        _set_up(*f"ip link add {near} type veth peer name {far}".split())
+        first_host, second_host = hosts
+        near_end = f"{INTERFACE} netns {first_host.namespace}"
+        far_end = f"{INTERFACE} netns {second_host.namespace}"
+        _set_up(*f"ip link add {near_end} type veth peer name {far_end}".split())
         for host in hosts:
-            inside = f"ip -n {host.namespace}"
-            _set_up(*f"{inside} address add {host.address}/24 dev {INTERFACE}".split())
+            ip_command = f"ip -n {host.namespace}"
+            _set_up(*f"{ip_command} address add {host.address}/24 dev {INTERFACE}".split())
             for interface in ("lo", INTERFACE):
-                _set_up(*f"{inside} link set {interface} up".split())
+                _set_up(*f"{ip_command} link set {interface} up".split())
             if rate is not None:
                 _limit_rate(host, rate)
-        yield first, second
+        yield first_host, second_host
 
 
 def _limit_rate(host: Host, rate: float) -> None:
     """Let a host send at most ``rate`` bytes per second, by a token bucket."""
-    place = f"tc -n {host.namespace} qdisc add dev {INTERFACE} root"
+    tc_command = f"tc -n {host.namespace} qdisc add dev {INTERFACE} root"
     latency_ms = round(1e3 * QUEUED_S)
     bucket = f"tbf rate {round(8 * rate)}bit burst {burst_nbytes(rate)}b latency {latency_ms}ms"
-    _set_up(*place.split(), *bucket.split())
+    _set_up(*tc_command.split(), *bucket.split())
 
 
 def _set_up(*command: str) -> None:
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if completed.returncode:
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
         raise NoHostsError(
-            f"two hosts cannot be made here: {shlex.join(command)}: {completed.stderr.strip()}"
+            f"two hosts cannot be made here: {shlex.join(command)}: {process.stderr.strip()}"
         )
 
 
@@ -155,10 +155,10 @@ def _remove(host: Host) -> None:
     """Remove a host with every process that is still on it. This process started all of them."""
     if not (NAMESPACES / host.namespace).exists():
         return
-    leftover = subprocess.run(
+    process = subprocess.run(
         ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False
     )
-    for pid in leftover.stdout.split():
+    for pid in process.stdout.split():
         with contextlib.suppress(ProcessLookupError):  # the process has just ended by itself
             os.kill(int(pid), signal.SIGKILL)
     subprocess.run(["ip", "netns", "delete", host.namespace], check=True)
@@ -177,8 +177,8 @@ def mpirun_program() -> str:
     program = shutil.which("mpirun", path=path)
     if program is None:
         raise NoHostsError("no mpirun was found")
-    completed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    if "HYDRA" not in completed.stdout:
+    process = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    if "HYDRA" not in process.stdout:
         raise NoHostsError(
             f"{program} is not MPICH's: two hosts are reached by its launcher, Hydra"
         )
@@ -217,26 +217,31 @@ def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> 
     """
     limit = None if rate == UNLIMITED else units.rate(rate)
     program = mpirun_program()
-    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    environment = inherited | {
+    inherited_variables = {
+        name: value for name, value in os.environ.items() if name not in RANK_VARIABLES
+    }
+    environment = inherited_variables | {
         TOKEN_VARIABLE: secrets.token_hex(32),
         "UCX_TLS": "tcp,self",  # no shared memory between the "hosts"
         "UCX_NET_DEVICES": INTERFACE,
     }
     with _signals_raise(), two_hosts(limit) as hosts, tempfile.TemporaryDirectory() as folder:
-        first, second = hosts
-        sink = second.command(*DRIVER, "sink", "--listen", f"{second.address}:{PORT}")
+        first_host, second_host = hosts
+        sink = second_host.command(*DRIVER, "sink", "--listen", f"{second_host.address}:{PORT}")
         launcher_flags = ["-launcher", "ssh", "-launcher-exec", str(launcher(Path(folder), hosts))]
         ranks = ["-hosts", ",".join(ADDRESSES), "-n", "2", "-ppn", "1"]
         job = [program, "-genvall", *launcher_flags, *ranks, *driver, *arguments]
         sink_log = Path(folder) / "sink"
-        with sink_log.open("wb") as errors, _running(sink, environment, stderr=errors) as listening:
-            _await_listening(listening, sink_log)
-            with _running(first.command(*job), environment) as process:
+        with (
+            sink_log.open("wb") as errors,
+            _running(sink, environment, stderr=errors) as sink_process,
+        ):
+            _await_listening(sink_process, sink_log)
+            with _running(first_host.command(*job), environment) as process:
                 status = process.wait()
-            if listening.poll() is not None:
+            if sink_process.poll() is not None:
                 click.echo(
-                    f"two_hosts: the sink ended with status {listening.returncode}", err=True
+                    f"two_hosts: the sink ended with status {sink_process.returncode}", err=True
                 )
                 click.echo(sink_log.read_text(errors="replace"), err=True)
         return status
@@ -281,15 +286,15 @@ def _signals_raise() -> Iterator[None]:
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def raise_interrupt(number: int, _frame: object) -> NoReturn:
-        for caught in signals:
-            signal.signal(caught, signal.SIG_IGN)
+        for signal_number in signals:
+            signal.signal(signal_number, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
-    before = {number: signal.signal(number, raise_interrupt) for number in signals}
+    handlers = {number: signal.signal(number, raise_interrupt) for number in signals}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -327,10 +332,10 @@ def main(rates: tuple[str, ...], arguments: tuple[str, ...]) -> None:
     """
     if arguments[0] not in UNDER_MPIRUN:
         fail_usage(f"{arguments[0]!r} does not run under mpirun: write -- run …, or -- doctor")
-    recorded = arguments[0] == "run"
+    is_recorded = arguments[0] == "run"
     try:
         for rate in rates:
-            status = run(rate, [*arguments, *(("--link", rate) if recorded else ())])
+            status = run(rate, [*arguments, *(("--link", rate) if is_recorded else ())])
             if status:
                 sys.exit(status)
     except NoHostsError as error:

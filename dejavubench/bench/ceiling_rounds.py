@@ -74,7 +74,7 @@ class CeilingRounds:
             self._world, self._spent_s < CEILINGS_S
         ):
             return
-        began = time.monotonic()
+        began_s = time.monotonic()
         for arm in self._last_arms():
             self._measure_without_compute(arm)
         if self._ceilings is not None:
@@ -82,7 +82,7 @@ class CeilingRounds:
             for problem in self._ceilings.run():
                 self._progress_bar.say(f"dejavubench: no {problem}")
             sleeping_barrier(self._world, "ceilings")
-        self._spent_s += time.monotonic() - began
+        self._spent_s += time.monotonic() - began_s
 
     def record(self) -> None:
         """Write what was measured, and how chunks left the device. Collective.
@@ -131,12 +131,12 @@ class CeilingRounds:
         if times is not None:
             self._record_without_compute(arm, max(ms for ms in times if ms is not None))
 
-    def _record_without_compute(self, measured: Arm, ms: float) -> None:
+    def _record_without_compute(self, measured_arm: Arm, ms: float) -> None:
         """Record the time for every level of the destination: it is the bound of them all."""
         point = self._point
         nbytes = point.streamed_nbytes * point.pipeline_para_size
         for arm in self._arms:
-            if arm.opens == measured.opens:
+            if arm.opens == measured_arm.opens:
                 self._rank_at_point.write(
                     records.StreamAlone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes)
                 )

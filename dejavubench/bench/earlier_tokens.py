@@ -23,20 +23,20 @@ def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> N
     continued_run = context.plan.continued_run
     if continued_run is None or point_id not in continued_run.tokens:
         return
-    here = (
+    own_difference = (
         first_changed_token(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
     )
     # Rank 0 alone has written tokens, so it decides for all.
-    difference = sleeping_bcast(context.world, here)
+    difference = sleeping_bcast(context.world, own_difference)
     if difference is not None:
         raise VerificationError(f"{point_id}: {difference}")
 
 
 def first_changed_token(
-    earlier: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor
+    earlier_tokens: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor
 ) -> str | None:
     """Return where new tokens first differ from earlier ones, in words; None if nowhere."""
-    for (microbatch, request), earlier_ids in earlier.items():
+    for (microbatch, request), earlier_ids in earlier_tokens.items():
         new_ids = tokens[microbatch, request].tolist()
         for step, (token, earlier_token) in enumerate(zip(new_ids, earlier_ids, strict=True)):
             if token != earlier_token:

@@ -141,7 +141,7 @@ class SourceSampling:
             ubatch=microbatch,
             total_ms=total_ms,
             extents=_extents_of(self._managers[microbatch]),
-            every=sampler.every,
+            every=sampler.interval,
             step=[sample.step for sample in sampler.samples],
             nbytes=[sample.nbytes for sample in sampler.samples],
             ns=[sample.ns for sample in sampler.samples],

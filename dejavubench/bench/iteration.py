@@ -41,8 +41,10 @@ class Iterations:
     ) -> None:
         start = context.plan.starts[point.id]
         continued_run = context.plan.continued_run
-        earlier = () if continued_run is None else continued_run.earlier_iterations[point.id]
-        self.completed: list[records.Iteration] = list(earlier)
+        earlier_iterations = (
+            () if continued_run is None else continued_run.earlier_iterations[point.id]
+        )
+        self.completed: list[records.Iteration] = list(earlier_iterations)
         self.failures = ArmFailures(context.world, self._note_failure)
         self.failures.names |= set(start.without)
         self._context = context
@@ -83,23 +85,25 @@ class Iterations:
         iteration_id = IterationId(
             point=self._point.id, arm=arm.name, iteration=iteration, round=round_number
         )
-        recorded = scenario.record(arm, iteration_id)
-        self._record_total(recorded.total_ms, iteration_id, order)
+        recorded_iteration = scenario.record(arm, iteration_id)
+        self._record_total(recorded_iteration.total_ms, iteration_id, order)
         self._sampler.after(iteration_id)  # all ranks have come to the end of the iteration
         # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
         if to_verify and not self._verify(arm, scenario):
             return
-        if recorded.microbatches and self._rank == 0:
+        if recorded_iteration.microbatches and self._rank == 0:
             # Written only after verification: the times of wrong bytes are not reported.
-            assert recorded.total_ms is not None
-            self._recorder.text(recorded.microbatches, recorded.total_ms)
+            assert recorded_iteration.total_ms is not None
+            self._recorder.text(recorded_iteration.microbatches, recorded_iteration.total_ms)
         self._count[arm.name] += 1
         if round_number is not None:
             self._progress_bar.measured_so_far.count(arm.name)
         round_text = "warm-up" if round_number is None else f"round {round_number + 1}"
         iteration_text = (
-            f"{arm.name} {recorded.note}" if recorded.note else f"{round_text} {arm.name}"
+            f"{arm.name} {recorded_iteration.note}"
+            if recorded_iteration.note
+            else f"{round_text} {arm.name}"
         )
         self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
 
@@ -184,9 +188,9 @@ class Iterations:
         with Attempt(arm) as attempt:
             difference = scenario.verify(arm)
         if scenario.generated.numel() and scenario.expected.numel():
-            wrong = first_wrong_token(scenario.generated, scenario.expected_part())
-            tokens_equal = wrong is None
-            difference = difference or wrong
+            wrong_token = first_wrong_token(scenario.generated, scenario.expected_part())
+            tokens_equal = wrong_token is None
+            difference = difference or wrong_token
         sleeping_barrier(self._world, "verification")  # whoever compares may take long
         # Every rank learns every difference, so that all raise or none does.
         findings = self._world.allgather((difference, tokens_equal, attempt.problem))
@@ -198,7 +202,7 @@ class Iterations:
             if difference
         ]
         if self._rank == 0:
-            answers = [equal for _, equal, _ in findings if equal is not None]
+            answers = [is_equal for _, is_equal, _ in findings if is_equal is not None]
             self._record_verification(arm, differences, all(answers) if answers else None)
         if differences:
             iteration = self._count[arm.name]
@@ -211,14 +215,14 @@ class Iterations:
         self, arm: Arm, differences: list[str], tokens_equal: bool | None
     ) -> None:
         """Write the outcome on rank 0; the first difference stands for all."""
-        streamed = self._point.streamed_nbytes * self._point.pipeline_para_size
+        streamed_nbytes = self._point.streamed_nbytes * self._point.pipeline_para_size
         self._recorder.write(
             records.Verification(
                 point=self._point.id,
                 arm=arm.name,
                 iteration=self._count[arm.name],
                 ok=not differences,
-                nbytes=0 if arm.level is None else streamed,
+                nbytes=0 if arm.level is None else streamed_nbytes,
                 tokens_equal=tokens_equal,
                 where=differences[0] if differences else None,
             )

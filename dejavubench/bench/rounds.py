@@ -101,18 +101,18 @@ class Rounds:
         time_left = self._progress_bar.time_left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         order = orders(len(arms), self._seed + 1)
-        began = time.monotonic()
-        measured = 0
+        began_s = time.monotonic()
+        measured_rounds = 0
         time_left.begin_rounds()
-        while not self._is_finished(measured, time.monotonic() - began, half_width):
+        while not self._is_finished(measured_rounds, time.monotonic() - began_s, half_width):
             for position, arm_index in enumerate(next(order)):
-                self._iterations.run(arms[arm_index], self._start.round + measured, position)
+                self._iterations.run(arms[arm_index], self._start.round + measured_rounds, position)
             time_left.end_round()
-            self._ceiling_rounds.measure_after(measured)
+            self._ceiling_rounds.measure_after(measured_rounds)
             time_left.end_ceilings()
-            measured += 1
+            measured_rounds += 1
 
-    def _is_finished(self, rounds: int, elapsed: float, half_width: HalfWidth | None) -> bool:
+    def _is_finished(self, rounds: int, elapsed_s: float, half_width: HalfWidth | None) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.left(arms):
@@ -126,7 +126,7 @@ class Rounds:
         if rounds < self._start.rounds:
             return False
         # Each rank has its own clock, so rank 0 decides and tells the others.
-        is_over = elapsed > experiment.max_time or (
+        is_over = elapsed_s > experiment.max_time or (
             width is not None and width <= experiment.precision
         )
         return sleeping_bcast(self._context.world, is_over)
@@ -136,16 +136,16 @@ class Rounds:
         if not self._context.experiment.verify:
             return
         self._progress_bar.announce("reference: the requests once without streaming, to compare")
-        undisturbed = self._worker.run_undisturbed(
+        undisturbed_clocks = self._worker.run_undisturbed(
             lambda phase: self._iterations.mark(f"reference {phase}")
         )
-        tokens = torch.empty(0) if undisturbed is None else tokens_of(undisturbed)
+        tokens = torch.empty(0) if undisturbed_clocks is None else tokens_of(undisturbed_clocks)
         # Where the last stage finds its logits wrong, no rank may go on.
         sleeping_barrier(self._context.world, "reference")
         self._worker.write_tokens(tokens)
         refuse_other_tokens(self._context, self._point_id, tokens)
         for scenario in self._scenarios.all(self._context.arms):
-            scenario.expect(undisturbed, tokens)
+            scenario.expect(undisturbed_clocks, tokens)
 
     def close(self) -> None:
         """Close the scenarios first, then the worker and probes whose memory they use."""

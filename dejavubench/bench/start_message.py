@@ -25,11 +25,11 @@ def rounds_with_ceilings(point_index: int) -> int:
     return LATER_ROUNDS_WITH_CEILINGS if point_index else ROUNDS_WITH_CEILINGS
 
 
-def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
+def progress_bar_of(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
     """Return the bar over all points and arms, with its estimate of the time left.
 
     Args:
-        shown: draw the bar; else it only keeps count.
+        is_shown: draw the bar; else it only keeps count.
     """
     experiment, points = runnable.experiment, runnable.points
     rounds = [runnable.plan.starts[point.id].rounds for point in points]
@@ -45,12 +45,12 @@ def progress_bar_of(runnable: RunnablePlan, shown: bool) -> ProgressBar:
     )
     arms = [arm.name for arm in runnable.arms]
     # With a precision nobody knows how many rounds there will be, so the bar has no end.
-    passes = experiment.warmup * len(points) + sum(rounds)
-    total = None if precision is not None else len(arms) * passes
+    passes_over_arms = experiment.warmup * len(points) + sum(rounds)
+    total = None if precision is not None else len(arms) * passes_over_arms
     measured_so_far = MeasuredSoFar(
         {point.id: point_rounds for point, point_rounds in zip(points, rounds, strict=True)}, arms
     )
-    return ProgressBar(total, time_left, measured_so_far, shown)
+    return ProgressBar(total, time_left, measured_so_far, is_shown)
 
 
 def _estimate_seconds(point: Point, device: str) -> float:
@@ -74,12 +74,12 @@ def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
             "each has a .log in the run's folder"
         )
     if context.workspace.session > 1:
-        measured = ", ".join(
+        measured_text = ", ".join(
             f"{start.point} {count_text(start.rounds, 'round')}"
             for start in runnable.plan.starts.values()
         )
         progress_bar.say(
-            f"session {context.workspace.session} measures what is missing: {measured}"
+            f"session {context.workspace.session} measures what is missing: {measured_text}"
         )
     for point_id, reason in runnable.skipped.items():
         progress_bar.say(f"{point_id} SKIPPED: {reason}")

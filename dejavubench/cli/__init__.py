@@ -76,15 +76,17 @@ class LazyGroup(click.Group):
                 option is repeated.
         """
         try:
-            name, command, rest = super().resolve_command(ctx, args)
+            name, command, rest_args = super().resolve_command(ctx, args)
         except click.UsageError as error:
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if not close or "did you mean" in error.message.lower():
+            similar_names = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not similar_names or "did you mean" in error.message.lower():
                 raise
-            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
+            raise click.UsageError(
+                f"{error.message} Did you mean {similar_names[0]}?", ctx
+            ) from None
         if name is not None and command is not None:
-            refuse_repeated(name, command, rest, ctx)
-        return name, command, rest
+            refuse_repeated(name, command, rest_args, ctx)
+        return name, command, rest_args
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command; None if there is none of this name."""
@@ -135,8 +137,8 @@ class LazyGroup(click.Group):
         except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
             # One print call: lines of several ranks would mix otherwise.
             rank = launched_rank()
-            last = "" if rank is None else f"dejavubench: rank {rank} failed in phase start\n"
-            print(traceback.format_exc() + last, end="", file=sys.stderr, flush=True)
+            last_line = "" if rank is None else f"dejavubench: rank {rank} failed in phase start\n"
+            print(traceback.format_exc() + last_line, end="", file=sys.stderr, flush=True)
             end_all_ranks(ExitStatus.FAILED)
         sys.exit(status if isinstance(status, int) else ExitStatus.OK)
 

@@ -27,7 +27,7 @@ LEAST_START_S = 60.0
 
 
 def agree_on_plan(
-    read: Callable[[], Plan], rank_timeout: float
+    read_plan: Callable[[], Plan], rank_timeout: float
 ) -> tuple[Plan, WatchdogProcess | None]:
     """Start MPI and return rank 0's plan on every rank.
 
@@ -35,7 +35,7 @@ def agree_on_plan(
     watchdog process that is returned on one rank per host.
 
     Args:
-        read: makes the plan; called on rank 0 alone.
+        read_plan: makes the plan; called on rank 0 alone.
         rank_timeout: seconds, read from this rank's own flags; the plan may not be readable here.
 
     Raises:
@@ -46,9 +46,9 @@ def agree_on_plan(
     from dejavubench.watchdog.mpi_start import import_mpi
     from dejavubench.watchdog.starting import start_watchdog
 
-    if (foreign := ends_at_start()) is not None:
-        raise UsageError(foreign.message)
-    outcome = None if launched_rank() else _read_outcome(read)
+    if (foreign_mpi := ends_at_start()) is not None:
+        raise UsageError(foreign_mpi.message)
+    plan_or_error = None if launched_rank() else _read_outcome(read_plan)
     say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
     timeout = (
         max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
@@ -60,29 +60,30 @@ def agree_on_plan(
     world = MPI.COMM_WORLD
     check_launcher(world.size, MPI.get_vendor())
     # A launcher may number ranks unlike MPI: then MPI's rank 0 has not read the plan yet.
-    if outcome is None and world.rank == 0:
-        outcome = _read_outcome(read)
-    if isinstance(outcome, Exception) and not isinstance(outcome, UsageError):
-        raise outcome  # the caller aborts all ranks, which wait for the plan
-    outcome = world.bcast(outcome)
-    if isinstance(outcome, UsageError):
-        raise outcome
-    assert outcome is not None
-    problems = world.allgather(problem_of(outcome.experiment.streaming))
+    if plan_or_error is None and world.rank == 0:
+        plan_or_error = _read_outcome(read_plan)
+    if isinstance(plan_or_error, Exception) and not isinstance(plan_or_error, UsageError):
+        raise plan_or_error  # the caller aborts all ranks, which wait for the plan
+    plan_or_error = world.bcast(plan_or_error)
+    if isinstance(plan_or_error, UsageError):
+        raise plan_or_error
+    assert plan_or_error is not None
+    plan = plan_or_error
+    problems = world.allgather(problem_of(plan.experiment.streaming))
     for rank, problem in enumerate(problems):
         if problem is not None:  # this host may not have the plugin that rank 0's has
             raise UsageError(f"rank {rank}: {problem}")
     # The user's own arguments: without --continue DIR a start anew would measure something else.
     command = shlex.join(["dejavubench", *sys.argv[1:]])
-    outcome.check_ranks(world.size, command)  # before torch is imported, which takes a while
+    plan.check_ranks(world.size, command)  # before torch is imported, which takes a while
     facts = world.allgather((len(os.sched_getaffinity(0)), host_checks.find_problem()))
-    outcome.check_threads(min(cores for cores, _ in facts))
+    plan.check_threads(min(cores for cores, _ in facts))
     for rank, (_, problem) in enumerate(facts):
         if problem is not None:
             raise UsageError(f"rank {rank}: {problem}")
-    watchdog = start_watchdog(world, own_heartbeat, outcome.experiment.rank_timeout)
+    watchdog = start_watchdog(world, own_heartbeat, plan.experiment.rank_timeout)
     own_heartbeat.give_up_at(None)
-    return outcome, watchdog
+    return plan, watchdog
 
 
 def end_complete(
@@ -105,13 +106,13 @@ def end_complete(
         watchdog.let_end()
 
 
-def _read_outcome(read: Callable[[], Plan]) -> Plan | Exception:
+def _read_outcome(read_plan: Callable[[], Plan]) -> Plan | Exception:
     """Return the plan, or under a launcher the error that every rank is to end with.
 
     An error of any kind waits until MPI runs: only then can this rank end the other ones.
     """
     try:
-        return read()
+        return read_plan()
     except Exception as error:
         if launched_rank() is None:
             raise
@@ -124,12 +125,12 @@ def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> Non
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
-    started = launched_ranks()
+    started_ranks = launched_ranks()
     name, version = vendor
-    if started is not None and started > known_ranks:
+    if started_ranks is not None and started_ranks > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(
-            f"the launcher started {count_text(started, 'rank')}, but this MPI knows "
+            f"the launcher started {count_text(started_ranks, 'rank')}, but this MPI knows "
             f"{known_ranks}: it is not the launcher of {library}, which mpi4py uses. Start the "
             f"ranks with {name}'s mpirun"
         )

@@ -27,22 +27,22 @@ def describe(plan: Plan) -> None:
     host = fit.HostResources.here(plan)
     rates = duration.probe() if plan.experiment.device == "cpu" else None
     # Points that this session leaves out are neither skipped nor estimated.
-    skipped = {
+    skip_reasons = {
         point_id: reason
         for point_id, reason in fit.reasons(plan, host).items()
         if point_id in plan.starts
     }
     remarks = (
-        *_describe_skipped(plan, skipped),
+        *_describe_skipped(plan, skip_reasons),
         *_make_notes(plan, host),
-        *_estimate_duration(plan, skipped, rates),
+        *_estimate_duration(plan, skip_reasons, rates),
     )
     indent = " " * len("Memory   ")
     text_tables.show(
         [
             *_wrap_texts(_make_heading(plan, host), screen.width, indent),
             TextLine(""),
-            *text_tables.make_lines(_make_table(plan, host, skipped, rates), screen.width),
+            *text_tables.make_lines(_make_table(plan, host, skip_reasons, rates), screen.width),
             TextLine(""),
             *_wrap_texts(remarks, screen.width, "  "),
         ],
@@ -82,9 +82,9 @@ def _list_missing(plan: Plan) -> list[str]:
     return [] if plan.only_points is None else [f"Points   {', '.join(plan.starts)} alone"]
 
 
-def _describe_skipped(plan: Plan, skipped: Mapping[str, str]) -> list[str]:
+def _describe_skipped(plan: Plan, skip_reasons: Mapping[str, str]) -> list[str]:
     arms = [f"{arm.name} SKIPPED: {arm.skipped}" for arm in plan.arms if arm.skipped]
-    return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skipped.items()]
+    return arms + [f"{point_id} SKIPPED: {reason}" for point_id, reason in skip_reasons.items()]
 
 
 def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
@@ -94,9 +94,9 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
         plan.check_threads(len(os.sched_getaffinity(0)))
     except UsageError as error:
         notes.append(f"Cannot run on this host: {error}.")
-    shared = too_few_devices(plan, host.devices)
-    if shared:
-        notes.append(f"Cannot run with all ranks on this host: {shared}.")
+    gpu_problem = too_few_devices(plan, host.devices)
+    if gpu_problem:
+        notes.append(f"Cannot run with all ranks on this host: {gpu_problem}.")
     notes += host_lines.make_notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
@@ -116,19 +116,23 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
     return notes
 
 
-def _estimate_duration(plan: Plan, skipped: Mapping[str, str], rates: Rates | None) -> list[str]:
+def _estimate_duration(
+    plan: Plan, skip_reasons: Mapping[str, str], rates: Rates | None
+) -> list[str]:
     """Return the estimate of the whole run, or why there is none."""
     if plan.continued_run is not None and not plan.starts:
         return [f"Nothing is missing in {plan.continued_run.folder}."]
-    running = [
-        point for point in plan.points if point.id in plan.starts and point.id not in skipped
+    running_points = [
+        point for point in plan.points if point.id in plan.starts and point.id not in skip_reasons
     ]
-    if not running:
+    if not running_points:
         return ["No point can run here."]
     if rates is None:
         return ["The time on a GPU is not estimated."]
     cores = count_text(len(os.sched_getaffinity(0)), "core")
-    total = seconds_text(sum(duration.point_seconds(plan, point, rates) for point in running))
+    total = seconds_text(
+        sum(duration.point_seconds(plan, point, rates) for point in running_points)
+    )
     return [
         f"About {total} in all, plus loading, verification and ceilings. Estimated from rates "
         f"measured just now in 0.1 s: {rates.matmul / 1e9:.0f} GFLOP/s in fp32 and "
@@ -146,22 +150,22 @@ SIZE_HEADINGS = ("ubatch", "prompt\n(tokens)", "new\n(tokens)", "cache\n(pos.)")
 
 
 def _make_table(
-    plan: Plan, host: fit.HostResources, skipped: Mapping[str, str], rates: Rates | None
+    plan: Plan, host: fit.HostResources, skip_reasons: Mapping[str, str], rates: Rates | None
 ) -> Block:
     """Return sizes and needs of the points."""
-    swept = plan.experiment.swept
+    swept_options = plan.experiment.swept
     rows = [
         [
             *_size_cells(point),
-            *(setting_text(getattr(point.settings, name)) for name in swept),
-            *_need_cells(plan, point, host, point.id in skipped, rates),
+            *(setting_text(getattr(point.settings, name)) for name in swept_options),
+            *_need_cells(plan, point, host, point.id in skip_reasons, rates),
         ]
         for point in plan.points
     ]
     headings = [
         *NAME_HEADINGS,
         *SIZE_HEADINGS,
-        *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept),
+        *(SETTING_HEADINGS[name].replace(" ", "\n") for name in swept_options),
     ]
     return Block(
         "", [*headings, *_need_headings(plan)], len(NAME_HEADINGS), [rows], breaks=(len(headings),)
@@ -180,7 +184,7 @@ def _need_headings(plan: Plan) -> tuple[str, ...]:
 
 
 def _need_cells(
-    plan: Plan, point: Point, host: fit.HostResources, skipped: bool, rates: Rates | None
+    plan: Plan, point: Point, host: fit.HostResources, is_skipped: bool, rates: Rates | None
 ) -> list[str]:
     """Return a point's last cells, in the order of :func:`_need_headings`."""
     if point.problem:  # it fits nowhere, so there is nothing to add up
@@ -205,7 +209,7 @@ def _need_cells(
         *texts,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if is_streaming else "-",
         nbytes_text(sources * needs.disk_nbytes) if needs.disk_nbytes else "-",
-        "SKIPPED" if skipped else seconds,
+        "SKIPPED" if is_skipped else seconds,
     ]
 
 
@@ -239,7 +243,7 @@ def _rounds_text(plan: Plan) -> str:
 def _flush_text(plan: Plan) -> str:
     """Return the size of a group of steps, and how far the stream lags."""
     points = [point for point in plan.points if not point.problem]
-    most = max(
+    most_nbytes = max(
         (
             point.most_flushed * point.ubatch_size * worker_geometry(point).token_nbytes
             for point in points
@@ -247,8 +251,8 @@ def _flush_text(plan: Plan) -> str:
         default=0,
     )
     return (
-        f"every {plan.experiment.flush_interval} tokens, up to {nbytes_text(most)} per microbatch "
-        "and source; the stream lags by up to as much"
+        f"every {plan.experiment.flush_interval} tokens, up to {nbytes_text(most_nbytes)} per "
+        "microbatch and source; the stream lags by up to as much"
     )
 
 

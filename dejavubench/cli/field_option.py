@@ -20,21 +20,21 @@ class FieldOption(click.Option):
     """A flag of one option. Without a value it stays out of the overrides."""
 
     def __init__(self, key: str) -> None:
-        info = OPTIONS[key]
+        option_info = OPTIONS[key]
         default = default_of(key)
         self.key = key
-        self.group = info.group
+        self.group = option_info.group
         flag = flag_of(key)
         arguments: dict[str, Any]
-        if not info.metavar:
+        if not option_info.metavar:
             flag += f"/--no-{flag[2:]}"
             self.default_text = "on" if default in (True, (True,)) else "off"
             arguments = {"is_flag": True}
             if isinstance(default, tuple):  # it sweeps if both flags are given
                 arguments |= {"multiple": True, "callback": _drop_repeats}
         else:
-            self.default_text = _default_text(default, info.metavar)
-            arguments = {"metavar": info.metavar, "type": str}
+            self.default_text = _default_text(default, option_info.metavar)
+            arguments = {"metavar": option_info.metavar, "type": str}
         if key == "streaming":  # without a value, as the original spells it: the error lists them
             arguments |= {"is_flag": False, "flag_value": ""}
         super().__init__([flag, *ORIGINAL_FLAGS.get(key, []), key], default=None, **arguments)

@@ -63,10 +63,10 @@ def figures(
     if not found_runs.runs:
         raise BadInput("\n".join(found_runs.bad))
     try:
-        drawn, complaints = make_drawings(found_runs.runs, together, name)
+        drawings, complaints = make_drawings(found_runs.runs, together, name)
     except NotComparableError as error:
         raise BadInput("\n".join([str(error), *found_runs.bad])) from None
-    if not drawn:
+    if not drawings:
         raise BadInput(
             "\n".join(
                 [
@@ -78,7 +78,7 @@ def figures(
         )
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
-    _save(drawn, folder, force)
+    _save(drawings, folder, force)
     name_left_out(
         [*found_runs.bad, *(text for run in found_runs.runs for text in health.list_damage(run))]
     )
@@ -92,12 +92,16 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
         raise BadInput(
             f"--output {folder} is not a folder. Figures are several files: give a folder"
         )
-    existing = [
+    existing_files = [
         path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()
     ]
-    if existing and not force:
-        exist = "1 file exists" if len(existing) == 1 else f"{len(existing)} files exist, the first"
-        raise BadInput(f"{exist}: {existing[0]}. Use --force to overwrite, or another -o")
+    if existing_files and not force:
+        exist = (
+            "1 file exists"
+            if len(existing_files) == 1
+            else f"{len(existing_files)} files exist, the first"
+        )
+        raise BadInput(f"{exist}: {existing_files[0]}. Use --force to overwrite, or another -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:

@@ -49,13 +49,13 @@ def write(forecast: Forecast, style: str, file: IO[str]) -> None:
 
 
 def _make_rows(rows: Sequence[ForecastRow]) -> list[dict[str, Any]]:
-    unique = dict.fromkeys(rows)  # the target's own row stands in both tables
+    unique_rows = dict.fromkeys(rows)  # the target's own row stands in both tables
     return [
         {
             column: " and ".join(row.busy_arms) if field == "busy_arms" else getattr(row, field)
             for field, column in _COLUMNS.items()
         }
-        for row in unique
+        for row in unique_rows
     ]
 
 

@@ -37,17 +37,19 @@ def find_problem() -> str | None:
             f"{NUMBA_THREADS}={text[:40]!r} must be a positive whole number: numba reads it. Unset "
             "it, or set it to 1"
         )
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         try:
             import numba
         except Exception as error:  # noqa: BLE001 - whatever its variables make of it
             return f"numba cannot be imported: {one_line(str(error))}"
-    unread = [
-        str(warning.message) for warning in caught if "could not be parsed" in str(warning.message)
+    unread_options = [
+        str(warning.message)
+        for warning in caught_warnings
+        if "could not be parsed" in str(warning.message)
     ]
-    if unread:
-        return f"{unread[0].splitlines()[0]} Unset it."
+    if unread_options:
+        return f"{unread_options[0].splitlines()[0]} Unset it."
     if numba.config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set, so the kernels cannot be compiled. Unset it"
     return None
@@ -62,16 +64,20 @@ def raise_file_limit() -> None:
     Raises:
         UsageError: they are too few, and there is no launcher.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = REQUESTED_FILES if hard == resource.RLIM_INFINITY else min(hard, REQUESTED_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
-    if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most_files = (
+        REQUESTED_FILES
+        if hard_limit == resource.RLIM_INFINITY
+        else min(hard_limit, REQUESTED_FILES)
+    )
+    if soft_limit != resource.RLIM_INFINITY and soft_limit < most_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, hard_limit))
+        soft_limit = most_files
+    if soft_limit == resource.RLIM_INFINITY or soft_limit >= LEAST_FILES:
         return
     message = (
-        f"a rank may open {soft} files but needs {LEAST_FILES}. Raise the limit with ulimit -n "
-        f"{LEAST_FILES}"
+        f"a rank may open {soft_limit} files but needs {LEAST_FILES}. Raise the limit with "
+        f"ulimit -n {LEAST_FILES}"
     )
     if launched_rank() is None:
         raise UsageError(message)

@@ -14,19 +14,20 @@ def make_lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
     quota = cpu_quota()
     disk = _find_disk(plan)
-    allowed = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
-    host_lines = [f"Cores    {len(os.sched_getaffinity(0))}{allowed}"]
+    quota_text = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
+    host_lines = [f"Cores    {len(os.sched_getaffinity(0))}{quota_text}"]
     return host_lines if disk is None else [*host_lines, f"Disk     {disk}"]
 
 
 def make_notes(plan: Plan) -> list[str]:
     """Return notes on what would spoil the numbers if all ranks were on this host."""
     disk = _find_disk(plan)
-    several = len(plan.experiment.threads) > 1
+    has_several = len(plan.experiment.threads) > 1
     texts = [
-        f"With {f'--threads {threads} and ' if several else ''}all ranks on this host: {crowded}."
+        f"With {f'--threads {threads} and ' if has_several else ''}all ranks on this host: "
+        f"{crowd_note}."
         for threads in sorted(plan.experiment.threads)
-        if (crowded := _make_demand(plan, threads).note()) is not None
+        if (crowd_note := _make_demand(plan, threads).note()) is not None
     ]
     if disk is not None:
         durabilities = dict.fromkeys(

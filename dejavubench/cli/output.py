@@ -77,19 +77,19 @@ def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[...,
                 style = "table" if output is None else style_of(output, " Or give --format.")
             command(*args, style=style, output=output, **rest)
 
-        wrapped: Callable[..., None] = with_style
+        command_with_options: Callable[..., None] = with_style
         for option in reversed(options):
-            wrapped = option(wrapped)
-        return wrapped
+            command_with_options = option(command_with_options)
+        return command_with_options
 
     return add
 
 
-def style_of(output: Path, otherwise: str = "") -> str:
+def style_of(output: Path, default_style: str = "") -> str:
     """Return the format that a file's suffix asks for.
 
     Args:
-        otherwise: what else a user can do where the suffix is unknown, as a sentence.
+        default_style: what else a user can do where the suffix is unknown, as a sentence.
 
     Raises:
         BadInput: the suffix is unknown.
@@ -102,7 +102,7 @@ def style_of(output: Path, otherwise: str = "") -> str:
         problem = f"{output.suffix!r} is unknown" if output.suffix else "there is none"
         raise BadInput(
             f"--output {output}: the suffix chooses the format, and {problem}. Use "
-            f"{', '.join(first_suffixes)} or {last_suffix}.{otherwise}"
+            f"{', '.join(first_suffixes)} or {last_suffix}.{default_style}"
         )
     return style
 
@@ -153,9 +153,9 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
         raise BadInput(f"{output}: {error.strerror}") from None
 
 
-def name_left_out(bad: Sequence[str]) -> None:
+def name_left_out(problems: Sequence[str]) -> None:
     """Print on stderr what could not be shown, and exit with status 1 if there is any."""
-    for message in bad:
+    for message in problems:
         click.echo(f"left out: {message}", err=True)
-    if bad:
+    if problems:
         sys.exit(ExitStatus.FAILED)

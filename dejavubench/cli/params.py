@@ -11,10 +11,10 @@ from dejavubench import values
 
 
 class ParsedType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """A value that ``read`` understands; its ValueError is the message."""
+    """A value that ``read_value`` understands; its ValueError is the message."""
 
-    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
-        self.name, self.read = name, read
+    def __init__(self, name: str, read_value: Callable[[Any], Any]) -> None:
+        self.name, self.read = name, read_value
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value as read; a ValueError becomes a usage error with its message."""

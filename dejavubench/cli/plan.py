@@ -56,9 +56,9 @@ def plan(
         if requests is not None:
             raise BadInput("--requests cannot be combined with --from. Drop one of them")
         model = None if spec is None and ckpt_path is None else _choose_spec(spec, ckpt_path)
-        predicted = _make_forecast(from_run, model, rate, latency or 0.0, sizes)
-        write_to(output, force, lambda file: forecast_report.write(predicted, style, file))
-        for warning in predicted.warnings:
+        forecast = _make_forecast(from_run, model, rate, latency or 0.0, sizes)
+        write_to(output, force, lambda file: forecast_report.write(forecast, style, file))
+        for warning in forecast.warnings:
             click.echo(f"{from_run.name}: {warning}", err=True)
         return
     from dejavubench.cli import plan_report
@@ -109,13 +109,13 @@ def _make_forecast(
 # ---- from options to setups ----
 
 
-def _choose_spec(named: ModelSpec | None, folder: Path | None) -> ModelSpec:
+def _choose_spec(named_spec: ModelSpec | None, folder: Path | None) -> ModelSpec:
     from dejavubench.models.hub.checkpoint import CheckpointError, read_spec
 
-    if named is not None and folder is not None:
+    if named_spec is not None and folder is not None:
         raise BadInput("--model and --ckpt-path are both given, and each names a model. Drop one")
-    if named is not None:
-        return named
+    if named_spec is not None:
+        return named_spec
     if folder is None:
         raise BadInput(
             "no model is given. Add --model NAME or --ckpt-path DIR, or predict from a measured "
@@ -194,7 +194,7 @@ def _make_side(
     """Return the sizes of one side's caches, and its setup."""
     from dejavubench.dejavulib.exchange import Setup
 
-    needed = sizes["input_len"] + sizes["output_len"]
+    needed_positions = sizes["input_len"] + sizes["output_len"]
     point = Point(
         id=side,
         spec=spec,
@@ -203,7 +203,7 @@ def _make_side(
         ubatch_size=microbatch,
         input_len=sizes["input_len"],
         output_len=sizes["output_len"],
-        positions=needed if spec.context is None else min(needed, spec.context),
+        positions=needed_positions if spec.context is None else min(needed_positions, spec.context),
         tensor_para_size=tensor,
         pipeline_para_size=len(cuts) - 1,
         flush_interval=sizes["flush_interval"],

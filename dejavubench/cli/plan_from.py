@@ -50,13 +50,13 @@ def make_forecast(
         for info in bases
     )
     context = spec.context if spec is not None else _context_of(base)
-    most = MOST_LENGTH if context is None else context - target.point.output_len + 1
-    if target.point.input_len > most:
+    most_positions = MOST_LENGTH if context is None else context - target.point.output_len + 1
+    if target.point.input_len > most_positions:
         raise BadInput(
             f"--input-len {target.point.input_len} and --output-len {target.point.output_len} take "
             f"more than the {context} positions of {target.point.model}"
         )
-    return Forecast(run, target, rate, max(1, most), tuple(other_targets), warnings)
+    return Forecast(run, target, rate, max(1, most_positions), tuple(other_targets), warnings)
 
 
 def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:

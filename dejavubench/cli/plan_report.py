@@ -47,10 +47,11 @@ class PlanReport:
             f"sinks: {_setup_text(traffic.sink)}",
         ]
         if point.flush_interval > 1:
-            sent = traffic.sent[traffic.busiest_source]
+            sent_volume = traffic.sent[traffic.busiest_source]
             lines.append(
                 f"flush: every {point.flush_interval} tokens; the busiest source then sends "
-                f"{nbytes_text(sent.flush_nbytes)} in {format_count(sent.flush_extents)} extents"
+                f"{nbytes_text(sent_volume.flush_nbytes)} in "
+                f"{format_count(sent_volume.flush_extents)} extents"
             )
         if link is not None:
             lines.append(
@@ -96,12 +97,16 @@ class PlanReport:
         ]
 
     def _make_table(
-        self, headings: list[str], leading: int, cells: list[list[str]], rows: Sequence[PlanRow]
+        self,
+        headings: list[str],
+        name_columns: int,
+        cells: list[list[str]],
+        rows: Sequence[PlanRow],
     ) -> Block:
         """Put amounts and, with a link, least times beside what names a row."""
         amounts = len(headings), len(headings) + len(_AMOUNTS)
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.rows.link else ())]
-        return Block("", headings, leading, [self._make_cells(cells, rows)], breaks=amounts)
+        return Block("", headings, name_columns, [self._make_cells(cells, rows)], breaks=amounts)
 
     def _make_cells(
         self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]

@@ -74,7 +74,10 @@ class PlanRows:
     def document(self) -> PlanRow:
         """The whole report as one JSON object, with every pair of regions."""
         traffic, point = self.traffic, self.traffic.point
-        busiest = {"busiest_source": traffic.busiest_source, "busiest_sink": traffic.busiest_sink}
+        busiest_workers = {
+            "busiest_source": traffic.busiest_source,
+            "busiest_sink": traffic.busiest_sink,
+        }
         return {
             "model": point.spec.name,
             "layer_num": point.spec.layer_num,
@@ -94,7 +97,7 @@ class PlanRows:
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
-            "total": {**self._make_amounts(traffic.total, self.least_times_s), **busiest},
+            "total": {**self._make_amounts(traffic.total, self.least_times_s), **busiest_workers},
         }
 
     @cached_property
@@ -124,18 +127,20 @@ class PlanRows:
             row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
         return row | self._make_amounts(flow.volume)
 
-    def _make_amounts(self, volume: Volume, least: Sequence[float] | None = None) -> PlanRow:
+    def _make_amounts(
+        self, volume: Volume, least_times_s: Sequence[float] | None = None
+    ) -> PlanRow:
         """Return a volume and, with a link, its least times.
 
         Args:
-            least: the times; None for those of the volume alone on the link.
+            least_times_s: the times; None for those of the volume alone on the link.
         """
         columns = COLUMNS | (FLUSH_COLUMNS if self.traffic.point.flush_interval > 1 else {})
         row: PlanRow = {name: getattr(volume, field) for field, name in columns.items()}
         if self.link:
-            seconds = least or volume.least_seconds(self.link)
+            times_s = least_times_s or volume.least_seconds(self.link)
             row |= {
-                f"{phase}_ms": 1e3 * phase_s for phase, phase_s in zip(PHASES, seconds, strict=True)
+                f"{phase}_ms": 1e3 * phase_s for phase, phase_s in zip(PHASES, times_s, strict=True)
             }
         return row
 
@@ -155,13 +160,13 @@ def _setup_columns(setup: Setup) -> PlanRow:
     }
 
 
-def _region_pair_columns(pair: RegionPair) -> PlanRow:
+def _region_pair_columns(region_pair: RegionPair) -> PlanRow:
     """Return one region pair, in the local coordinates of each side."""
     return {
-        "source_ubatch": pair.source_microbatch,
-        "sink_ubatch": pair.target_microbatch,
-        "source_region": _region_columns(pair.source_region),
-        "sink_region": _region_columns(pair.target_region),
+        "source_ubatch": region_pair.source_microbatch,
+        "sink_ubatch": region_pair.target_microbatch,
+        "source_region": _region_columns(region_pair.source_region),
+        "sink_region": _region_columns(region_pair.target_region),
     }
 
 

@@ -81,8 +81,8 @@ def process(
         raise click.UsageError(
             f"--table {table} chooses the rows of csv. Add --format csv, or drop it."
         )
-    read = read_reports(paths, parts_of(against))
-    reports = [report for report, _ in read.shown]
+    read_result = read_reports(paths, parts_of(against))
+    reports = [report for report, _ in read_result.shown]
     shown_reports = (
         [report.without_long_tables() for report in reports]
         if style == "table" and not is_long
@@ -91,7 +91,7 @@ def process(
     write_reports(shown_reports, style, output, force, table)
     if style == "csv":  # the other formats carry the notes themselves
         _echo_notes(reports)
-    name_left_out([*read.bad, *read.damage])
+    name_left_out([*read_result.bad, *read_result.damage])
 
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:
@@ -102,8 +102,8 @@ def _echo_notes(reports: Sequence[RunReport]) -> None:
     for report in reports:
         # docs/reference/columns.md says how the columns of csv are made. Damaged files are named
         # on stderr in every format.
-        elsewhere = (HOW_TIMES_ARE_MADE.name, DAMAGED.name)
-        notes = [note for note in report.notes if note.kind not in elsewhere]
+        kinds_elsewhere = (HOW_TIMES_ARE_MADE.name, DAMAGED.name)
+        notes = [note for note in report.notes if note.kind not in kinds_elsewhere]
         if notes:
             lines = [f"{report.title}:", *(f"  {note.text}" for note in notes)]
             click.echo("\n".join(lines), err=True)

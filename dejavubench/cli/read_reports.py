@@ -43,22 +43,22 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     from dejavubench.records.text_log import TextLogError
 
     found_runs = find(paths)
-    readable: list[tuple[RunReport, Run | None]] = []
+    reports_and_runs: list[tuple[RunReport, Run | None]] = []
     damage: list[str] = []
     for run in found_runs.runs:
         try:
-            readable.append((report(run, parts), run))
+            reports_and_runs.append((report(run, parts), run))
             damage += health.list_damage(run)
         except RecordError as error:
             found_runs.bad.append(f"{run.path}: {error}")
     for log in found_runs.logs:
         try:
-            readable.append((log_report(log), None))
+            reports_and_runs.append((log_report(log), None))
         except TextLogError as error:
             found_runs.bad.append(str(error))
-    if not readable:
+    if not reports_and_runs:
         raise BadInput("\n".join(found_runs.bad))
-    return ReadReports(readable, found_runs.bad, damage)
+    return ReadReports(reports_and_runs, found_runs.bad, damage)
 
 
 def parts_of(against: str | None) -> tuple[RunPart, ...]:

@@ -37,8 +37,8 @@ def refuse_repeated(
 def _message(option: click.Option, times: int) -> str:
     spellings = (option.opts, option.secondary_opts)
     flags = " or ".join(max(names, key=len) for names in spellings if names)
-    often = "twice" if times == 2 else f"{times} times"
+    times_text = "twice" if times == 2 else f"{times} times"
     remedy = "Give it once"
     if "[," in (option.metavar or ""):
         remedy = "Give it once, with commas between its values"
-    return f"{flags} is given {often}. {remedy}"
+    return f"{flags} is given {times_text}. {remedy}"

@@ -47,10 +47,10 @@ def report(paths: tuple[Path, ...], output: Path, against: str, force: bool) -> 
     from dejavubench.analysis.page.run_page import ShownRun, make_page
     from dejavubench.config.experiment import OPTIONS, help_of
 
-    read = read_reports(paths, parts_of(against))
-    left_out = [*read.bad, *read.damage]
+    read_result = read_reports(paths, parts_of(against))
+    left_out = [*read_result.bad, *read_result.damage]
     page = make_page(
-        [ShownRun(run_report, run) for run_report, run in read.shown],
+        [ShownRun(run_report, run) for run_report, run in read_result.shown],
         left_out,
         {key: help_of(key) for key in OPTIONS},
     )

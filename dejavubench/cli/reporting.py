@@ -26,8 +26,8 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
 
     arms = [arm_info(arm) for arm in plan.running]
 
-    def half_width(iterations: list[Iteration], failed: set[str]) -> float | None:
-        remaining_arms = [arm for arm in arms if arm.name not in failed]
+    def half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
+        remaining_arms = [arm for arm in arms if arm.name not in failed_arms]
         widths = [
             half_width_of(series, remaining_arms) for series in totals_by_arm(iterations).values()
         ]
@@ -56,8 +56,8 @@ class FinalReport:
         status: exit status that the gate asks for, once the report was shown on this rank.
     """
 
-    def __init__(self, results: ResultFile | None, gate: bool) -> None:
-        self._results, self._gate = results, gate
+    def __init__(self, result_file: ResultFile | None, gate: bool) -> None:
+        self._results, self._gate = result_file, gate
         self.status = ExitStatus.OK
 
     def show(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class FinalReport:
             self.status = EXIT_STATUSES[verdict]
 
 
-def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
+def _show_results(result_file: ResultFile | None, folder: Path) -> list[Row]:
     """Print and write the report of a run that has ended; return its rows, for the gate."""
     from dejavubench.analysis.reports.formats import show
     from dejavubench.analysis.reports.report import report
@@ -82,7 +82,7 @@ def _show_results(results: ResultFile | None, folder: Path) -> list[Row]:
     # A file is kept, so it holds all tables; a screen shows what a user needs now.
     show([full_report.without_long_tables()], console(stderr=True))
     click.echo(f"records: {folder}", err=True)
-    if results is not None:
-        results.write(full_report)
-        click.echo(f"results: {results.path}", err=True)
+    if result_file is not None:
+        result_file.write(full_report)
+        click.echo(f"results: {result_file.path}", err=True)
     return full_report.rows

@@ -72,15 +72,15 @@ def run(
     from dejavubench.bench.run import run as run_plan
     from dejavubench.bench.startup.hooks import RunHooks
 
-    final = reporting.FinalReport(results, gate)
+    final_report = reporting.FinalReport(results, gate)
     if plan.continued_run is not None and not plan.starts:
-        end_complete(plan.continued_run.folder, final.show, watchdog)
-        sys.exit(agreed_status(final.status))
+        end_complete(plan.continued_run.folder, final_report.show, watchdog)
+        sys.exit(agreed_status(final_report.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    hooks = RunHooks(reporting.make_half_width(plan), final.show, reporting.make_tables)
+    hooks = RunHooks(reporting.make_half_width(plan), final_report.show, reporting.make_tables)
     status = run_plan(plan, command, hooks, watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
-    sys.exit(agreed_status(final.status) if gate and status == ExitStatus.OK else status)
+    sys.exit(agreed_status(final_report.status) if gate and status == ExitStatus.OK else status)
 
 
 def _read_plan(

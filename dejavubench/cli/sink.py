@@ -28,8 +28,8 @@ Parsed = TypeVar("Parsed")
 
 def _log(line: str) -> None:
     """Print one line, even if a peer has sent control characters."""
-    printable = "".join(character if character.isprintable() else "?" for character in line)
-    print(f"dejavubench sink: {printable[:500]}", file=sys.stderr, flush=True)
+    printable_line = "".join(character if character.isprintable() else "?" for character in line)
+    print(f"dejavubench sink: {printable_line[:500]}", file=sys.stderr, flush=True)
 
 
 @click.command()
@@ -61,8 +61,8 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     logged on stderr.
     """
     address = _parse_option("--listen", units.address, listen)
-    seconds = _parse_option("--timeout", units.seconds, timeout)
-    most = None if max_gib is None else _parse_option("--max-gib", _parse_gib, max_gib)
+    timeout_s = _parse_option("--timeout", units.seconds, timeout)
+    most_gib = None if max_gib is None else _parse_option("--max-gib", _parse_gib, max_gib)
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(
@@ -74,10 +74,15 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     from dejavubench.machine.memory import available_nbytes
     from dejavubench.transports.loops.tcp_services import SERVICES
 
-    limit = available_nbytes() // 2 if most is None else int(most * 2**30)
+    limit = available_nbytes() // 2 if most_gib is None else int(most_gib * 2**30)
     try:
         server = TCPSinkServer(
-            address=address, token=token, limit=limit, timeout=seconds, log=_log, services=SERVICES
+            address=address,
+            token=token,
+            limit=limit,
+            timeout=timeout_s,
+            log=_log,
+            services=SERVICES,
         )
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
@@ -96,8 +101,8 @@ def _parse_gib(value: object) -> float:
     return gib
 
 
-def _parse_option(option: str, read: Callable[[object], Parsed], text: str) -> Parsed:
+def _parse_option(option: str, read_value: Callable[[object], Parsed], text: str) -> Parsed:
     try:
-        return read(text)
+        return read_value(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None

@@ -50,8 +50,8 @@ ERROR_HANDLER = "dejavubench.plain"
 def _replace_missing(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    missing = error.object[error.start : error.end]
-    return "".join(map(_plain_character, missing)), error.end
+    missing_characters = error.object[error.start : error.end]
+    return "".join(map(_plain_character, missing_characters)), error.end
 
 
 def _plain_character(character: str) -> str:
@@ -85,8 +85,8 @@ class GuardedStream:
             raise TypeError(f"{self._name} takes text, not {type(text).__name__}")
         if not text:
             return 0
-        written = self._make_encodable(text)
-        self._guard(lambda: self._stream.write(written))
+        encodable_text = self._make_encodable(text)
+        self._guard(lambda: self._stream.write(encodable_text))
         return len(text)
 
     def _make_encodable(self, text: str) -> str:
@@ -178,8 +178,8 @@ def guard() -> None:
         (sys.stderr, "standard error", MessageStream),
     ):
         if stream is None:
-            closed = ClosedStream if mode is GuardedStream else mode
-            streams.append(closed(_open_null(), name))
+            closed_class = ClosedStream if mode is GuardedStream else mode
+            streams.append(closed_class(_open_null(), name))
             continue
         streams.append(mode(stream, name))
     sys.stdout, sys.stderr = cast(TextIO, streams[0]), cast(TextIO, streams[1])

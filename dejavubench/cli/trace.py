@@ -88,6 +88,6 @@ def _find_one_run(folder: Path) -> Run:
         files = [f"{log} is no run's folder. Give the folder of one run" for log in found_runs.logs]
         raise BadInput("\n".join([*found_runs.bad, *files]))
     if len(found_runs.runs) > 1:
-        listed = "\n".join(f"  {run.path}" for run in found_runs.runs)
-        raise BadInput(f"{folder} holds {len(found_runs.runs)} runs. Give one of them:\n{listed}")
+        run_list = "\n".join(f"  {run.path}" for run in found_runs.runs)
+        raise BadInput(f"{folder} holds {len(found_runs.runs)} runs. Give one of them:\n{run_list}")
     return found_runs.runs[0]

@@ -89,24 +89,26 @@ def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[in
         parts: in order; the last one ends at ``complete``.
         stamps: the chunk's stamps by name, by one clock; None for what is not known.
     """
-    began, complete = stamps["ready"], stamps["complete"]
-    assert began is not None
-    assert complete is not None
+    begin_ns, complete_ns = stamps["ready"], stamps["complete"]
+    assert begin_ns is not None
+    assert complete_ns is not None
     lengths = []
     for part in parts:
-        part_end = _end_of_part(part.until, stamps, began, complete)
-        lengths.append(part_end - began)
-        began = part_end
+        end_ns = _end_of_part(part.until, stamps, begin_ns, complete_ns)
+        lengths.append(end_ns - begin_ns)
+        begin_ns = end_ns
     return lengths
 
 
-def _end_of_part(until: str, stamps: Mapping[str, int | None], began: int, complete: int) -> int:
+def _end_of_part(
+    until: str, stamps: Mapping[str, int | None], begin_ns: int, complete_ns: int
+) -> int:
     if until == "received":
-        ended = None if (sink_ns := stamps["sink_ns"]) is None else complete - sink_ns
+        end_ns = None if (sink_ns := stamps["sink_ns"]) is None else complete_ns - sink_ns
     else:
-        ended = stamps[until]
+        end_ns = stamps[until]
     # What is not known takes no time: it belongs to the next part.
-    return began if ended is None else min(max(ended, began), complete)
+    return begin_ns if end_ns is None else min(max(end_ns, begin_ns), complete_ns)
 
 
 class TimesBlock:
@@ -116,7 +118,7 @@ class TimesBlock:
 
     Args:
         chunks: number of chunks of a microbatch.
-        most: largest number of chunks that have a row each.
+        most_chunks: largest number of chunks that have a row each.
 
     Attributes:
         finished: chunks that became complete since :meth:`reset`.
@@ -124,9 +126,9 @@ class TimesBlock:
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
 
-    def __init__(self, chunks: int, most: int = MOST_TIMED_CHUNKS) -> None:
+    def __init__(self, chunks: int, most_chunks: int = MOST_TIMED_CHUNKS) -> None:
         self.chunks = chunks
-        self.rows = min(chunks, most)
+        self.rows = min(chunks, most_chunks)
         # Row by row, so that the stamps of one chunk lie in one or two cache lines.
         self._values = array("q", [_ABSENT]) * (self.rows * _WIDTH)
         self.reset()

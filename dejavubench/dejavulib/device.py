@@ -60,7 +60,7 @@ class _Copy(NamedTuple):
     transfer: Transfer
     packed: torch.Tensor
     slot: torch.Tensor | None
-    copied: torch.cuda.Event
+    copied_event: torch.cuda.Event
 
 
 class DeviceStaging:
@@ -90,7 +90,7 @@ class DeviceStaging:
             **(choices or {}),
         }
         # Weak keys: a prepared copy lives as long as the manager's packing, not longer.
-        self._strided: WeakKeyDictionary[Packing, StridedCopy] = WeakKeyDictionary()
+        self._strided_copies: WeakKeyDictionary[Packing, StridedCopy] = WeakKeyDictionary()
 
     @property
     def has_room(self) -> bool:
@@ -146,24 +146,24 @@ class DeviceStaging:
                 if marks is not None:
                     marks.record("gathered", self._stream)
                 packed.copy_(chunk, non_blocking=True)
-            copied = torch.cuda.Event(enable_timing=marks is not None)
-            copied.record(self._stream)
+            copied_event = torch.cuda.Event(enable_timing=marks is not None)
+            copied_event.record(self._stream)
         if marks is not None:
-            marks.add("copied", copied)
+            marks.add("copied", copied_event)
             if slot is None:  # gathered by the copy itself
-                marks.add("gathered", copied)
-        self._copies.append(_Copy(transfer, packed, slot, copied))
+                marks.add("gathered", copied_event)
+        self._copies.append(_Copy(transfer, packed, slot, copied_event))
 
     def _strided_copy(self, packing: Packing) -> StridedCopy:
         """Return the copy of a planned chunk; made once and kept as long as its ``packing``."""
-        if packing not in self._strided:
-            self._strided[packing] = StridedCopy(packing.cache, packing.region)
-        return self._strided[packing]
+        if packing not in self._strided_copies:
+            self._strided_copies[packing] = StridedCopy(packing.cache, packing.region)
+        return self._strided_copies[packing]
 
     def take_arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
         """Yield the chunks that are in host memory by now, oldest first."""
         # One stream runs all copies, so the oldest is done first; a later event is never asked.
-        while self._copies and self._copies[0].copied.query():
+        while self._copies and self._copies[0].copied_event.query():
             copy = self._copies.popleft()
             if copy.slot is not None:
                 self._slots.append(copy.slot)
@@ -216,12 +216,12 @@ class DeviceExtents:
         self._each_complete = each_complete
         self._bounce = bounce.first_bytes(schedule.largest_nbytes)
         self._stream = torch.cuda.Stream(cache.k.device)
-        self._prepared: dict[int, _Copies] = {}
+        self._prepared_copies: dict[int, _Copies] = {}
 
     def prepare(self, step: int) -> None:
         """Find the addresses of a step that is needed next."""
         if step <= self._schedule.steps:
-            self._prepared = {step: self._find(step)}
+            self._prepared_copies = {step: self._find(step)}
 
     def of_step(self, step: int) -> Sequence[memoryview]:
         """Return the extents of a step whose keys and values are in place.
@@ -229,7 +229,7 @@ class DeviceExtents:
         With ``each_complete``, an extent is copied when an iteration comes to it. Without, all of
         them have been copied.
         """
-        copies = self._prepared.get(step) or self._find(step)
+        copies = self._prepared_copies.get(step) or self._find(step)
         if self._each_complete:
             return _OneByOne(copies, self._stream.cuda_stream)
         copies.issue(self._stream.cuda_stream)
@@ -308,7 +308,7 @@ class _OneByOne(Sequence[memoryview]):
     def __iter__(self) -> Iterator[memoryview]:
         from cupy.cuda import runtime
 
-        issued = self._copies.issuing(self._stream)
-        waited = map(runtime.streamSynchronize, repeat(self._stream))
+        issued_copies = self._copies.issuing(self._stream)
+        waits = map(runtime.streamSynchronize, repeat(self._stream))
         # zip() takes a view first, so that nothing is issued behind the last one.
-        return map(itemgetter(0), zip(self._copies.views, issued, waited, strict=False))
+        return map(itemgetter(0), zip(self._copies.views, issued_copies, waits, strict=False))

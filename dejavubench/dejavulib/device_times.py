@@ -33,17 +33,17 @@ class DeviceClock:
 
     def set(self) -> None:
         """Make a new anchor. It waits for the device, so it is called outside any clock."""
-        shortest: tuple[int, int, torch.cuda.Event] | None = None
+        shortest_anchor: tuple[int, int, torch.cuda.Event] | None = None
         for _ in range(EVENTS_PER_ANCHOR):
             event = torch.cuda.Event(enable_timing=True)
             began_ns = chunk_times.now()
             event.record(self._stream)
             event.synchronize()
             waited_ns = chunk_times.now() - began_ns
-            if shortest is None or waited_ns < shortest[0]:
-                shortest = waited_ns, began_ns, event
-        assert shortest is not None
-        waited_ns, began_ns, self._anchor = shortest
+            if shortest_anchor is None or waited_ns < shortest_anchor[0]:
+                shortest_anchor = waited_ns, began_ns, event
+        assert shortest_anchor is not None
+        waited_ns, began_ns, self._anchor = shortest_anchor
         self.error_ns = waited_ns // 2
         self._anchor_ns = began_ns + self.error_ns
 
@@ -56,12 +56,12 @@ class DeviceMarks:
     """The events of one transfer, which become stamps once it is complete.
 
     Args:
-        ready: event after which the chunk's keys and values are in place.
+        ready_event: event after which the chunk's keys and values are in place.
     """
 
-    def __init__(self, clock: DeviceClock, ready: torch.cuda.Event) -> None:
+    def __init__(self, clock: DeviceClock, ready_event: torch.cuda.Event) -> None:
         self._clock = clock
-        self._events: list[tuple[StampName, torch.cuda.Event]] = [("ready", ready)]
+        self._events: list[tuple[StampName, torch.cuda.Event]] = [("ready", ready_event)]
 
     def add(self, name: StampName, event: torch.cuda.Event) -> None:
         """Let a timed event that is recorded already be a stamp."""
@@ -79,10 +79,10 @@ class DeviceMarks:
         Args:
             stamps, first_stamp: the chunk's row of times: an array, and where it begins.
         """
-        (_, ready), *later_events = self._events
-        stamps[first_stamp + READY] = since = self._clock.time_of(ready)
+        (_, ready_event), *later_events = self._events
+        stamps[first_stamp + READY] = ready_ns = self._clock.time_of(ready_event)
         for name, event in later_events:
             # CUDA gives a single-precision float: over a short time its error is small.
-            stamps[first_stamp + STAMPS.index(name)] = since + round(
-                ready.elapsed_time(event) * 1e6
+            stamps[first_stamp + STAMPS.index(name)] = ready_ns + round(
+                ready_event.elapsed_time(event) * 1e6
             )

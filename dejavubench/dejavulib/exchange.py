@@ -167,8 +167,10 @@ def exchanges(source: Setup, target: Setup, region: Region) -> list[Exchange]:
     """
     by_workers: dict[tuple[int, int], list[RegionPair]] = {}
     for sender in range(source.workers):
-        for pair in _find_pairs(source, target, region, [sender], target.partners(source, sender)):
-            by_workers.setdefault((pair.source, pair.target), []).append(pair)
+        for region_pair in _find_pairs(
+            source, target, region, [sender], target.partners(source, sender)
+        ):
+            by_workers.setdefault((region_pair.source, region_pair.target), []).append(region_pair)
     return [
         Exchange(
             sender,
@@ -189,29 +191,31 @@ def _find_pairs(
             f"the two sides hold different models: {source.layer_cuts[-1]} layers × "
             f"{source.heads} heads and {target.layer_cuts[-1]} × {target.heads}"
         )
-    outgoing = {worker: source.part_of_region(worker, region) for worker in senders}
-    incoming = {worker: target.part_of_region(worker, region) for worker in receivers}
+    source_parts = {worker: source.part_of_region(worker, region) for worker in senders}
+    target_parts = {worker: target.part_of_region(worker, region) for worker in receivers}
     pairs: list[RegionPair] = []
     for (sender, source_part), (receiver, target_part) in product(
-        outgoing.items(), incoming.items()
+        source_parts.items(), target_parts.items()
     ):
-        common = source_part & target_part
-        if common.tokens_heads:
-            pairs += _cut_pieces(source, target, sender, receiver, common)
+        common_region = source_part & target_part
+        if common_region.tokens_heads:
+            pairs += _cut_pieces(source, target, sender, receiver, common_region)
     return pairs
 
 
 def _cut_pieces(
-    source: Setup, target: Setup, sender: int, receiver: int, common: Region
+    source: Setup, target: Setup, sender: int, receiver: int, common_region: Region
 ) -> Iterator[RegionPair]:
     """Yield the regions that two workers share, cut by the microbatches of both."""
     # The sides may cut the requests into microbatches of different sizes: each piece lies in one
     # microbatch of both.
-    for out_microbatch in source.microbatches(common.requests):
-        source_part = source.part_of_microbatch(sender, out_microbatch, common.positions)
-        for in_microbatch in target.microbatches(common.requests & source_part.requests):
-            target_part = target.part_of_microbatch(receiver, in_microbatch, common.positions)
-            shared_region = common & source_part & target_part
+    for out_microbatch in source.microbatches(common_region.requests):
+        source_part = source.part_of_microbatch(sender, out_microbatch, common_region.positions)
+        for in_microbatch in target.microbatches(common_region.requests & source_part.requests):
+            target_part = target.part_of_microbatch(
+                receiver, in_microbatch, common_region.positions
+            )
+            shared_region = common_region & source_part & target_part
             yield RegionPair(
                 source=sender,
                 source_microbatch=out_microbatch,

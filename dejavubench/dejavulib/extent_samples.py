@@ -29,18 +29,18 @@ class ExtentSampler:
     """Times some of the extents that one manager's helper moves.
 
     Attributes:
-        every: of so many extents, one is timed.
-        moved: number of extents so far.
+        interval: of so many extents, one is timed.
+        moved_count: number of extents so far.
         samples: those that were timed.
     """
 
     def __init__(self) -> None:
         self.begin(0)
 
-    def begin(self, extents: int, most: int = MOST_SAMPLES) -> None:
-        """Begin anew, with at most ``most`` samples of a microbatch of so many extents."""
-        self.every = max(1, -(-extents // most))  # rounded up: never more than `most` samples
-        self.moved = 0
+    def begin(self, extents: int, most_samples: int = MOST_SAMPLES) -> None:
+        """Begin anew, with at most ``most_samples`` samples of a microbatch of so many extents."""
+        self.interval = max(1, -(-extents // most_samples))  # rounded up: never more samples
+        self.moved_count = 0
         self.samples: list[ExtentSample] = []
 
     def sample(self, extents: StepExtents) -> StepExtents:
@@ -60,8 +60,8 @@ class _SampledSteps:
 
     def of_step(self, step: int) -> Sequence[Any]:
         extents = self._extents.of_step(step)
-        first_number = self._sampler.moved
-        self._sampler.moved += len(extents)
+        first_number = self._sampler.moved_count
+        self._sampler.moved_count += len(extents)
         return _Sampled(extents, self._sampler, step, first_number)
 
 
@@ -102,14 +102,14 @@ class _Sampled(Sequence[Any]):
         if not self._block:
             yield from self._extents
             return
-        every, samples = self._sampler.every, self._sampler.samples
+        sample_interval, samples = self._sampler.interval, self._sampler.samples
         for extent_number, extent in enumerate(self._extents, self._first_number):
-            if extent_number % every:
+            if extent_number % sample_interval:
                 yield extent
                 continue
-            began = chunk_times.now()
+            began_ns = chunk_times.now()
             yield extent  # comes back when the loop asks for the next one
-            elapsed_ns = chunk_times.now() - began
+            elapsed_ns = chunk_times.now() - began_ns
             samples.append(ExtentSample(self._step, _nbytes(extent), elapsed_ns))
 
 

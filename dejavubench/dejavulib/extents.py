@@ -61,23 +61,23 @@ class ExtentViews:
     ) -> None:
         self._cache = cache
         self._schedule = schedule
-        self._kept: list[list[memoryview]] = []
-        self._prepared: dict[int, list[memoryview]] = {}
+        self._kept_extents: list[list[memoryview]] = []
+        self._prepared_extents: dict[int, list[memoryview]] = {}
         count = 0
-        while len(self._kept) <= schedule.steps and count < most_kept:
-            self._kept.append(self._cut(len(self._kept)))
-            count += len(self._kept[-1])
+        while len(self._kept_extents) <= schedule.steps and count < most_kept:
+            self._kept_extents.append(self._cut(len(self._kept_extents)))
+            count += len(self._kept_extents[-1])
 
     def prepare(self, step: int) -> None:
         """Cut the views of a step that is needed next."""
-        if len(self._kept) <= step <= self._schedule.steps:
-            self._prepared = {step: self._cut(step)}
+        if len(self._kept_extents) <= step <= self._schedule.steps:
+            self._prepared_extents = {step: self._cut(step)}
 
     def of_step(self, step: int) -> list[memoryview]:
         """Return the views of a step, in packed order."""
-        if step < len(self._kept):
-            return self._kept[step]
-        return self._prepared.get(step) or self._cut(step)
+        if step < len(self._kept_extents):
+            return self._kept_extents[step]
+        return self._prepared_extents.get(step) or self._cut(step)
 
     def _cut(self, step: int) -> list[memoryview]:
         return extent_views(self._cache, self._schedule.extents(step))
@@ -131,23 +131,23 @@ class ExtentAddresses:
     ) -> None:
         self._bases = BaseAddresses.of_cache(cache) if isinstance(cache, KVCache) else cache
         self._schedule = schedule
-        self._kept: list[list[tuple[int, int]]] = []
-        self._prepared: dict[int, list[tuple[int, int]]] = {}
+        self._kept_extents: list[list[tuple[int, int]]] = []
+        self._prepared_extents: dict[int, list[tuple[int, int]]] = {}
         count = 0
-        while len(self._kept) <= schedule.steps and count < most_kept:
-            self._kept.append(self._find(len(self._kept)))
-            count += len(self._kept[-1])
+        while len(self._kept_extents) <= schedule.steps and count < most_kept:
+            self._kept_extents.append(self._find(len(self._kept_extents)))
+            count += len(self._kept_extents[-1])
 
     def prepare(self, step: int) -> None:
         """Compute the addresses of a step that is needed next."""
-        if len(self._kept) <= step <= self._schedule.steps:
-            self._prepared = {step: self._find(step)}
+        if len(self._kept_extents) <= step <= self._schedule.steps:
+            self._prepared_extents = {step: self._find(step)}
 
     def of_step(self, step: int) -> list[tuple[int, int]]:
         """Return (address, bytes) of each extent of a step, in packed order."""
-        if step < len(self._kept):
-            return self._kept[step]
-        return self._prepared.get(step) or self._find(step)
+        if step < len(self._kept_extents):
+            return self._kept_extents[step]
+        return self._prepared_extents.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
         starts, sizes = extent_addresses(self._bases, self._schedule.extents(step))

@@ -241,15 +241,16 @@ class KVGeometry:
         strides = self.strides(kv)
         # Axes that are taken whole in both caches merge into the row. The layers never do: between
         # two layers of the packed form lies the other kind, K or V.
-        inner = len(shape) - 1
-        while inner > 1 and len(cuts[inner]) == shape[inner] == other_shape[inner]:
-            inner -= 1
+        row_axis = len(shape) - 1
+        while row_axis > 1 and len(cuts[row_axis]) == shape[row_axis] == other_shape[row_axis]:
+            row_axis -= 1
         axes = tuple(
-            (len(cut), stride) for cut, stride in zip(cuts[:inner], strides[:inner], strict=True)
+            (len(cut), stride)
+            for cut, stride in zip(cuts[:row_axis], strides[:row_axis], strict=True)
         )
         # Axes inside the row start at 0, unless the row's own axis is cut.
         first_offset = sum(cut.start * stride for cut, stride in zip(cuts, strides, strict=True))
-        return Rows(first_offset, axes, len(cuts[inner]) * strides[inner])
+        return Rows(first_offset, axes, len(cuts[row_axis]) * strides[row_axis])
 
     def locate(self, kv: KV, flat: int) -> tuple[int, int, int, int, int]:
         """Return (layer, request, head, position, element of the head) of an element of K or V.
@@ -262,8 +263,8 @@ class KVGeometry:
             layer, request, position, head, element = index
         elif self.layout is KVLayout.FT and kv == "k":
             # An element of a head is in one of D/x vectors, which lie S vectors apart.
-            layer, request, head, vector, position, within = index
-            element = vector * self.vector + within
+            layer, request, head, vector, position, vector_element = index
+            element = vector * self.vector + vector_element
         else:
             layer, request, head, position, element = index
         return layer, request, head, position, element

@@ -29,12 +29,12 @@ def start_helper(
     Raises:
         StreamingError: the limit of threads of this user or container is reached.
     """
-    started = threading.Event()
+    has_started = threading.Event()
 
     def run() -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # applies the setting now, not in the thread's first operation
-        started.set()
+        has_started.set()
         try:
             work()
         except StreamingError as error:
@@ -50,7 +50,7 @@ def start_helper(
         thread.start()
     except RuntimeError as error:
         raise StreamingError(f"the thread {name!r} cannot be started: {error}") from None
-    started.wait()
+    has_started.wait()
     # The helper's setting has become the default of every new thread: take that back.
     torch.set_num_threads(threads)
     return thread

@@ -70,7 +70,7 @@ class CacheManager:
         self._timeout = timeout
         self._sampler = sampler
         # CUDA only: when what was submitted last is in place.
-        self._ready: torch.cuda.Event | None = None
+        self._ready_event: torch.cuda.Event | None = None
         self._held = HeldSteps(sum(stream.schedule.position_nbytes for stream in streams))
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
         self._steps: dict[int, list[PlannedChunk]] = {}
@@ -113,15 +113,15 @@ class CacheManager:
 
     def parts(self, step: int) -> tuple[LatencyPart, ...]:
         """Return the parts of the latency of a step's chunks that can be told apart."""
-        declared = self._streamer.destination.entry
+        entry = self._streamer.destination.entry
         if not self.level.buffered:
             if not self.cache.k.is_cuda or self._streamer.destination.by_address:
-                return declared.extent_parts
-            return declared.bounced_parts(self.level.each_complete)
+                return entry.extent_parts
+            return entry.bounced_parts(self.level.each_complete)
         device = self._streamer.device
         if self._is_ready_on_host or device is None:
-            return declared.parts
-        return device.parts(declared, step)
+            return entry.parts
+        return device.parts(entry, step)
 
     @property
     def _is_ready_on_host(self) -> bool:
@@ -155,11 +155,11 @@ class CacheManager:
         Raises:
             StreamingError: the last microbatch's chunks do not complete, or the destination fails.
         """
-        began = chunk_times.now()
+        began_ns = chunk_times.now()
         self._streamer.wait(self._byte_progress, self._timeout)
         self.reset()
         self._held.leave()
-        self.prompt.stall_s = _seconds_since(began)
+        self.prompt.stall_s = _seconds_since(began_ns)
         if self._device_clock is not None:
             self._device_clock.set()
         for stream in self.streams:
@@ -168,9 +168,9 @@ class CacheManager:
     def layer_ready(self, layer: int) -> None:
         """Stream a layer of the prompt, whose keys and values are in place in the cache."""
         if self.level.layerwise:
-            began = chunk_times.now()
-            self._submit(self._layers.get(layer, []), self.prompt, None, began)
-            self.prompt.add_stall(began)
+            began_ns = chunk_times.now()
+            self._submit(self._layers.get(layer, []), self.prompt, None, began_ns)
+            self.prompt.add_stall(began_ns)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step (0: the prompt), whose keys and values are in place in all layers.
@@ -189,7 +189,7 @@ class CacheManager:
             raise ValueError(
                 f"step {step} is beyond the {self._last_step} decode steps that are streamed"
             )
-        began = chunk_times.now()
+        began_ns = chunk_times.now()
         phase = self.tokens if step else self.prompt
         chunks = self._steps.get(step, [])
         group_tokens = tokens
@@ -199,13 +199,13 @@ class CacheManager:
                 group_tokens = self._held.leave()
             else:  # counted here, because nothing is submitted
                 phase.lag_nbytes = max(phase.lag_nbytes, self.lag_nbytes)
-        self._submit(chunks, phase, group_tokens, began)
+        self._submit(chunks, phase, group_tokens, began_ns)
         if not self.level.overlapped:
-            if self._ready is not None:  # until then the device computes, which is no stall
-                self._ready.synchronize()
-                began = chunk_times.now()
+            if self._ready_event is not None:  # until then the device computes, which is no stall
+                self._ready_event.synchronize()
+                began_ns = chunk_times.now()
             self._streamer.wait(self._byte_progress, self._timeout)
-        phase.add_stall(began)
+        phase.add_stall(began_ns)
 
     def drain(self) -> None:
         """Wait until the last byte has arrived.
@@ -219,19 +219,23 @@ class CacheManager:
                 f"{self._held.nbytes} bytes of decode steps cannot be drained: their group leaves "
                 "with a later step"
             )
-        began = chunk_times.now()
+        began_ns = chunk_times.now()
         self.draining.lag_nbytes = self.lag_nbytes
         self._streamer.wait(self._byte_progress, self._timeout)
-        self.draining.add_stall(began)
+        self.draining.add_stall(began_ns)
 
     def _submit(
         self,
         chunks: list[PlannedChunk],
         phase: StreamStats,
         tokens: np.ndarray | None,
-        began: int,
+        began_ns: int,
     ) -> None:
-        """Count chunks as in place and hand them to the helper; ``began``: when they were ready."""
+        """Count chunks as in place and hand them to the helper.
+
+        Args:
+            began_ns: when they were ready.
+        """
         if not chunks:
             return
         byte_progress = self._byte_progress
@@ -241,44 +245,50 @@ class CacheManager:
         byte_progress.submitted_nbytes += nbytes
         phase.lag_nbytes = max(phase.lag_nbytes, byte_progress.lag_nbytes)
         if self.cache.k.is_cuda:
-            self._ready = torch.cuda.Event(enable_timing=self._device_clock is not None)
-            self._ready.record()  # on the model's stream, behind what has written them
-        ready = self._ready
+            self._ready_event = torch.cuda.Event(enable_timing=self._device_clock is not None)
+            self._ready_event.record()  # on the model's stream, behind what has written them
+        ready_event = self._ready_event
         times = self.times
         transfers = [
-            Transfer(planned_chunk, byte_progress, phase, tokens, ready) for planned_chunk in chunks
+            Transfer(planned_chunk, byte_progress, phase, tokens, ready_event)
+            for planned_chunk in chunks
         ]
         if times is not None:
             # The clock was read for the stall: the model's thread reads it no second time.
             for transfer in transfers:
-                transfer.take_times(times, began)
-                if ready is not None and self._device_clock is not None:
-                    transfer.marks = DeviceMarks(self._device_clock, ready)
+                transfer.take_times(times, began_ns)
+                if ready_event is not None and self._device_clock is not None:
+                    transfer.marks = DeviceMarks(self._device_clock, ready_event)
         self._streamer.submit(transfers)
 
 
-def _seconds_since(began: int) -> float:
-    return (chunk_times.now() - began) * 1e-9
+def _seconds_since(began_ns: int) -> float:
+    return (chunk_times.now() - began_ns) * 1e-9
 
 
 def _check_groups(streams: list[Stream]) -> None:
     """Raise ValueError unless groups of decode steps leave all streams at the same steps."""
-    grouped = {(stream.schedule.flush_interval, stream.schedule.steps) for stream in streams}
-    if len(grouped) > 1 and max(grouped)[0] > 1:
+    group_sizes = {(stream.schedule.flush_interval, stream.schedule.steps) for stream in streams}
+    if len(group_sizes) > 1 and max(group_sizes)[0] > 1:
         raise ValueError(
             "streams of one cache must have the same flush interval and decode steps: these have "
-            f"(interval, steps) {sorted(grouped)}"
+            f"(interval, steps) {sorted(group_sizes)}"
         )
 
 
 def _check_slots(cache: KVCache, streams: list[Stream], streamer: Streamer) -> None:
     """Raise ValueError if the largest chunk does not fit the staging on its way."""
-    largest = max((stream.schedule.slot_nbytes for stream in streams), default=0)
+    largest_chunk_nbytes = max((stream.schedule.slot_nbytes for stream in streams), default=0)
     destination = streamer.destination
-    if destination.entry.staged and largest > streamer.slot_nbytes:
+    if destination.entry.staged and largest_chunk_nbytes > streamer.slot_nbytes:
         raise ValueError(
-            f"chunks of up to {largest} bytes do not fit staging slots of {streamer.slot_nbytes}"
+            f"chunks of up to {largest_chunk_nbytes} bytes do not fit staging slots of "
+            f"{streamer.slot_nbytes}"
         )
     through_host = cache.k.is_cuda and not destination.device_memory
-    if through_host and (streamer.device is None or largest > streamer.device.slot_nbytes):
-        raise ValueError(f"a cache on a CUDA device needs staging slots of {largest} bytes there")
+    if through_host and (
+        streamer.device is None or largest_chunk_nbytes > streamer.device.slot_nbytes
+    ):
+        raise ValueError(
+            f"a cache on a CUDA device needs staging slots of {largest_chunk_nbytes} bytes there"
+        )

@@ -106,8 +106,8 @@ class _Piece(NamedTuple):
 
     def packed_in(self, buffer: np.ndarray) -> np.ndarray:
         """Return the view of a packed buffer, uint8, that has this piece's shape."""
-        cached = self.cached
-        return np.ndarray(cached.shape, cached.dtype, buffer, self.offset, self.strides)
+        cached_view = self.cached
+        return np.ndarray(cached_view.shape, cached_view.dtype, buffer, self.offset, self.strides)
 
 
 _WIDE_TYPES = {16: np.complex128, 8: np.int64, 4: np.int32, 2: np.int16, 1: np.uint8}
@@ -120,9 +120,9 @@ def _wide_view(tensor: torch.Tensor) -> np.ndarray:
     NumPy copies such a view in half of the time that torch takes, and each call of torch hands
     Python's lock over: the thread that computes may wait for it.
     """
-    row = tensor.shape[-1] * tensor.element_size()
-    wide = next(size for size in _WIDE_TYPES if row % size == 0)
-    return tensor.view(torch.uint8).numpy().view(_WIDE_TYPES[wide])
+    row_nbytes = tensor.shape[-1] * tensor.element_size()
+    element_nbytes = next(size for size in _WIDE_TYPES if row_nbytes % size == 0)
+    return tensor.view(torch.uint8).numpy().view(_WIDE_TYPES[element_nbytes])
 
 
 class NoPacking(Packing):

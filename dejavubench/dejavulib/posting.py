@@ -58,9 +58,9 @@ def note_complete(destination: Destination, transfer: Transfer) -> None:
         transfer.marks.fill(stamps, first_stamp)
     receipt = destination.receipt(transfer.planned_chunk.stream)
     if receipt is not None:
-        moved, sink_ns = receipt
-        if moved is not None:
-            stamps[first_stamp + MOVED] = moved
+        moved_ns, sink_ns = receipt
+        if moved_ns is not None:
+            stamps[first_stamp + MOVED] = moved_ns
         if sink_ns is not None:
             stamps[first_stamp + SINK_NS] = sink_ns
     times.count(transfer.planned_chunk.row, stamps)

@@ -108,8 +108,8 @@ class RangedStreamer(Streamer):
             part.name for part in parts if part.until not in ("gathered", "copied", "seen")
         ]
         if transfer.planned_chunk.packing is None:  # one call moves all extents of a chunk
-            moving = " + ".join([*gathering, later_parts[0]])
-            return moving, moving
+            moving_lane = " + ".join([*gathering, later_parts[0]])
+            return moving_lane, moving_lane
         return " + ".join(gathering) or later_parts[0], later_parts[0]
 
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:

@@ -96,8 +96,10 @@ class SinkEndpoint(Protocol):
 
 def largest_chunk(stream: Stream) -> int:
     """Return the bytes of a stream's largest chunk at any buffered level: a slot's least size."""
-    buffered = [level for level in LEVELS.values() if level.buffered]
-    return max(chunk.nbytes for level in buffered for chunk in stream.schedule.all_chunks(level))
+    buffered_levels = [level for level in LEVELS.values() if level.buffered]
+    return max(
+        chunk.nbytes for level in buffered_levels for chunk in stream.schedule.all_chunks(level)
+    )
 
 
 def receiving_slots(device: torch.device) -> int:
@@ -115,8 +117,8 @@ class _PendingChunk(NamedTuple):
 class ChunkArrival(NamedTuple):
     """When a chunk was seen to have come, if its endpoint knows, and when it was in its place."""
 
-    received: int | None
-    scattered: int
+    received_ns: int | None
+    scattered_ns: int
 
 
 class CacheReceiver:
@@ -169,7 +171,7 @@ class CacheReceiver:
         else:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
-        self._pending: deque[_PendingChunk] = deque()
+        self._pending_chunks: deque[_PendingChunk] = deque()
         self.left = self.nbytes = self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
@@ -225,14 +227,14 @@ class CacheReceiver:
         Raises:
             StreamingError: a chunk that was announced does not come.
         """
-        if not self._pending or not self._pending[0].request.poll():
+        if not self._pending_chunks or not self._pending_chunks[0].request.poll():
             return False
-        arrived = self._pending.popleft()
-        self._finish_chunk(arrived)  # acknowledge first: the source may be waiting
-        if arrived.slot is None:
+        arrived_chunk = self._pending_chunks.popleft()
+        self._finish_chunk(arrived_chunk)  # acknowledge first: the source may be waiting
+        if arrived_chunk.slot is None:
             self._receive_extents()
         else:
-            self._receive(arrived.slot)
+            self._receive(arrived_chunk.slot)
         return True
 
     def _receive(self, slot: torch.Tensor) -> None:
@@ -241,7 +243,7 @@ class CacheReceiver:
             packed = slot[: chunk.nbytes]
             scatter = self._scatters[chunk.index]
             request = self._endpoint.receive(self.stream, packed, scatter)
-            self._pending.append(_PendingChunk(request, chunk, slot, 1))
+            self._pending_chunks.append(_PendingChunk(request, chunk, slot, 1))
 
     def _receive_extents(self) -> None:
         chunk = next(self._chunks, None)
@@ -251,16 +253,16 @@ class CacheReceiver:
             request = self._endpoint.receive_extents(
                 self.stream, extents, self._level.each_complete
             )
-            self._pending.append(_PendingChunk(request, chunk, None, len(extents)))
+            self._pending_chunks.append(_PendingChunk(request, chunk, None, len(extents)))
 
-    def _finish_chunk(self, arrived: _PendingChunk) -> None:
+    def _finish_chunk(self, arrived_chunk: _PendingChunk) -> None:
         self._endpoint.acknowledge(self.stream)
         if len(self.arrivals) < self._most_arrivals:
-            self.arrivals.append(ChunkArrival(arrived.request.received, chunk_times.now()))
+            self.arrivals.append(ChunkArrival(arrived_chunk.request.received, chunk_times.now()))
         progress.listener.count_progress()
         self.left -= 1
-        self.nbytes += arrived.chunk.nbytes
-        self.messages += arrived.messages
+        self.nbytes += arrived_chunk.chunk.nbytes
+        self.messages += arrived_chunk.messages
 
 
 def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) -> None:
@@ -270,24 +272,24 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
         beside_model: a source computes on the cores of this host, so looks are rare. Not for links
             between hosts: there a chunk gets on only when both sides look.
     """
-    pending = list(receivers)
+    unfinished_receivers = list(receivers)
 
     def poll() -> bool:
-        return sum(receiver.poll() for receiver in pending) > 0  # each gets its turn
+        return sum(receiver.poll() for receiver in unfinished_receivers) > 0  # each gets its turn
 
     wait_s = 0.0  # seconds that the chunk before took to come
-    while pending:
-        model_waits = any(receiver.is_waited_for for receiver in pending)
+    while unfinished_receivers:
+        model_waits = any(receiver.is_waited_for for receiver in unfinished_receivers)
         # A drain waits for the last chunk.
-        to_the_end = model_waits or any(receiver.left == 1 for receiver in pending)
-        first_nap = 0.0
+        to_the_end = model_waits or any(receiver.left == 1 for receiver in unfinished_receivers)
+        first_nap_s = 0.0
         naps = EAGER_NAPS if model_waits else LAZY_NAPS
         if beside_model and wait_s > SHORTEST_STEP_S and not to_the_end:
             # A step takes about as long as the one before it: sleep through its first part.
-            longest = min(max(wait_s * NAP_SHARE, LAZY_NAPS.longest), LONGEST_NAP_S)
-            first_nap = min(wait_s / 2, LONGEST_FIRST_NAP_S)
-            naps = Naps(LAZY_NAPS.share, longest)
-        began = time.monotonic()
-        wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap)
-        wait_s = time.monotonic() - began
-        pending = [receiver for receiver in pending if not receiver.done]
+            longest_nap_s = min(max(wait_s * NAP_SHARE, LAZY_NAPS.longest_s), LONGEST_NAP_S)
+            first_nap_s = min(wait_s / 2, LONGEST_FIRST_NAP_S)
+            naps = Naps(LAZY_NAPS.share, longest_nap_s)
+        began_s = time.monotonic()
+        wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap_s)
+        wait_s = time.monotonic() - began_s
+        unfinished_receivers = [receiver for receiver in unfinished_receivers if not receiver.done]

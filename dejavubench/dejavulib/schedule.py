@@ -89,11 +89,11 @@ class StreamSchedule:
         self.flush_interval = flush_interval
         if flush_interval < 1:
             raise ValueError(f"a flush interval is at least 1 decode step, not {flush_interval}")
-        smallest = replace(self._layer_region(0, 0), requests=Span(0, 1), positions=Span(0, 1))
-        if geometry.region_nbytes(smallest) > slot_nbytes:
+        smallest_atom = replace(self._layer_region(0, 0), requests=Span(0, 1), positions=Span(0, 1))
+        if geometry.region_nbytes(smallest_atom) > slot_nbytes:
             raise ValueError(
                 f"a staging slot of {slot_nbytes} bytes does not hold one position of one request "
-                f"of one layer ({geometry.region_nbytes(smallest)} bytes)"
+                f"of one layer ({geometry.region_nbytes(smallest_atom)} bytes)"
             )
 
     # ---- groups of steps ----

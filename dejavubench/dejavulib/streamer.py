@@ -74,13 +74,13 @@ class Streamer:
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
-        self._awaited: ByteProgress | None = None  # the model waits for it: naps are short
+        self._awaited_progress: ByteProgress | None = None  # the model waits for it: naps are short
         self._submitted = 0  # chunks; changed by the model's thread alone
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
         self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
         self._to_prepare: Transfer | None = None  # in idle time: the extents of its next step
-        self._closing, self._nap = False, NAP_BESIDE_COMPUTE_S
+        self._is_closing, self._nap = False, NAP_BESIDE_COMPUTE_S
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._say_missing)
@@ -117,26 +117,26 @@ class Streamer:
         if not byte_progress.lag_nbytes or self._error is not None:
             return
         # Set before the loop looks again: a completion in between then wakes this thread.
-        self._awaited = byte_progress
+        self._awaited_progress = byte_progress
         self._wake_helper.set()
         with progress.listener.waiting(patient=True):
             try:
                 self._wait(byte_progress, timeout)
             finally:
-                self._awaited = None
+                self._awaited_progress = None
 
     def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
         def count_moved() -> tuple[int, int]:
             return self._finished, self.destination.blocks_moved
 
-        moved_before, since = count_moved(), time.monotonic()
+        moved_before, since_s = count_moved(), time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
             # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
             self._wake_model.wait(min(1.0, timeout))
             self.raise_error()
             if count_moved() != moved_before:
-                moved_before, since = count_moved(), time.monotonic()
-            elif time.monotonic() - since > timeout:
+                moved_before, since_s = count_moved(), time.monotonic()
+            elif time.monotonic() - since_s > timeout:
                 raise StreamingError(
                     f"no chunk became complete within {timeout:g} s; {self._say_missing()}"
                 )
@@ -164,7 +164,7 @@ class Streamer:
         Raises:
             StreamingError: the helper is stuck in the destination.
         """
-        self._closing = True
+        self._is_closing = True
         self._wake_helper.set()
         if self._error is not None or self._submitted != self._finished:
             self.destination.give_up()  # ends whatever the helper waits for
@@ -181,7 +181,7 @@ class Streamer:
     # ---- the helper thread ----
 
     def _work(self) -> None:
-        while not self._closing:
+        while not self._is_closing:
             if (transfer := self._take_next()) is not None:
                 self._start(transfer)
             if self._under_way:
@@ -193,14 +193,14 @@ class Streamer:
 
     def _take_next(self) -> Transfer | None:
         """Return the next transfer that can start; None to look at what is under way, or to end."""
-        while not self._closing:
+        while not self._is_closing:
             if self._inbox and self._can_start(self._inbox[0]):
                 # Appended before it is popped, so that _say_missing() always sees it.
                 self._under_way.append(self._inbox[0])
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
-                nap = FIRST_NAP_S if self._awaited else self._nap
+                nap = FIRST_NAP_S if self._awaited_progress else self._nap
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 planned_chunk, self._to_prepare = self._to_prepare.planned_chunk, None
@@ -256,18 +256,18 @@ class Streamer:
         # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
         # for once per look, because poll_completed() may read notifications. The keys are id():
         # stream.key would hash a tuple per transfer. Transfers keep streams, so ids stay unique.
-        complete: dict[int, int] = {}
-        incomplete: deque[Transfer] = deque()
+        complete_by_stream: dict[int, int] = {}
+        still_under_way: deque[Transfer] = deque()
         for transfer in self._under_way:
             stream = transfer.planned_chunk.stream
             key = id(stream)
-            if key not in complete:
-                complete[key] = self.destination.poll_completed(stream)
-            if transfer.planned_chunk.chunk.index < complete[key]:
+            if key not in complete_by_stream:
+                complete_by_stream[key] = self.destination.poll_completed(stream)
+            if transfer.planned_chunk.chunk.index < complete_by_stream[key]:
                 self._finish(transfer)
             else:
-                incomplete.append(transfer)
-        self._under_way = incomplete
+                still_under_way.append(transfer)
+        self._under_way = still_under_way
 
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
@@ -277,7 +277,7 @@ class Streamer:
         note_complete(self.destination, transfer)
         byte_progress = transfer.byte_progress
         byte_progress.completed_nbytes += transfer.planned_chunk.chunk.nbytes
-        if byte_progress is self._awaited and not byte_progress.lag_nbytes:
+        if byte_progress is self._awaited_progress and not byte_progress.lag_nbytes:
             self._wake_model.set()
 
     def _say_missing(self) -> str:

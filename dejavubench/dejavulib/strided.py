@@ -83,29 +83,29 @@ def _merge_axes(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
     An axis merges into the one inside it if its strides continue that one's on both sides.
     """
     layers, *inner_axes = rows.axes
-    width, packed = rows.nbytes, rows.nbytes
+    width, packed_stride = rows.nbytes, rows.nbytes
     axes = []
     for count, stride in reversed(inner_axes):
-        axes.append(Axis(count, stride, packed))
-        packed *= count
+        axes.append(Axis(count, stride, packed_stride))
+        packed_stride *= count
     axes.append(Axis(*layers, layer_nbytes))
-    merged: list[Axis] = []
+    merged_axes: list[Axis] = []
     for axis in axes:
         # Before the first axis, the row itself is the innermost one: ``width`` pieces of one byte,
         # hence (width, 1, 1). Whole heads of a prompt in ``hnd``, [layers, B, H, P of S, D]: rows()
         # gives rows of P·D bytes. Heads lie P·D bytes apart when packed and S·D in the cache, so
         # for P < S they stay an axis, (H, S·D, P·D). Requests lie H·S·D and H·P·D apart, which is H
         # times that on both sides: (B·H, S·D, P·D), one axis for both.
-        count, inner_source, inner_packed = merged[-1] if merged else (width, 1, 1)
+        count, inner_source, inner_packed = merged_axes[-1] if merged_axes else (width, 1, 1)
         if axis.number == 1:
             continue  # its stride counts nothing, so it must not keep its neighbours apart
         if axis[1:] != (count * inner_source, count * inner_packed):
-            merged.append(axis)
-        elif merged:
-            merged[-1] = Axis(axis.number * count, inner_source, inner_packed)
+            merged_axes.append(axis)
+        elif merged_axes:
+            merged_axes[-1] = Axis(axis.number * count, inner_source, inner_packed)
         else:
             width *= axis.number
-    return width, merged[::-1]
+    return width, merged_axes[::-1]
 
 
 def _make_boxes(
@@ -116,11 +116,11 @@ def _make_boxes(
     slices = (
         axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
     )
-    outer = axes[:-2]
-    for index in product(*(range(axis.number) for axis in outer)):
+    outer_axes = axes[:-2]
+    for index in product(*(range(axis.number) for axis in outer_axes)):
         outer_offsets = [
             (piece_index * axis.source, piece_index * axis.packed)
-            for piece_index, axis in zip(index, outer, strict=True)
+            for piece_index, axis in zip(index, outer_axes, strict=True)
         ]
         yield BoxCopy(
             kv=kv,
@@ -280,8 +280,10 @@ def choose(
 
     if not is_worth_trying(cache.geometry, region):
         return WayChoice("kernel", _time_ways([kernel], stream, rounds)[0])
-    strided = StridedCopy(cache, region)
-    kernel_s, dma_s = _time_ways([kernel, lambda: strided.to_host(packed, stream)], stream, rounds)
+    strided_copy = StridedCopy(cache, region)
+    kernel_s, dma_s = _time_ways(
+        [kernel, lambda: strided_copy.to_host(packed, stream)], stream, rounds
+    )
     return WayChoice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
 
 
@@ -296,12 +298,12 @@ def _time_ways(
             for way, times in zip(ways, seconds, strict=True):
                 begin_event = torch.cuda.Event(enable_timing=True)
                 end_event = torch.cuda.Event(enable_timing=True)
-                began = time.perf_counter()
+                began_s = time.perf_counter()
                 begin_event.record()
                 way()
                 end_event.record()
-                issued = time.perf_counter() - began
+                issue_s = time.perf_counter() - began_s
                 end_event.synchronize()
                 # Issuing from Python may take longer than the copy: then it is the cost.
-                times.append(max(issued, begin_event.elapsed_time(end_event) / 1e3))
+                times.append(max(issue_s, begin_event.elapsed_time(end_event) / 1e3))
     return [median_low(times[1:]) for times in seconds]

@@ -87,7 +87,7 @@ class Swapper:
         if any(stream.schedule.flush_interval > 1 for stream in streams):
             # A turn ends with its cache evicted: what has not left by then would be lost.
             raise ValueError("microbatches that are swapped need a flush interval of 1")
-        self._resident = list(resident)
+        self._resident_caches = list(resident)
         self._streams = list(streams)
         self._streamer = streamer
         self._destination = streamer.destination
@@ -117,7 +117,7 @@ class Swapper:
     def _make_managers(self, stream: Stream) -> list[CacheManager]:
         """Return the managers of a microbatch, one for each resident cache that its turns take."""
         managers: list[CacheManager] = []
-        for cache in self._resident:
+        for cache in self._resident_caches:
             managers.append(
                 CacheManager(
                     cache=cache,
@@ -145,11 +145,13 @@ class Swapper:
         for manager in other_managers:
             manager.reset()
         self.cost = SwapCost()
-        self._in_place = len(self._resident)  # the first R turns bring nothing back
+        self._in_place = len(self._resident_caches)  # the first R turns bring nothing back
 
     def manager(self, microbatch: int, step: int) -> CacheManager:
         """Return the manager that streams this turn."""
-        return self._managers[microbatch][self._turn_number(microbatch, step) % len(self._resident)]
+        return self._managers[microbatch][
+            self._turn_number(microbatch, step) % len(self._resident_caches)
+        ]
 
     def managers(self, microbatch: int) -> list[CacheManager]:
         """Return the managers that have streamed a microbatch, one per resident cache.
@@ -175,7 +177,7 @@ class Swapper:
             StreamingError: as :meth:`step_begins`.
         """
         turn = self._turn_number(microbatch, step)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         while self._in_place <= turn:
             # A slow fetch may take longer than the timeout, if it moves.
             moves_before = self._move_count
@@ -186,13 +188,13 @@ class Swapper:
                 raise StreamingError(
                     f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
                 )
-        self.current[microbatch] = self._resident[turn % len(self._resident)]
-        self.cost.wait_s += time.perf_counter() - began
+        self.current[microbatch] = self._resident_caches[turn % len(self._resident_caches)]
+        self.cost.wait_s += time.perf_counter() - began_s
 
     def leave(self, microbatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
         # R turns later this cache serves again: its next user is the turn to bring.
-        turn = self._turn_number(microbatch, step) + len(self._resident)
+        turn = self._turn_number(microbatch, step) + len(self._resident_caches)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
 
@@ -202,7 +204,7 @@ class Swapper:
         To be called once every turn is over.
         """
         self._fetch(microbatch, self._streams[microbatch].schedule.steps + 1, 0)
-        return self._resident[0]
+        return self._resident_caches[0]
 
     def cpu_seconds(self) -> float:
         """Return the CPU time so far of the thread that brings caches back."""
@@ -234,16 +236,16 @@ class Swapper:
         self._wake.set()
 
     def _bring(self, turn: int) -> None:
-        slot = turn % len(self._resident)
+        slot = turn % len(self._resident_caches)
         step, microbatch = divmod(turn, len(self._streams))
         # The turn that was in this slot must be streamed out before its cache is overwritten.
-        self._await_complete(turn - len(self._resident))
+        self._await_complete(turn - len(self._resident_caches))
         if step:
             # Chunks of a stream complete in order, so all earlier steps are complete with the last.
             self._await_complete(turn - len(self._streams))
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             self.cost.nbytes += self._fetch(microbatch, step, slot)
-            self.cost.bring_s += time.perf_counter() - began
+            self.cost.bring_s += time.perf_counter() - began_s
         self._in_place = turn + 1  # last: the model's thread computes as soon as it sees this
 
     def _await_complete(self, turn: int) -> None:
@@ -277,7 +279,9 @@ class Swapper:
             self._move_count += 1
             decode_steps = range(first_step, min(first_step + most_steps, steps))
             packed, stride = destination.fetch_steps(stream, decode_steps)
-            scatter_steps(packed, stride, self._resident[slot], stream.schedule, decode_steps)
+            scatter_steps(
+                packed, stride, self._resident_caches[slot], stream.schedule, decode_steps
+            )
         return stream.schedule.step_offset(steps)
 
 
@@ -305,9 +309,9 @@ class SwappedMicrobatch:
 
     def step_begins(self, step: int) -> None:
         """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
-        began = chunk_times.now()
+        began_ns = chunk_times.now()
         self._swapper.wait(self._microbatch, step)
-        (self.tokens if step else self.prompt).add_stall(began)
+        (self.tokens if step else self.prompt).add_stall(began_ns)
         self._manager = self._swapper.manager(self._microbatch, step)
 
     def layer_ready(self, layer: int) -> None:

@@ -41,10 +41,10 @@ class StreamStats:
 
     def add_stall(self, began: int) -> None:
         """Count the time since ``began``, by :func:`.chunk_times.now`, as a stall of the model."""
-        ended = chunk_times.now()
-        self.stall_s += (ended - began) * 1e-9
+        ended_ns = chunk_times.now()
+        self.stall_s += (ended_ns - began) * 1e-9
         if len(self.stalls) < MOST_TIMED_CHUNKS:
-            self.stalls.append((began, ended))
+            self.stalls.append((began, ended_ns))
 
     def add(self, more: StreamStats) -> None:
         """Add the counters of other streaming in the same phase."""
@@ -170,11 +170,11 @@ class Transfer:
     first_stamp: int = 0
     marks: DeviceMarks | None = None
 
-    def take_times(self, times: TimesBlock, ready: int) -> None:
-        """Let the chunk be timed; ``ready``: when its keys and values were in place."""
+    def take_times(self, times: TimesBlock, ready_ns: int) -> None:
+        """Let the chunk be timed; ``ready_ns``: when its keys and values were in place."""
         self.times = times
         self.stamps, self.first_stamp = times.row(self.planned_chunk.row)
-        self.stamps[self.first_stamp] = ready
+        self.stamps[self.first_stamp] = ready_ns
 
     def stamp(self, stamp_index: int) -> None:
         """Note that this happens to the chunk now, if chunks are timed.

@@ -23,11 +23,11 @@ class Naps:
 
     Attributes:
         share: of the time waited so far; a nap lasts that long.
-        longest: seconds.
+        longest_s: most seconds of a nap.
     """
 
     share: float
-    longest: float
+    longest_s: float
 
 
 EAGER_NAPS = Naps(1 / 50, 500e-6)
@@ -86,18 +86,18 @@ def wait_asleep(
     Raises:
         DeadlineError: ``test`` was not true within ``timeout``.
     """
-    began = time.monotonic()
+    began_s = time.monotonic()
     if test():
         return
     with progress.listener.waiting(patient=False):
         if first_nap:
             time.sleep(first_nap)
         while not test():
-            waited = time.monotonic() - began
-            if timeout is not None and waited > timeout:
+            waited_s = time.monotonic() - began_s
+            if timeout is not None and waited_s > timeout:
                 raise DeadlineError(f"{awaited}: nothing came within {timeout:g} s")
-            if waited > SPIN_S:
-                time.sleep(min(max(FIRST_NAP_S, waited * naps.share), naps.longest))
+            if waited_s > SPIN_S:
+                time.sleep(min(max(FIRST_NAP_S, waited_s * naps.share), naps.longest_s))
 
 
 def wait_yielding(test: Callable[[], bool]) -> None:

@@ -36,9 +36,9 @@ class MissingRanksError(Exception):
     """
 
     def __init__(self, ranks: list[int], phase: str, seconds: float) -> None:
-        listed = ", ".join(map(str, ranks))
+        rank_list = ", ".join(map(str, ranks))
         noun = "rank" if len(ranks) == 1 else "ranks"
-        super().__init__(f"no answer from {noun} {listed} within {seconds:g} s: {phase}")
+        super().__init__(f"no answer from {noun} {rank_list} within {seconds:g} s: {phase}")
         self.ranks, self.phase = ranks, phase
 
 
@@ -80,23 +80,23 @@ class BoundedCollectives:
             self._complete(self._comm.isend(value, 0, _TO_RANK_0), 0, phase)
             return None
         # One by one and not MPI's gather, which would wait for ever for a rank that hangs.
-        values, missing = {0: value}, set(range(1, self.size))
+        value_by_rank, missing_ranks = {0: value}, set(range(1, self.size))
 
         def all_came() -> bool:
-            for rank in sorted(missing):
+            for rank in sorted(missing_ranks):
                 assert self._comm is not None
                 # Matched as it is probed, so no other message of this rank is received instead.
                 message = self._comm.improbe(rank, _TO_RANK_0)
                 if message is not None:
-                    values[rank] = message.recv()
-                    missing.discard(rank)
-            return not missing
+                    value_by_rank[rank] = message.recv()
+                    missing_ranks.discard(rank)
+            return not missing_ranks
 
         try:
             wait_asleep(all_came, phase, self._deadline, NAPS)
         except DeadlineError:
-            raise MissingRanksError(sorted(missing), phase, self._deadline) from None
-        return [values[rank] for rank in range(self.size)]
+            raise MissingRanksError(sorted(missing_ranks), phase, self._deadline) from None
+        return [value_by_rank[rank] for rank in range(self.size)]
 
     def barrier(self, phase: str) -> None:
         """Wait until every rank has come here."""
@@ -134,10 +134,10 @@ def wait_busy(test: Callable[[], bool], seconds: float) -> None:
     Raises:
         DeadlineError: it was not true within ``seconds``.
     """
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     while not test():
-        waited = time.perf_counter() - began
-        if waited > seconds:
+        waited_s = time.perf_counter() - began_s
+        if waited_s > seconds:
             raise DeadlineError(f"nothing came within {seconds:g} s")
-        if waited > SPIN_S:
+        if waited_s > SPIN_S:
             os.sched_yield()  # ranks may share a core: the other one must run to answer

@@ -90,26 +90,26 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
     # Before MPI starts: UCX reads its variables once, as it is loaded.
     log = UCXLog()
     heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
-    alone = foreign_launcher()
-    if alone is None:
+    facts_alone = foreign_launcher()
+    if facts_alone is None:
         try:
             import_mpi(heartbeat_of_rank, START_S)
         except UsageError as error:
-            alone = without_mpi(str(error))
+            facts_alone = without_mpi(str(error))
     log.unlink()
     heartbeat_of_rank.give_up_at(
         time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
     )
     try:
-        return _examine(subjects, log, alone)
+        return _examine(subjects, log, facts_alone)
     finally:
         heartbeat_of_rank.give_up_at(None)
 
 
-def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) -> Job | None:
-    """Examine, without MPI if ``alone`` says why it does not run."""
+def _examine(subjects: ExaminedSubjects, log: UCXLog, facts_alone: MPIFacts | None) -> Job | None:
+    """Examine, without MPI if ``facts_alone`` says why it does not run."""
     comm = None
-    facts = alone
+    facts = facts_alone
     if facts is None:
         from mpi4py import MPI
 
@@ -124,21 +124,21 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, alone: MPIFacts | None) ->
     job_so_far = Job()  # what rank 0 can still report if a rank does not answer
     try:
         facts_of_rank = _read_own_facts(collectives, facts)
-        shared = collectives.allgather((facts_of_rank, own_memory()), "start")
-        ranks = [rank_facts for rank_facts, _ in shared]
+        facts_of_ranks = collectives.allgather((facts_of_rank, own_memory()), "start")
+        ranks = [rank_facts for rank_facts, _ in facts_of_ranks]
         job_so_far = Job(tuple(ranks))
         host_facts, ports = _probe_host(collectives, ranks, subjects)
         facts_of_rank = replace(
             facts_of_rank,
-            cross_memory=_read_next(facts_of_rank, ranks, [memory for _, memory in shared]),
+            cross_memory=_read_next(facts_of_rank, ranks, [memory for _, memory in facts_of_ranks]),
         )
         links = _probe_links(collectives, comm, [rank.host for rank in ranks])
         # Read last: UCX logs a connection when its first message makes it.
         ucx = log.read() if comm is not None else UCXFacts(False, unread="MPI was not started")
-        results = RankResults(
+        own_results = RankResults(
             replace(facts_of_rank, ucx=ucx), host_facts, tuple(ports), tuple(links)
         )
-        results_of_ranks = collectives.gather(results, "the end")
+        results_of_ranks = collectives.gather(own_results, "the end")
     except MissingRanksError as error:
         if collectives.rank:
             raise
@@ -172,9 +172,11 @@ def _probe_host(
     if facts_of_rank.rank != ranks_of_host[0]:
         collectives.barrier("probes of hosts")
         return None, ports
-    probed = read_host_facts(facts_of_rank.host, ranks_of_host, load, folders, network, listener)
+    host_facts = read_host_facts(
+        facts_of_rank.host, ranks_of_host, load, folders, network, listener
+    )
     collectives.barrier("probes of hosts")
-    return probed, ports
+    return host_facts, ports
 
 
 def _read_next(
@@ -198,13 +200,15 @@ def _probe_links(
         return links
     probe = LinkProbe(comm.Dup())
     deadline = time.monotonic() + LINKS_S
-    for pair in pairs(hosts):
+    for rank_pair in pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
         goes_on = time.monotonic() < deadline and not any(link.problem for link in links)
-        if not all(collectives.allgather(goes_on, f"link between ranks {pair[0]} and {pair[1]}")):
+        if not all(
+            collectives.allgather(goes_on, f"link between ranks {rank_pair[0]} and {rank_pair[1]}")
+        ):
             break
-        if collectives.rank in pair:
-            link = probe.measure(pair, (hosts[pair[0]], hosts[pair[1]]))
+        if collectives.rank in rank_pair:
+            link = probe.measure(rank_pair, (hosts[rank_pair[0]], hosts[rank_pair[1]]))
             links += [] if link is None else [link]
     return links
 
@@ -231,8 +235,8 @@ def missing_destinations(ranks: int, on_gpu: bool) -> dict[str, str | None]:
     options = Experiment(device="cuda" if on_gpu else "cpu")
     reasons: dict[str, str | None] = {}
     for transport in transports():
-        missing = transport.missing(options)
-        reason = None if missing is None else missing.reason
+        missing_reason = transport.missing(options)
+        reason = None if missing_reason is None else missing_reason.reason
         if reason is None and transport.entry.remote and ranks < 2:
             reason = "needs 2 ranks"
         reasons[transport.name] = reason

@@ -24,10 +24,10 @@ from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, traits_of
 
 def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
     """Return the first rank of each host."""
-    firsts: dict[str, int] = {}
+    first_by_host: dict[str, int] = {}
     for rank in ranks:
-        firsts.setdefault(rank.host, rank.rank)
-    return firsts
+        first_by_host.setdefault(rank.host, rank.rank)
+    return first_by_host
 
 
 def read_host_facts(
@@ -61,10 +61,10 @@ def probe_folders(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], paths: Sequence[Path]
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
-    facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
+    facts_of_rank, first_by_host = ranks[collectives.rank], first_ranks(ranks)
     own_folders = (
         [read_folder_facts(path) for path in paths]
-        if firsts[facts_of_rank.host] == facts_of_rank.rank
+        if first_by_host[facts_of_rank.host] == facts_of_rank.rank
         else []
     )
     folders_of_ranks = collectives.allgather(own_folders, "folders")
@@ -80,22 +80,23 @@ def probe_folders(
         # Several of this host's folders may lie on one file system: it is probed once.
         if probers[key] == facts_of_rank.rank and key not in speeds:
             speeds[key] = probe_folder(folder)
-    merged: dict[tuple[str, ...], FolderFacts] = {}
-    for measured in collectives.allgather(speeds, "probes of file systems"):
-        merged |= measured
-    results = [
-        (folder, merged[file_system(folder, facts_of_rank.machine)]) for folder in own_folders
+    facts_by_file_system: dict[tuple[str, ...], FolderFacts] = {}
+    for speeds_of_rank in collectives.allgather(speeds, "probes of file systems"):
+        facts_by_file_system |= speeds_of_rank
+    probed_folders = [
+        (folder, facts_by_file_system[file_system(folder, facts_of_rank.machine)])
+        for folder in own_folders
     ]
-    return [with_speed(folder, result) for folder, result in results]
+    return [with_speed(folder, probed_facts) for folder, probed_facts in probed_folders]
 
 
 def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
     # A local device's numbers mean something on its machine alone.
-    mounted = folder.place
-    traits = None if mounted is None else traits_of(mounted.type)
-    if mounted is not None and traits is not None and traits.text == NETWORK_FILE_SYSTEM:
-        return (mounted.type, mounted.source)
+    place = folder.place
+    traits = None if place is None else traits_of(place.type)
+    if place is not None and traits is not None and traits.text == NETWORK_FILE_SYSTEM:
+        return (place.type, place.source)
     return (machine, folder.device)
 
 
@@ -111,9 +112,9 @@ def probe_ports(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], requested_port: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
-    facts_of_rank, firsts = ranks[collectives.rank], first_ranks(ranks)
+    facts_of_rank, first_by_host = ranks[collectives.rank], first_ranks(ranks)
     network = read_network_facts()
-    if firsts[facts_of_rank.host] != facts_of_rank.rank:
+    if first_by_host[facts_of_rank.host] != facts_of_rank.rank:
         # The same two collective steps as below, or the other ranks would wait for this one.
         collectives.allgather(([], Listening(requested_port, -1)), "ports")
         collectives.barrier("connections")
@@ -122,7 +123,7 @@ def probe_ports(
         addresses = [interface.address for interface in network.interfaces if interface.address]
         listeners_of_ranks = collectives.allgather((addresses, listener), "ports")
         checks: list[PortCheck] = []
-        for host, rank in firsts.items():
+        for host, rank in first_by_host.items():
             peer_addresses, peer = listeners_of_ranks[rank]
             if facts_of_rank.rank == 0 and rank and peer.problem is None:
                 problem = connection_problem(peer_addresses, peer.port)

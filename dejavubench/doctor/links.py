@@ -74,7 +74,7 @@ class Link:
         return self.hosts[0] == self.hosts[1]
 
 
-def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]:
+def pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tuple[int, int]]:
     """Return the pairs of ranks to probe: all, or for many ranks a choice.
 
     The choice has rank 0 with the first rank of each other host, then each rank with the next one.
@@ -84,13 +84,17 @@ def pairs(hosts: Sequence[str], most: int = MOST_PAIRS) -> list[tuple[int, int]]
     """
     ranks = range(len(hosts))
     all_pairs = [(rank, peer) for rank in ranks for peer in ranks if rank < peer]
-    if len(all_pairs) <= most:
+    if len(all_pairs) <= most_pairs:
         return all_pairs
     # Every host is in it, and every pair of neighbours: stages of a pipeline are neighbours.
     first_ranks = [hosts.index(host) for host in dict.fromkeys(hosts)]
-    chosen = [(0, first_rank) for first_rank in first_ranks if first_rank]
-    chosen += [(rank, rank + 1) for rank in ranks[:-1]]
-    return sorted(dict.fromkeys(chosen).keys() if len(chosen) <= most else chosen[:most])
+    chosen_pairs = [(0, first_rank) for first_rank in first_ranks if first_rank]
+    chosen_pairs += [(rank, rank + 1) for rank in ranks[:-1]]
+    return sorted(
+        dict.fromkeys(chosen_pairs).keys()
+        if len(chosen_pairs) <= most_pairs
+        else chosen_pairs[:most_pairs]
+    )
 
 
 class LinkProbe:
@@ -102,30 +106,30 @@ class LinkProbe:
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self._large = bytearray(WINDOW * LARGE_MESSAGE_NBYTES)
+        self._large_buffer = bytearray(WINDOW * LARGE_MESSAGE_NBYTES)
 
-    def measure(self, pair: tuple[int, int], hosts: tuple[str, str]) -> Link | None:
+    def measure(self, rank_pair: tuple[int, int], hosts: tuple[str, str]) -> Link | None:
         """Probe a link; both ranks call this at the same time. The first one returns the link."""
-        is_first = self._comm.rank == pair[0]
-        peer = pair[1] if is_first else pair[0]
+        is_first = self._comm.rank == rank_pair[0]
+        peer = rank_pair[1] if is_first else rank_pair[0]
         try:
             self._begin(peer)
             # Both ranks take the same steps: a deadline on either of them ends the probe of both.
             exchange_times_s = self._ping_pong(peer, is_first)
             nbytes = self._pace(peer, is_first)
-            forth = self._stream(peer, is_first, nbytes)
-            back = self._stream(peer, not is_first, nbytes)
+            gb_s_forth = self._stream(peer, is_first, nbytes)
+            gb_s_back = self._stream(peer, not is_first, nbytes)
         except DeadlineError:
             problem = f"no answer within {ANSWER_S:g} s"
-            return Link(pair, hosts, problem=problem) if is_first else None
+            return Link(rank_pair, hosts, problem=problem) if is_first else None
         if not is_first:
             return None
         # Half of a round trip: the times of two hosts are never subtracted.
-        latency, least = (
+        latency_us, least_latency_us = (
             1e6 * round_s / 2
             for round_s in (statistics.median(exchange_times_s), min(exchange_times_s))
         )
-        return Link(pair, hosts, latency, least, (forth, back), nbytes)
+        return Link(rank_pair, hosts, latency_us, least_latency_us, (gb_s_forth, gb_s_back), nbytes)
 
     def _begin(self, peer: int) -> None:
         """Sleep until the other rank has come."""
@@ -135,47 +139,47 @@ class LinkProbe:
         ]
         wait_asleep(lambda: _all_done(requests), "the other rank of a link", ANSWER_S)
 
-    def _send(self, data: bytearray | memoryview, peer: int) -> None:
-        request = self._comm.Isend(data, peer)
+    def _send(self, buffer: bytearray | memoryview, peer: int) -> None:
+        request = self._comm.Isend(buffer, peer)
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
-    def _receive(self, data: bytearray | memoryview, peer: int) -> None:
-        request = self._comm.Irecv(data, peer)
+    def _receive(self, buffer: bytearray | memoryview, peer: int) -> None:
+        request = self._comm.Irecv(buffer, peer)
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
     def _ping_pong(self, peer: int, leads: bool) -> list[float]:
         """Return the time of each exchange; none on the rank that answers."""
-        data = bytearray(SMALL_MESSAGE_NBYTES)
+        buffer = bytearray(SMALL_MESSAGE_NBYTES)
         if not leads:
             while True:
-                self._receive(data, peer)
-                self._send(data, peer)
-                if not data[0]:
+                self._receive(buffer, peer)
+                self._send(buffer, peer)
+                if not buffer[0]:
                     return []
         exchange_times_s: list[float] = []
         deadline = time.perf_counter() + LATENCY_S
         goes_on = True
         while goes_on:
-            began = time.perf_counter()
-            goes_on = began < deadline or len(exchange_times_s) <= WARM_EXCHANGES
-            data[0] = goes_on  # the answering rank has no clock of its own to end by
-            self._send(data, peer)
-            self._receive(data, peer)
-            exchange_times_s.append(time.perf_counter() - began)
+            began_s = time.perf_counter()
+            goes_on = began_s < deadline or len(exchange_times_s) <= WARM_EXCHANGES
+            buffer[0] = goes_on  # the answering rank has no clock of its own to end by
+            self._send(buffer, peer)
+            self._receive(buffer, peer)
+            exchange_times_s.append(time.perf_counter() - began_s)
         return exchange_times_s[WARM_EXCHANGES:]
 
     def _pace(self, peer: int, leads: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
-        payload, answer, rate = memoryview(self._large)[:PACING_NBYTES], bytearray(8), 0.0
+        payload, answer, rate = memoryview(self._large_buffer)[:PACING_NBYTES], bytearray(8), 0.0
         for _ in range(2):  # the second one counts: TCP begins slowly
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             if leads:
                 self._send(payload, peer)
                 self._receive(bytearray(1), peer)
             else:
                 self._receive(payload, peer)
                 self._send(bytearray(1), peer)
-            rate = PACING_NBYTES / (time.perf_counter() - began)
+            rate = PACING_NBYTES / (time.perf_counter() - began_s)
         if not leads:
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
@@ -188,22 +192,22 @@ class LinkProbe:
     def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
         messages = [
-            memoryview(self._large)[message_index * LARGE_MESSAGE_NBYTES :][:nbytes]
+            memoryview(self._large_buffer)[message_index * LARGE_MESSAGE_NBYTES :][:nbytes]
             for message_index in range(WINDOW)
         ]
-        move = self._comm.Isend if sends else self._comm.Irecv
+        send_or_receive = self._comm.Isend if sends else self._comm.Irecv
         window_times_s: list[float] = []
         goes_on, deadline = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
-            began = time.perf_counter()
-            requests = [move(message, peer) for message in messages]
+            began_s = time.perf_counter()
+            requests = [send_or_receive(message, peer) for message in messages]
             wait_busy(partial(_all_done, requests), ANSWER_S)
             if sends:
                 self._receive(goes_on, peer)
             else:
                 goes_on[0] = time.perf_counter() < deadline or len(window_times_s) < WINDOWS - 1
                 self._send(goes_on, peer)
-            window_times_s.append(time.perf_counter() - began)
+            window_times_s.append(time.perf_counter() - began_s)
         # The first window may still connect; WINDOWS of them are sent in any case.
         return WINDOW * nbytes / min(window_times_s[1:]) / 1e9
 

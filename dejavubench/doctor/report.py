@@ -43,13 +43,13 @@ def counts_text(rows: Sequence[FindingRow]) -> str:
 def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
     """Print the table, in at most :data:`WIDTH` columns."""
     console.width = min(console.width, WIDTH)
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    date_text = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     ranks = count_text(max(1, len(job.ranks)), "rank")
-    console.print(Text(f"doctor · dejavubench {__version__} · {ranks} · {now}"))
+    console.print(Text(f"doctor · dejavubench {__version__} · {ranks} · {date_text}"))
     console.print()
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", expand=False)
-    for heading, least in (("status", 6), ("check", 15), ("ranks", 5)):
-        table.add_column(heading, min_width=least, max_width=15)
+    for heading, least_width in (("status", 6), ("check", 15), ("ranks", 5)):
+        table.add_column(heading, min_width=least_width, max_width=15)
     table.add_column("seen, and → what to do", overflow="fold")
     for row in rows:
         finding = row.finding

@@ -51,13 +51,13 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        top = _find_mount(root / "sys/fs/cgroup", controllers, controller)
+        mount_folder = _find_mount(root / "sys/fs/cgroup", controllers, controller)
         # In a container the path may be the host's, with only the top mounted.
-        inside = [part for part in path.split("/") if part not in ("", ".", "..")]
-        group_folder = top.joinpath(*inside)
+        path_parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        group_folder = mount_folder.joinpath(*path_parts)
         for folder in (group_folder, *group_folder.parents):
             yield ControlGroup(folder, unified=not controllers)
-            if folder == top:
+            if folder == mount_folder:
                 break
 
 
@@ -90,9 +90,9 @@ def memory_room(root: Path = ROOT) -> list[int]:
             if group.unified
             else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         )
-        bound = group.number(limit)
-        if bound is not None:
-            room.append(max(0, bound - (group.number(usage) or 0)))
+        limit_nbytes = group.number(limit)
+        if limit_nbytes is not None:
+            room.append(max(0, limit_nbytes - (group.number(usage) or 0)))
     return room
 
 
@@ -145,22 +145,24 @@ class Throttling:
     periods: int
     seconds: float
 
-    def since(self, before: Throttling) -> Throttling:
+    def since(self, earlier_reading: Throttling) -> Throttling:
         """Return the waits counted after an earlier reading."""
-        return Throttling(self.periods - before.periods, self.seconds - before.seconds)
+        return Throttling(
+            self.periods - earlier_reading.periods, self.seconds - earlier_reading.seconds
+        )
 
 
 def cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts since the groups were made; None if the kernel counts nothing."""
-    throttled = [
+    counts_of_groups = [
         counts for group in groups("cpu", root) if (counts := _read_throttling(group)) is not None
     ]
     return (
         Throttling(
-            periods=sum(counts.periods for counts in throttled),
-            seconds=sum(counts.seconds for counts in throttled),
+            periods=sum(counts.periods for counts in counts_of_groups),
+            seconds=sum(counts.seconds for counts in counts_of_groups),
         )
-        if throttled
+        if counts_of_groups
         else None
     )
 

@@ -59,27 +59,27 @@ class HostDemand:
     def note(self) -> str | None:
         """Return a sentence if there are more busy threads than cores. Helpers do not count."""
         is_bounded = self.quota is not None and self.quota < self.cores
-        granted = self.quota if self.quota is not None and is_bounded else self.cores
-        if self.threads <= granted and not self.crowded:
+        granted_cpus = self.quota if self.quota is not None and is_bounded else self.cores
+        if self.threads <= granted_cpus and not self.crowded:
             return None
         ranks = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
-        busy = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
+        threads_text = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
         helpers = (
             f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside"
             if self.helpers
             else ""
         )
         cores = f"{self.cores} core{'s' * (self.cores != 1)}"
-        allowed = f"; the control group allows {self.quota:.3g} CPUs" if is_bounded else ""
-        if self.threads <= granted:
+        quota_text = f"; the control group allows {self.quota:.3g} CPUs" if is_bounded else ""
+        if self.threads <= granted_cpus:
             share = (
                 f"{self.crowded} of them has"
                 if self.crowded == 1
                 else f"{self.crowded} of them have"
             )
-            allowed += f"; {share} more threads than cores of their own"
+            quota_text += f"; {share} more threads than cores of their own"
         return (
-            f"{ranks} {busy}{helpers}, for {cores}{allowed}: threads have to wait, "
+            f"{ranks} {threads_text}{helpers}, for {cores}{quota_text}: threads have to wait, "
             f"which slows what is measured"
         )
 

@@ -43,15 +43,15 @@ def features_left_out() -> tuple[str, ...]:
     Raises:
         UsageError: the variable names something else.
     """
-    named = tuple(
+    named_features = tuple(
         word.strip() for word in os.environ.get(WITHOUT_VARIABLE, "").split(",") if word.strip()
     )
-    for word in named:
+    for word in named_features:
         if word not in FEATURES:
             raise UsageError(
                 f"{WITHOUT_VARIABLE}={word}: unknown feature; name {', '.join(FEATURES)}"
             )
-    return named
+    return named_features
 
 
 @cache

@@ -47,26 +47,26 @@ def mount_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount
     return find_mount(os.path.realpath(path), text)
 
 
-def find_mount(resolved: str, mountinfo: str) -> Mount | None:
+def find_mount(path: str, mountinfo: str) -> Mount | None:
     """Return the mount of an absolute path without links.
 
     The function goes down the tree of mounts as the kernel does. The longest mount point is not
     enough: a later mount hides earlier ones at the same folder and below.
 
     Args:
-        resolved: the path.
+        path: absolute, without links.
         mountinfo: the text of ``/proc/self/mountinfo``.
     """
     mounts = list(_parse_mounts(mountinfo))
-    listed = {mount.id for mount in mounts}
+    listed_ids = {mount.id for mount in mounts}
     mount_of_path = None
     # Roots: in a container, the parent of the topmost mount is not listed.
     candidates = [
-        mount for mount in mounts if mount.parent not in listed or mount.parent == mount.id
+        mount for mount in mounts if mount.parent not in listed_ids or mount.parent == mount.id
     ]
-    while on_path := [mount for mount in candidates if _is_inside(mount.point, resolved)]:
-        nearest = min(len(mount.point) for mount in on_path)
-        mount_of_path = [mount for mount in on_path if len(mount.point) == nearest][-1]
+    while on_path := [mount for mount in candidates if _is_inside(mount.point, path)]:
+        shortest_length = min(len(mount.point) for mount in on_path)
+        mount_of_path = [mount for mount in on_path if len(mount.point) == shortest_length][-1]
         candidates = [mount for mount in mounts if mount.parent == mount_of_path.id != mount.id]
     return mount_of_path
 
@@ -78,9 +78,9 @@ def _is_inside(mount_point: str, path: str) -> bool:
 def _parse_mounts(mountinfo: str) -> Iterator[Mount]:
     """Yield the mounts of a text in their order; lines of another form are left out."""
     for line in mountinfo.split("\n"):
-        fields, separator, rest = line.partition(" - ")
+        fields, separator, source_text = line.partition(" - ")
         mount_fields = fields.split(" ")
-        source_fields = rest.split(" ")
+        source_fields = source_text.split(" ")
         if separator and len(mount_fields) >= 6 and len(source_fields) >= 2:
             mount_id, parent, device_number, _, point, options, *_ = mount_fields
             all_options = dict.fromkeys(
@@ -246,5 +246,5 @@ def durability_note(fstype: str, durability: str) -> str | None:
     traits = traits_of(fstype)
     if traits is None or durability not in WAITING_DURABILITIES:
         return None
-    durable = traits.durable.format(durability=durability)
-    return f"{durability} on {fstype}: {fstype} is {traits.text}; {durable}"
+    durability_text = traits.durable.format(durability=durability)
+    return f"{durability} on {fstype}: {fstype} is {traits.text}; {durability_text}"

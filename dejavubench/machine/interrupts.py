@@ -20,19 +20,18 @@ def hold_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    arrived: list[tuple[int, FrameType | None]] = []
+    held_signals: list[tuple[int, FrameType | None]] = []
     previous_handler = signal.getsignal(signal.SIGINT)
-    if not callable(
-        previous_handler
-    ):  # ignored, or it ends the process at once, which breaks nothing
+    # Else it is ignored, or it ends the process at once, which breaks nothing.
+    if not callable(previous_handler):
         yield
         return
     signal.signal(
-        signal.SIGINT, lambda signal_number, frame: arrived.append((signal_number, frame))
+        signal.SIGINT, lambda signal_number, frame: held_signals.append((signal_number, frame))
     )
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous_handler)
-        if arrived:
-            previous_handler(*arrived[0])
+        if held_signals:
+            previous_handler(*held_signals[0])

@@ -51,8 +51,8 @@ def available_nbytes(root: Path = Path("/")) -> int:
     """
     for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
+            free_nbytes = int(line.split()[1]) * 1024
             break
     else:
         raise OSError("/proc/meminfo has no MemAvailable")
-    return min([free, *memory_room(root)])
+    return min([free_nbytes, *memory_room(root)])

@@ -26,13 +26,14 @@ def shortage(environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER
 
     Call this before MPI is imported. Only the first rank of a host returns the warning.
     """
-    free, needed = free_and_needed(environment, folder)
-    if free >= needed or local_rank(environment) != 0:
+    free_nbytes, needed_nbytes = free_and_needed(environment, folder)
+    if free_nbytes >= needed_nbytes or local_rank(environment) != 0:
         return None
     return (
-        f"{folder} has {free / 2**20:.1f} MiB left, and MPI may need {needed / 2**20:.1f} MiB "
-        f"there for the ranks of this host: they may die of a bus error. Make it larger "
-        f"(docker run --shm-size=1g), or remove the files that ended jobs have left in it"
+        f"{folder} has {free_nbytes / 2**20:.1f} MiB left, and MPI may need "
+        f"{needed_nbytes / 2**20:.1f} MiB there for the ranks of this host: they may die of a bus "
+        f"error. Make it larger (docker run --shm-size=1g), or remove the files that ended "
+        f"jobs have left in it"
     )
 
 
@@ -53,6 +54,6 @@ def say_shortage(
     """Print the warning by one rank of a host. All ranks wait until it has been passed on."""
     if (note := shortage(environment, folder)) is not None:
         say(note)
-    free, needed = free_and_needed(environment, folder)
-    if free < needed:
+    free_nbytes, needed_nbytes = free_and_needed(environment, folder)
+    if free_nbytes < needed_nbytes:
         time.sleep(WAIT_FOR_RANK_0_S)

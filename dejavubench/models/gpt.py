@@ -169,9 +169,9 @@ class GPT:
         step = CachedStep(cache, position, prompt_start, on_layer)
         for layer_number, layer in enumerate(self.layers):
             qkv = self._split_heads(layer, layer.qkv(layer.before_attention(hidden)), position)
-            attended = self.attention(qkv, layer_number, step)
+            attention_out = self.attention(qkv, layer_number, step)
             # Of norms before and after, one is the identity; `_sum_ranks` adds the residual.
-            hidden = layer.after_attention(self._sum_ranks(layer.out, attended, hidden))
+            hidden = layer.after_attention(self._sum_ranks(layer.out, attention_out, hidden))
             inner = self._run_mlp_inner(layer, layer.before_mlp(hidden))  # [B, n, ffn]
             hidden = layer.after_mlp(self._sum_ranks(layer.down, inner, hidden))
         if self.output_head is None:
@@ -182,8 +182,8 @@ class GPT:
     def _split_heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
         """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
         keys = self.kv_heads.size
-        requests, new, _ = qkv.shape
-        rows = qkv.view(requests, new, -1, self.spec.size_per_head).transpose(1, 2)
+        requests, positions, _ = qkv.shape
+        rows = qkv.view(requests, positions, -1, self.spec.size_per_head).transpose(1, 2)
         q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
         if self.rotary is not None or layer.head_norms is not None:
             angles = None if self.rotary is None else self.rotary.angles(position)
@@ -227,8 +227,8 @@ class GPT:
             for rank in range(self.shard.tensor_size)
         ]
         # A gather takes equal shapes; the first ranks may hold one row more.
-        padded = F.pad(own_logits, (0, max(rows) - own_logits.shape[-1]))
-        all_parts = self.collectives.all_gather(padded)  # [tensor_size, B, most rows]
+        padded_logits = F.pad(own_logits, (0, max(rows) - own_logits.shape[-1]))
+        all_parts = self.collectives.all_gather(padded_logits)  # [tensor_size, B, most rows]
         return torch.cat(
             [part[:, :size] for part, size in zip(all_parts, rows, strict=True)], dim=-1
         )
@@ -279,9 +279,9 @@ class GPT:
     def _linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.up, layer.down)
-        for outer in (self.embedding, self.output_head):
-            if outer is not None:
-                yield from outer.linears()
+        for embedding_or_head in (self.embedding, self.output_head):
+            if embedding_or_head is not None:
+                yield from embedding_or_head.linears()
 
     def kv_geometry(self, requests: int, positions: int, layout: KVLayout) -> KVGeometry:
         """Return the cache that this worker needs for one microbatch.
@@ -328,8 +328,11 @@ def _make_layer(weights: WorkerWeights, layer_number: int, spec: ModelSpec) -> L
     )
 
 
-def _check_fits(new: Span, cache: KVCache, context: int | None) -> None:
+def _check_fits(new_positions: Span, cache: KVCache, context: int | None) -> None:
     """Raise ValueError if new positions do not fit in the cache or the model's context."""
-    room = min(cache.geometry.positions, context or new.stop)
-    if new.stop > room:
-        raise ValueError(f"positions [{new.start}, {new.stop}) are beyond the {room} that fit")
+    room = min(cache.geometry.positions, context or new_positions.stop)
+    if new_positions.stop > room:
+        raise ValueError(
+            f"positions [{new_positions.start}, {new_positions.stop}) are beyond the {room} "
+            "that fit"
+        )

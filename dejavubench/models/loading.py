@@ -35,19 +35,21 @@ def load_checkpoint(
             NaN or infinite, there or once it is rounded.
     """
     for weight_slice in model.weight_slices:
-        stored = checkpoint.stored[weight_slice.name]
-        path = checkpoint.files[stored.name]
+        stored_tensor = checkpoint.stored[weight_slice.name]
+        path = checkpoint.files[stored_tensor.name]
         try:
-            for rows, piece in _read_pieces(weight_slice, path, stored):
-                rounded = piece if rounded_to is None else piece.to(rounded_to)
-                weight_slice.memory[rows].copy_(rounded.to(model.dtype))
-                del piece, rounded
+            for rows, piece in _read_pieces(weight_slice, path, stored_tensor):
+                rounded_piece = piece if rounded_to is None else piece.to(rounded_to)
+                weight_slice.memory[rows].copy_(rounded_piece.to(model.dtype))
+                del piece, rounded_piece
             if not _is_finite(weight_slice.memory):
                 raise CheckpointError(
-                    _describe_not_finite(weight_slice, path, stored, [rounded_to, model.dtype])
+                    _describe_not_finite(
+                        weight_slice, path, stored_tensor, [rounded_to, model.dtype]
+                    )
                 )
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: tensor {stored.name}: {error}") from None
+            raise CheckpointError(f"{path}: tensor {stored_tensor.name}: {error}") from None
 
 
 class StoredSlice(Protocol):
@@ -61,13 +63,13 @@ class StoredSlice(Protocol):
 
 
 def _read_pieces(
-    weight_slice: WeightSlice, path: Path, stored: StoredTensor
+    weight_slice: WeightSlice, path: Path, stored_tensor: StoredTensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut as it is kept, some rows at a time, each with its rows in the memory."""
     rows, *columns = weight_slice.cut
     step = max(1, PIECE // (weight_slice.memory.element_size() * weight_slice.memory[0].numel()))
-    if stored.interleaved:  # whole heads
-        step = max(1, step // stored.interleaved) * stored.interleaved
+    if stored_tensor.interleaved:  # whole heads
+        step = max(1, step // stored_tensor.interleaved) * stored_tensor.interleaved
     for begin in range(rows.start, rows.stop, step):
         end = min(begin + step, rows.stop)
         # Opened anew each time: what was read of a mapped file counts as this process's memory
@@ -75,24 +77,26 @@ def _read_pieces(
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
                 slice(begin - rows.start, end - rows.start),
-                _read(file.get_slice(stored.name), stored, begin, end, columns),
+                _read(file.get_slice(stored_tensor.name), stored_tensor, begin, end, columns),
             )
 
 
 def _read(
-    source: StoredSlice, stored: StoredTensor, begin: int, end: int, columns: list[slice]
+    source: StoredSlice, stored_tensor: StoredTensor, begin: int, end: int, columns: list[slice]
 ) -> Tensor:
     """Return the rows [begin, end) of our tensor, whatever place the file keeps them in."""
-    if stored.third is not None and stored.interleaved:
-        size = stored.interleaved
+    if stored_tensor.third is not None and stored_tensor.interleaved:
+        size = stored_tensor.interleaved
         alternating = source[(slice(3 * begin, 3 * end), *columns)]
-        return alternating.unflatten(0, (-1, 3, size))[:, stored.third].flatten(0, 1)
-    if stored.third is not None:
-        third = source.get_shape()[-1 if stored.transposed else 0] // 3
-        rows = slice(begin + stored.third * third, end + stored.third * third)
+        return alternating.unflatten(0, (-1, 3, size))[:, stored_tensor.third].flatten(0, 1)
+    if stored_tensor.third is not None:
+        third_size = source.get_shape()[-1 if stored_tensor.transposed else 0] // 3
+        rows = slice(
+            begin + stored_tensor.third * third_size, end + stored_tensor.third * third_size
+        )
     else:
         rows = slice(begin, end)
-    return source[(*columns, rows)].T if stored.transposed else source[(rows, *columns)]
+    return source[(*columns, rows)].T if stored_tensor.transposed else source[(rows, *columns)]
 
 
 def _is_finite(values: Tensor) -> bool:
@@ -101,27 +105,32 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def _describe_not_finite(
-    weight_slice: WeightSlice, path: Path, stored: StoredTensor, types: list[torch.dtype | None]
+    weight_slice: WeightSlice,
+    path: Path,
+    stored_tensor: StoredTensor,
+    types: list[torch.dtype | None],
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
-    tensor_text = f"{path}: tensor {stored.name}"
+    tensor_text = f"{path}: tensor {stored_tensor.name}"
     bad_values = 0
-    largest = 0.0
-    for _, piece in _read_pieces(weight_slice, path, stored):
+    largest_value = 0.0
+    for _, piece in _read_pieces(weight_slice, path, stored_tensor):
         bad_values += int(piece.isfinite().logical_not().sum())
         if not bad_values:
-            largest = max(largest, float(piece.abs().max()))
+            largest_value = max(largest_value, float(piece.abs().max()))
     if bad_values:
         return (
             f"{tensor_text}: {bad_values} of {weight_slice.memory.numel()} values are NaN or "
             "infinite in the file: it is damaged"
         )
     narrow_type = next(
-        dtype for dtype in types if dtype is not None and largest > torch.finfo(dtype).max
+        dtype for dtype in types if dtype is not None and largest_value > torch.finfo(dtype).max
     )
-    wider = " or ".join(name for name, other in DTYPES.items() if largest <= torch.finfo(other).max)
-    advice = f"choose {wider}" if wider else "no supported type holds them"
+    wider_types = " or ".join(
+        name for name, other in DTYPES.items() if largest_value <= torch.finfo(other).max
+    )
+    advice = f"choose {wider_types}" if wider_types else "no supported type holds them"
     return (
-        f"{tensor_text}: its values up to {largest:g} do not fit in {name_of(narrow_type)}, whose "
-        f"largest is {torch.finfo(narrow_type).max:g}; {advice}"
+        f"{tensor_text}: its values up to {largest_value:g} do not fit in {name_of(narrow_type)}, "
+        f"whose largest is {torch.finfo(narrow_type).max:g}; {advice}"
     )

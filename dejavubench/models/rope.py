@@ -17,21 +17,27 @@ def frequencies(rope: RopeSpec, size: int) -> Tensor:
     As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and
     ``yarn`` (Peng et al. 2023, arXiv 2309.00071) the slow ones.
     """
-    plain = 1.0 / rope.theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
+    plain_frequencies = 1.0 / rope.theta ** (
+        torch.arange(0, size, 2, dtype=torch.int64).float() / size
+    )
     if rope.kind == "linear":
-        return plain / rope.factor
+        return plain_frequencies / rope.factor
     if rope.kind == "llama3":
         # Turns within the context that the model was trained on.
-        turns = rope.original_context * plain / (2 * pi)
-        kept = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
-        return kept * plain + (1 - kept) * plain / rope.factor
+        turns = rope.original_context * plain_frequencies / (2 * pi)
+        kept_share = ((turns - rope.low) / (rope.high - rope.low)).clamp(0, 1)
+        return kept_share * plain_frequencies + (1 - kept_share) * plain_frequencies / rope.factor
     if rope.kind == "yarn":
-        fast, slow = (_place(rope, size, turns) for turns in (rope.high, rope.low))
-        start = max(floor(fast), 0)
-        stop = min(ceil(slow), size - 1)
-        slowed = ((torch.arange(size // 2) - start) / (stop - start or 0.001)).clamp(0, 1)
-        return (1 - slowed) * plain + slowed * plain / rope.factor
-    return plain
+        last_fast_pair, first_slow_pair = (
+            _place(rope, size, turns) for turns in (rope.high, rope.low)
+        )
+        start = max(floor(last_fast_pair), 0)
+        stop = min(ceil(first_slow_pair), size - 1)
+        slowed_share = ((torch.arange(size // 2) - start) / (stop - start or 0.001)).clamp(0, 1)
+        return (
+            1 - slowed_share
+        ) * plain_frequencies + slowed_share * plain_frequencies / rope.factor
+    return plain_frequencies
 
 
 def _place(rope: RopeSpec, size: int, turns: float) -> float:

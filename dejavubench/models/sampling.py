@@ -52,17 +52,18 @@ def filter_probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     """
     scores = logits.float() / sampling.temperature
     if sampling.top_k is not None:
-        last = scores.topk(min(sampling.top_k, scores.shape[-1])).values[:, -1:]
-        scores = torch.where(scores < last, float("-inf"), scores)
-    likely = scores.softmax(-1)
+        least_kept = scores.topk(min(sampling.top_k, scores.shape[-1])).values[:, -1:]
+        scores = torch.where(scores < least_kept, float("-inf"), scores)
+    probabilities = scores.softmax(-1)
     if sampling.top_p is not None:
-        falling = likely.sort(dim=-1, descending=True).values
+        sorted_probabilities = probabilities.sort(dim=-1, descending=True).values
         # Above 0 in fp32, so that the first one stays.
-        top_p = max(sampling.top_p, torch.finfo(falling.dtype).tiny)
-        needed = falling.cumsum(-1) - falling < top_p  # more likely tokens do not reach it yet
-        last = torch.where(needed, falling, torch.inf).amin(-1, keepdim=True)
-        likely = torch.where(likely < last, 0.0, likely)
-    return likely
+        top_p = max(sampling.top_p, torch.finfo(sorted_probabilities.dtype).tiny)
+        # More likely tokens do not reach it yet.
+        is_needed = sorted_probabilities.cumsum(-1) - sorted_probabilities < top_p
+        least_kept = torch.where(is_needed, sorted_probabilities, torch.inf).amin(-1, keepdim=True)
+        probabilities = torch.where(probabilities < least_kept, 0.0, probabilities)
+    return probabilities
 
 
 def draw(logits: Tensor, sampling: SamplingOptions, draws: Tensor) -> Tensor:

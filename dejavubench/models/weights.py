@@ -119,13 +119,13 @@ def random_weights(
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, columns = recipe.shape
         width = (columns + 1) // 2 if recipe.opposed else columns
-        drawn = torch.empty(*rows, width, device=device, dtype=dtype)
+        drawn_values = torch.empty(*rows, width, device=device, dtype=dtype)
         # Uniform on ±1 has a variance of 1/3.
-        drawn.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
+        drawn_values.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
         return (
-            torch.stack((drawn, -drawn), dim=-1).flatten(-2)[..., :columns]
+            torch.stack((drawn_values, -drawn_values), dim=-1).flatten(-2)[..., :columns]
             if recipe.opposed
-            else drawn
+            else drawn_values
         )
 
     return read_full

@@ -75,11 +75,11 @@ class WorkerWeights:
         columns = [span.size for span in cuts[0][1:]]
         # One tensor for queries, keys and values lets one product serve all three.
         dtype = self._dtype if columns else self._compute_dtype
-        joined = torch.empty((rows, *columns), dtype=dtype, device=self._device)
-        memories = joined.split([cut[0].size for cut in cuts])
+        joined_tensor = torch.empty((rows, *columns), dtype=dtype, device=self._device)
+        memories = joined_tensor.split([cut[0].size for cut in cuts])
         for name, memory, cut in zip(tensor_names, memories, cuts, strict=True):
             self.slices.append(WeightSlice(name, memory, tuple(span.slice for span in cut)))
-        return joined
+        return joined_tensor
 
     def linear(self, *tensor_names: str) -> Linear:
         """Return one linear of the outputs of all of ``tensor_names``, in this order."""

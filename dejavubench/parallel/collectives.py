@@ -121,7 +121,7 @@ class MPICollectives:
         self.spin = spin
         self._tensor = sources.Split(color=topology.stage, key=topology.tensor_rank)
         self._pipeline = sources.Split(color=topology.tensor_rank, key=topology.stage)
-        self._sending: list[tuple[MPI.Request, Tensor]] = []
+        self._sends_under_way: list[tuple[MPI.Request, Tensor]] = []
 
     # ---- within a stage ----
 
@@ -181,9 +181,9 @@ class MPICollectives:
     def finish(self) -> None:
         """Wait until every message that was sent has been received."""
         with liveness.during(WAITING):
-            for request, _ in self._sending:
+            for request, _ in self._sends_under_way:
                 self._wait(request)
-        self._sending.clear()
+        self._sends_under_way.clear()
 
     def close(self) -> None:
         """Finish, and free the communicators; collective."""
@@ -193,11 +193,13 @@ class MPICollectives:
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
         # A buffer is kept until its message has been received.
-        self._sending = [
-            (request, kept_message) for request, kept_message in self._sending if not request.Test()
+        self._sends_under_way = [
+            (request, kept_message)
+            for request, kept_message in self._sends_under_way
+            if not request.Test()
         ]
         message = x.contiguous()
-        self._sending.append((self._pipeline.Isend(_bits(message), stage, tag), message))
+        self._sends_under_way.append((self._pipeline.Isend(_bits(message), stage, tag), message))
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
@@ -232,8 +234,8 @@ def sleeping_barrier(
 def sleeping_bcast(comm: MPI.Intracomm, value: T | None, root: int = 0) -> T:
     """Return ``root``'s small Python object on every rank; the others may give None."""
     sleeping_barrier(comm, "broadcast")  # once all are here, the blocking call takes no time
-    shared: T = comm.bcast(value, root)
-    return shared
+    shared_value: T = comm.bcast(value, root)
+    return shared_value
 
 
 def sleeping_gather(comm: MPI.Intracomm, value: T, root: int = 0) -> list[T] | None:

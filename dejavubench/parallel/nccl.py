@@ -229,12 +229,12 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
         NCCLError: it took longer, or it failed; the message begins with ``task``.
     """
     # CuPy has no non-blocking initialisation that could be given up without a thread.
-    results: list[T] = []
+    answers: list[T] = []
     failures: list[Exception] = []
 
     def work() -> None:
         try:
-            results.append(make())
+            answers.append(make())
         except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
             failures.append(error)
 
@@ -246,4 +246,4 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
         raise NCCLError(f"{task}: not all ranks came within {timeout:g} s")
     if failures:
         raise NCCLError(f"{task}: {failures[0]}") from failures[0]
-    return results[0]
+    return answers[0]

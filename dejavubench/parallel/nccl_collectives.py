@@ -57,8 +57,8 @@ class NCCLCollectives:
         width = topology.tensor_size
         pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
         neighbours = connect_pairs(sources, pairs, device, timeout)
-        self._next: NCCLPair | None = neighbours.get(topology.worker + width)
-        self._previous: NCCLPair | None = neighbours.get(topology.worker - width)
+        self._next_pair: NCCLPair | None = neighbours.get(topology.worker + width)
+        self._previous_pair: NCCLPair | None = neighbours.get(topology.worker - width)
 
     @property
     def spin(self) -> bool:
@@ -105,21 +105,21 @@ class NCCLCollectives:
 
         It must not be changed afterwards. Microbatches are received in the order of sending.
         """
-        assert self._next is not None, "the last stage has no next one"
+        assert self._next_pair is not None, "the last stage has no next one"
         message = hidden.contiguous()
         # The pair's stream waits for the kernels that compute it; the host waits for nothing.
-        self._next.wait_for_mark(self._next.mark_filled())
-        self._next.send(message.data_ptr(), message.numel() * message.element_size())
-        message.record_stream(self._next.stream)  # keeps its memory until it is sent
+        self._next_pair.wait_for_mark(self._next_pair.mark_filled())
+        self._next_pair.send(message.data_ptr(), message.numel() * message.element_size())
+        message.record_stream(self._next_pair.stream)  # keeps its memory until it is sent
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""
-        assert self._previous is not None, "the first stage has no previous one"
+        assert self._previous_pair is not None, "the first stage has no previous one"
         hidden = torch.empty(*shape, dtype=dtype, device=self.device)
         # Kernels that were issued may still read the memory that ``hidden`` was given.
-        self._previous.wait_for_mark(self._previous.mark_filled())
-        self._previous.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
-        torch.cuda.current_stream(self.device).wait_event(self._previous.mark())
+        self._previous_pair.wait_for_mark(self._previous_pair.mark_filled())
+        self._previous_pair.recv(hidden.data_ptr(), hidden.numel() * hidden.element_size())
+        torch.cuda.current_stream(self.device).wait_event(self._previous_pair.mark())
         return hidden
 
     def send_tokens(self, tokens: Tensor, microbatch: int) -> None:
@@ -136,9 +136,9 @@ class NCCLCollectives:
         Raises:
             DeadlineError: the next stage did not receive a message in time.
         """
-        if self._next is not None:
+        if self._next_pair is not None:
             wait_asleep(
-                self._next.mark().query,
+                self._next_pair.mark().query,
                 "hidden states on their way to the next stage",
                 self._timeout,
             )
@@ -158,5 +158,5 @@ class NCCLCollectives:
             communicator.close()
 
     def _communicators(self) -> list[NCCLCommunicator | NCCLPair]:
-        communicators = (self._tensor, self._previous, self._next)
+        communicators = (self._tensor, self._previous_pair, self._next_pair)
         return [communicator for communicator in communicators if communicator is not None]

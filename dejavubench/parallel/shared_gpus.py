@@ -94,11 +94,11 @@ def prepare_gpus(
             "as loopback on one GPU"
         )
     # The oldest library decides: a variable that it does not know would leave its rank refused.
-    lowest = min(comm.allgather((read_version or nccl_version)()))
+    lowest_version = min(comm.allgather((read_version or nccl_version)()))
     is_one_host = len({member.host for member in gpus}) == 1
-    way, variables = _loopback_variables(lowest, comm.rank, is_one_host)
+    way, variables = _loopback_variables(lowest_version, comm.rank, is_one_host)
     os.environ.update(variables)
-    return LoopbackFacts(way, lowest, groups, variables)
+    return LoopbackFacts(way, lowest_version, groups, variables)
 
 
 def _list_ranks(ranks: Sequence[int]) -> str:
@@ -110,13 +110,13 @@ def _loopback_variables(
 ) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
     """Return the variables that let ranks share a GPU and make it fast; the user's own ones win."""
     if version >= FIRST_MULTI_RANK_VERSION:
-        tuned = {
+        tuning_variables = {
             "NCCL_BUFFSIZE": str(32 << 20),
             "NCCL_P2P_NVL_CHUNKSIZE": str(4 << 20),
             "NCCL_P2P_PCI_CHUNKSIZE": str(4 << 20),
         }
-        return "multi-rank", {**_keep_unset(tuned), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
-    tuned = {
+        return "multi-rank", {**_keep_unset(tuning_variables), "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    tuning_variables = {
         # Two are no faster by sockets, and take twice the multiprocessors from the model.
         "NCCL_MAX_P2P_NCHANNELS": "1",
         "NCCL_IB_DISABLE": "1",
@@ -126,8 +126,8 @@ def _loopback_variables(
         "NCCL_P2P_NET_CHUNKSIZE": str(4 << 20),
     }
     if is_one_host:
-        tuned["NCCL_SOCKET_IFNAME"] = "lo"
-    return "fake hosts", {**_keep_unset(tuned), "NCCL_HOSTID": f"fakehost{rank}"}
+        tuning_variables["NCCL_SOCKET_IFNAME"] = "lo"
+    return "fake hosts", {**_keep_unset(tuning_variables), "NCCL_HOSTID": f"fakehost{rank}"}
 
 
 def _keep_unset(variables: dict[str, str]) -> dict[str, str]:

@@ -72,8 +72,8 @@ class NIXLConnector(RankConnector):
         from dejavubench.dejavulib.destinations.nixl import NIXLSinkEndpoint
 
         # By identity: streams of several sources fill one cache, which is registered once.
-        filled = {id(cache): cache for cache, _ in context.streams}.values()
-        caches = [tensor for cache in filled for tensor in (cache.k, cache.v)]
+        unique_caches = {id(cache): cache for cache, _ in context.streams}.values()
+        caches = [tensor for cache in unique_caches for tensor in (cache.k, cache.v)]
         memory = [*caches, *(slot for slots in context.make_slots() for slot in slots)]
         return NIXLSinkEndpoint(self.comm, context.peers, memory, context.streams)
 

@@ -77,9 +77,9 @@ class Probe:
 
 def seconds(work: Callable[[], object]) -> float:
     """Return how long ``work`` takes."""
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began_s
 
 
 def nbytes_in_time(bytes_per_s: float, messages: int) -> int:

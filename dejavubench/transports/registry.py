@@ -103,16 +103,16 @@ def is_known(mode: object) -> bool:
 
 def problem_of(destination_names: Iterable[str]) -> str | None:
     """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
-    requested = [name for name in destination_names if name != NO_STREAMING]
+    requested_names = [name for name in destination_names if name != NO_STREAMING]
     try:
-        unknown = next((name for name in requested if not is_known(name)), None)
+        unknown_name = next((name for name in requested_names if not is_known(name)), None)
     except UsageError as error:
         return str(error)
-    if unknown is None:
+    if unknown_name is None:
         return None
     return (
-        f"no destination named {unknown} on this host; install its plugin here, "
-        f"or remove {unknown} from --streaming"
+        f"no destination named {unknown_name} on this host; install its plugin here, "
+        f"or remove {unknown_name} from --streaming"
     )
 
 
@@ -131,19 +131,19 @@ def _load_builtin() -> tuple[Transport, ...]:
         module_info.name for module_info in pkgutil.iter_modules(folder) if not module_info.ispkg
     )
     modules = [import_module(f"{package}.{name}") for name in module_names]
-    loaded = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
-    for destination in loaded:
+    found_transports = tuple(module.TRANSPORT for module in modules if hasattr(module, "TRANSPORT"))
+    for destination in found_transports:
         register(destination)
-    return loaded
+    return found_transports
 
 
 @cache
-def _load_plugins(named: str) -> None:
+def _load_plugins(plugin_modules: str) -> None:
     from importlib.metadata import entry_points  # takes as long as all of this package
 
     origins = {
         name: f"{PLUGINS_VARIABLE} names {name}"
-        for name in map(str.strip, named.split(","))
+        for name in map(str.strip, plugin_modules.split(","))
         if name
     }
     origins |= {

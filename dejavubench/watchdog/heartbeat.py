@@ -65,13 +65,13 @@ class Heartbeat:
         self.page = LivenessPage(memory)
         self.page.counters[STATE] = PATIENT
         self.page.phase = "start"
-        self.every = HEARTBEAT_S
+        self.interval_s = HEARTBEAT_S
         self.make_last_words: Callable[[], str | None] | None = None
         self._deadline: tuple[float, str] | None = None
         self._interrupted: float | None = None
         # Non-blocking: a signal that comes while the pipe is full is dropped, and nobody waits.
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         try:
             threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
         except RuntimeError:  # this user may start no more threads
@@ -83,36 +83,36 @@ class Heartbeat:
 
     def _run(self) -> None:
         signals = select.poll()
-        signals.register(self._read, select.POLLIN)
+        signals.register(self._read_fd, select.POLLIN)
         while True:
             self.page.counters[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
-            interval = self.every if self._interrupted is None else MAIN_THREAD_TURN_S / 4
-            if signals.poll(interval * 1e3) and signal.SIGINT in os.read(self._read, 64):
+            interval = self.interval_s if self._interrupted is None else MAIN_THREAD_TURN_S / 4
+            if signals.poll(interval * 1e3) and signal.SIGINT in os.read(self._read_fd, 64):
                 self._interrupted = self._interrupted or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn
             self._end_if_due(time.monotonic())
 
-    def _end_if_due(self, now: float) -> None:
+    def _end_if_due(self, now_s: float) -> None:
         """End this process if the main thread does not act on Ctrl-C, or at the deadline."""
         # Taken away first, so that the words are said once, however long that takes.
         make_last_words = self.make_last_words
         self.make_last_words = None
-        is_due = self._interrupted and now - self._interrupted > MAIN_THREAD_TURN_S
+        is_due = self._interrupted and now_s - self._interrupted > MAIN_THREAD_TURN_S
         if make_last_words is not None and is_due:
             last_words = make_last_words()
             if last_words is not None:
                 self._end_interrupted(f"\n{last_words}")
         elif make_last_words is not None:
             self.make_last_words = make_last_words
-        if self._interrupted is not None and now - self._interrupted > GRACE_S:
+        if self._interrupted is not None and now_s - self._interrupted > GRACE_S:
             self._end_interrupted("")
-        if self._deadline is not None and now > self._deadline[0]:
+        if self._deadline is not None and now_s > self._deadline[0]:
             self._end(self._deadline[1], 1)
 
-    def _end_interrupted(self, more: str) -> None:
+    def _end_interrupted(self, added_text: str) -> None:
         self._end(
-            f"interrupted in phase {self.page.phase}, in a call that did not return{more}",
+            f"interrupted in phase {self.page.phase}, in a call that did not return{added_text}",
             ExitStatus.INTERRUPTED,
         )
 
@@ -147,13 +147,13 @@ def say_last(make_last_words: Callable[[], str | None]) -> None:
 
 
 @contextlib.contextmanager
-def no_thread_runs(longest: float) -> Iterator[None]:
+def no_thread_runs(most_s: float) -> Iterator[None]:
     """Let Ctrl-C end the process at once, during a call that blocks every Python thread.
 
-    So does the alarm signal after ``longest`` seconds; 0: never.
+    So does the alarm signal after ``most_s`` seconds; 0: never.
     """
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, longest)
+    signal.setitimer(signal.ITIMER_REAL, most_s)
     try:
         yield
     finally:

@@ -77,7 +77,7 @@ class HangJudge:
         timeout: seconds; 0: no rank is ever judged to hang.
         is_whole_job: all ranks of the job are on this host.
         read_state: returns the state of a rank's process, as Linux abbreviates it.
-        now: the time by time.monotonic, as in :meth:`look`.
+        now_s: the time by time.monotonic, as in :meth:`look`.
     """
 
     def __init__(
@@ -86,43 +86,43 @@ class HangJudge:
         timeout: float,
         is_whole_job: bool,
         read_state: Callable[[int], str],
-        now: float,
+        now_s: float,
     ) -> None:
         self._timeout = timeout
         self._is_whole_job = is_whole_job
         self._read_state = read_state
-        self._last_look = now
-        self._last_seen = {rank: LastSeen(page, now, now) for rank, page in pages.items()}
+        self._last_look = now_s
+        self._last_seen = {rank: LastSeen(page, now_s, now_s) for rank, page in pages.items()}
 
     def forget(self, rank: int) -> None:
         """Stop watching a rank, which has ended."""
         self._last_seen.pop(rank, None)
 
-    def look(self, now: float) -> dict[int, str]:
+    def look(self, now_s: float) -> dict[int, str]:
         """Return the ranks at fault, each with the reason in words."""
-        self._follow(now)
+        self._follow(now_s)
         if not self._timeout:
             return {}
         for rank, last_seen in self._last_seen.items():
-            if min(last_seen.heartbeat_at, last_seen.progress_at) < now:
+            if min(last_seen.heartbeat_at, last_seen.progress_at) < now_s:
                 last_seen.process_state = self._read_state(rank)
-        return self._find_silent(now, self._timeout) or self._find_stuck(now)
+        return self._find_silent(now_s, self._timeout) or self._find_stuck(now_s)
 
-    def late(self, now: float) -> dict[int, str]:
+    def late(self, now_s: float) -> dict[int, str]:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
-        self._follow(now)
+        self._follow(now_s)
         return (
-            self._find_silent(now, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
+            self._find_silent(now_s, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
             if self._timeout
             else {}
         )
 
-    def _follow(self, now: float) -> None:
+    def _follow(self, now_s: float) -> None:
         """Note which ranks have beaten or got on since the last look."""
         interval = heartbeat_interval(self._timeout)
         # Time in which this process did not run either does not count.
-        pause = max(0.0, now - self._last_look - 2 * interval)
-        self._last_look = now
+        pause = max(0.0, now_s - self._last_look - 2 * interval)
+        self._last_look = now_s
         for last_seen in self._last_seen.values():
             last_seen.heartbeat_at += pause
             last_seen.progress_at += pause
@@ -131,41 +131,48 @@ class HangJudge:
             has_beaten = heartbeats != last_seen.heartbeats
             if has_beaten:
                 last_seen.heartbeats = heartbeats
-                last_seen.heartbeat_at = now
+                last_seen.heartbeat_at = now_s
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
             if progress != last_seen.progress or (has_beaten and counters[STATE] == PATIENT):
                 last_seen.progress = progress
-                last_seen.progress_at = now
+                last_seen.progress_at = now_s
 
-    def _find_silent(self, now: float, longest: float) -> dict[int, str]:
-        silent = [
+    def _find_silent(self, now_s: float, most_silence_s: float) -> dict[int, str]:
+        silent_ranks = [
             rank
             for rank, last_seen in self._last_seen.items()
-            if now - last_seen.heartbeat_at > longest
+            if now_s - last_seen.heartbeat_at > most_silence_s
         ]
         # A stopped rank is at fault for certain. Others may be silent on its account.
-        stopped = [rank for rank in silent if self._last_seen[rank].process_state in STOPPED_STATES]
+        stopped_ranks = [
+            rank for rank in silent_ranks if self._last_seen[rank].process_state in STOPPED_STATES
+        ]
         return {
-            rank: f"no heartbeat for {now - last_seen.heartbeat_at:.0f} s{_explain(last_seen)}"
+            rank: f"no heartbeat for {now_s - last_seen.heartbeat_at:.0f} s{_explain(last_seen)}"
             for rank, last_seen in self._last_seen.items()
-            if rank in (stopped or silent)
+            if rank in (stopped_ranks or silent_ranks)
         }
 
-    def _find_stuck(self, now: float) -> dict[int, str]:
+    def _find_stuck(self, now_s: float) -> dict[int, str]:
         """Return the ranks that got stuck: those that work, before those that wait for them."""
-        idle = {rank: now - last_seen.progress_at for rank, last_seen in self._last_seen.items()}
-        longest = NO_PROGRESS_TIMEOUTS * self._timeout
-        stuck = [rank for rank, seconds in idle.items() if seconds > longest]
-        working = [rank for rank in stuck if self._last_seen[rank].page.counters[STATE] != WAITING]
-        if not working:  # ranks that wait are at fault only if no other rank can be
+        idle_s = {
+            rank: now_s - last_seen.progress_at for rank, last_seen in self._last_seen.items()
+        }
+        most_idle_s = NO_PROGRESS_TIMEOUTS * self._timeout
+        stuck_ranks = [rank for rank, seconds in idle_s.items() if seconds > most_idle_s]
+        working_ranks = [
+            rank for rank in stuck_ranks if self._last_seen[rank].page.counters[STATE] != WAITING
+        ]
+        if not working_ranks:  # ranks that wait are at fault only if no other rank can be
             if not self._is_whole_job:  # the ranks of other hosts may be those at fault
-                longest = ELSEWHERE_TIMEOUTS * self._timeout
-            if any(seconds <= longest for seconds in idle.values()):
+                most_idle_s = ELSEWHERE_TIMEOUTS * self._timeout
+            if any(seconds <= most_idle_s for seconds in idle_s.values()):
                 return {}
-        waiting = "" if working else ", it waits for other ranks"
+        waiting_text = "" if working_ranks else ", it waits for other ranks"
         return {
-            rank: f"no progress for {idle[rank]:.0f} s{waiting}{_explain(self._last_seen[rank])}"
-            for rank in working or stuck
+            rank: f"no progress for {idle_s[rank]:.0f} s{waiting_text}"
+            f"{_explain(self._last_seen[rank])}"
+            for rank in working_ranks or stuck_ranks
         }
 
 
@@ -202,7 +209,7 @@ class Watchdog:
             timeout=timeout,
             is_whole_job=is_whole_job,
             read_state=lambda rank: _read_state(pids[rank]),
-            now=time.monotonic(),
+            now_s=time.monotonic(),
         )
         self._file: Path | None = None
         self._may_end = False
@@ -217,70 +224,72 @@ class Watchdog:
 
     def run(self) -> None:
         """Return when all ranks have ended, or one has that was not allowed to."""
-        due = time.monotonic() + self._interval
+        due_s = time.monotonic() + self._interval
         while self._ranks:
-            wait_s = max(0.0, due - time.monotonic()) if self._timeout else None
-            ready = [fd for fd, _ in self._poll.poll(None if wait_s is None else wait_s * 1e3 + 1)]
-            if 0 in ready:
+            wait_s = max(0.0, due_s - time.monotonic()) if self._timeout else None
+            fds = [fd for fd, _ in self._poll.poll(None if wait_s is None else wait_s * 1e3 + 1)]
+            if 0 in fds:
                 self._take_orders()
-            ended = [fd for fd in ready if fd in self._ranks]
-            if ended and not self._may_end:
-                self._note_first_exit(sorted(self._ranks[fd] for fd in ended))
+            ended_fds = [fd for fd in fds if fd in self._ranks]
+            if ended_fds and not self._may_end:
+                self._note_first_exit(sorted(self._ranks[fd] for fd in ended_fds))
                 return
-            for fd in ended:
+            for fd in ended_fds:
                 self._poll.unregister(fd)
                 self._judge.forget(self._ranks.pop(fd))
-            if self._timeout and time.monotonic() >= due:
-                due = time.monotonic() + self._interval
-                hung = self._judge.look(time.monotonic())
-                if hung:
-                    self._end_job(hung)
+            if self._timeout and time.monotonic() >= due_s:
+                due_s = time.monotonic() + self._interval
+                hang_reasons = self._judge.look(time.monotonic())
+                if hang_reasons:
+                    self._end_job(hang_reasons)
                     return
 
     def _take_orders(self) -> None:
-        received = os.read(0, 65536)
-        if not received:
+        received_bytes = os.read(0, 65536)
+        if not received_bytes:
             self._poll.unregister(0)  # the rank that started this process has ended
-        *orders, self._orders = (self._orders + received).split(b"\n")
+        *orders, self._orders = (self._orders + received_bytes).split(b"\n")
         for order in orders:
-            word, _, rest = order.partition(b" ")
+            word, _, file_name = order.partition(b" ")
             if word == b"note":
-                self._file = Path(os.fsdecode(rest))
+                self._file = Path(os.fsdecode(file_name))
             self._may_end = self._may_end or word == b"ends"
 
     def _note_first_exit(self, first_ranks: list[int]) -> None:
-        late = {
+        late_reasons = {
             rank: reason
             for rank, reason in self._judge.late(time.monotonic()).items()
             if rank not in first_ranks
         }
-        for rank, reason in late.items():
+        for rank, reason in late_reasons.items():
             _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {reason}")
-        self._note(first_ranks, late)
+        self._note(first_ranks, late_reasons)
 
-    def _end_job(self, hung: dict[int, str]) -> None:
+    def _end_job(self, hang_reasons: dict[int, str]) -> None:
         """Say and note who hangs, then kill the ranks here; the launcher kills the others."""
-        phases = {rank: self._pages[rank].phase for rank in hung}
-        for rank, reason in hung.items():
+        phases = {rank: self._pages[rank].phase for rank in hang_reasons}
+        for rank, reason in hang_reasons.items():
             _say(
                 f"rank {rank} failed in phase {phases[rank]}: {reason}; "
                 f"--rank-timeout {self._timeout:g}s ends the job"
             )
         # On a thread, with a limit: the file system of the note may be what the ranks hang in.
-        noting = threading.Thread(target=self._note, args=(sorted(hung), hung), daemon=True)
-        noting.start()
-        noting.join(NOTE_TIMEOUT_S)
+        note_thread = threading.Thread(
+            target=self._note, args=(sorted(hang_reasons), hang_reasons), daemon=True
+        )
+        note_thread.start()
+        note_thread.join(NOTE_TIMEOUT_S)
         time.sleep(PASS_ON_S)
         for fd in self._ranks:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
 
-    def _note(self, ranks: list[int], hung: dict[int, str]) -> None:
+    def _note(self, ranks: list[int], hang_reasons: dict[int, str]) -> None:
         if self._file is None:
             return
         record: dict[str, object] = {"kind": "first-exit", "ranks": ranks}
-        if hung:
-            record["hung"] = hung
+        if hang_reasons:
+            record["hung"] = hang_reasons
         # The disk may be full, or the folder removed: then nothing can be noted there.
         with contextlib.suppress(OSError):
             write_whole(self._file, (json.dumps(record) + "\n").encode())
@@ -302,13 +311,13 @@ def _read_state(pid: int) -> str:
 def _open_page(pid: int, fd: int) -> LivenessPage | None:
     """Open the memory that a rank shares; None where that is impossible."""
     try:
-        shared = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        page_fd = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return LivenessPage(mmap.mmap(shared, LIVENESS_PAGE_NBYTES))
+        return LivenessPage(mmap.mmap(page_fd, LIVENESS_PAGE_NBYTES))
     finally:
-        os.close(shared)
+        os.close(page_fd)
 
 
 def main() -> None:
@@ -326,8 +335,10 @@ def main() -> None:
         watchdog = Watchdog(pids, pages, float(timeout), scope == "whole")
     except ProcessLookupError:  # the job ended before this process had started
         return
-    if float(timeout) and (unwatched := sorted(pids.keys() - pages.keys())):
-        ranks_text = f"rank{'s' * (len(unwatched) > 1)} {', '.join(map(str, unwatched))}"
+    if float(timeout) and (unwatched_ranks := sorted(pids.keys() - pages.keys())):
+        ranks_text = (
+            f"rank{'s' * (len(unwatched_ranks) > 1)} {', '.join(map(str, unwatched_ranks))}"
+        )
         _say(
             f"{ranks_text} cannot be watched, as no memory can be shared: "
             "a rank that hangs may not end the job"

@@ -40,7 +40,7 @@ def start_watchdog(
     world: Intracomm, heartbeat: Heartbeat, timeout: float
 ) -> WatchdogProcess | None:
     """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
-    heartbeat.every = heartbeat_interval(timeout)
+    heartbeat.interval_s = heartbeat_interval(timeout)
     processes = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     ranks_on_host = {
         rank: rank_process

@@ -80,7 +80,7 @@ def test_an_experiment_keeps_the_values_that_are_swept() -> None:
 def test_the_record_of_a_point_has_its_values_of_swept_settings_alone() -> None:
     plan = load(None, {**CPU, **SWEPT_FLAGS}, {})
     swept = plan.experiment.swept
-    record = point_info(plan.points[1], swept=swept).model_dump(mode="json")
+    record = point_info(plan.points[1], swept_options=swept).model_dump(mode="json")
     assert {name: record[name] for name in swept} == {
         "threads": 1,
         "staging_mib": 16,

@@ -248,7 +248,7 @@ def union_length(intervals: Sequence[tuple[int | None, int | None]]) -> int:
 
 
 def test_chunks_without_a_row_are_counted_and_summed() -> None:
-    block = TimesBlock(4, most=2)
+    block = TimesBlock(4, most_chunks=2)
     for microbatch in range(2):
         block.reset()
         for row in range(4):
@@ -451,14 +451,14 @@ def test_the_number_of_sampled_extents_is_limited(clock: MadeUpClock) -> None:
     with streaming(HostDestination()) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["0"], streamer, PATIENCE, sampler)
         extents = sum(planned.extents_count for planned in manager.chunks)
-        sampler.begin(extents, most=5)
+        sampler.begin(extents, most_samples=5)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
         manager.drain()
         assert stored_bytes(streamer.destination, stream) == packed_stream(cache, stream.schedule)
-    assert sampler.moved == extents
-    assert sampler.every == -(-extents // 5)
-    assert len(sampler.samples) == len(range(0, extents, sampler.every)) == 5
+    assert sampler.moved_count == extents
+    assert sampler.interval == -(-extents // 5)
+    assert len(sampler.samples) == len(range(0, extents, sampler.interval)) == 5
 
 
 @pytest.mark.mpi

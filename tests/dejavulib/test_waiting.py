@@ -87,7 +87,7 @@ def test_a_wait_that_delays_no_rank_polls_less_than_half_as_often(
     eager_looks, _ = _looks_and_lateness(EAGER_NAPS, 20e-3, monkeypatch)
     lazy_looks, late_s = _looks_and_lateness(LAZY_NAPS, 20e-3, monkeypatch)
     assert lazy_looks < eager_looks / 2
-    assert late_s <= LAZY_NAPS.longest + 10 * CLOCK_STEP_S
+    assert late_s <= LAZY_NAPS.longest_s + 10 * CLOCK_STEP_S
 
 
 def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
@@ -154,9 +154,9 @@ def test_a_sink_sleeps_through_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -
         chunks = _receive_chunks([gap], monkeypatch)
         steady = _receive_chunks([gap] * 21, monkeypatch)
         assert steady.looks < 21 * chunks.looks / 2
-        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY_NAPS.longest) + 20 * CLOCK_STEP_S
+        assert max(steady.late) <= max(gap * NAP_SHARE, LAZY_NAPS.longest_s) + 20 * CLOCK_STEP_S
         assert (
-            steady.late[-1] <= LAZY_NAPS.longest + 20 * CLOCK_STEP_S
+            steady.late[-1] <= LAZY_NAPS.longest_s + 20 * CLOCK_STEP_S
         )  # the drain waits for this one
 
 
@@ -167,9 +167,9 @@ def test_a_sink_is_late_by_a_bounded_time_when_steps_become_shorter(
     chunks = _receive_chunks([90e-3] * 3 + [1e-3], monkeypatch)
     assert chunks.late[-1] <= LONGEST_NAP_S
     chunks = _receive_chunks([90e-3] * 3 + [1e-3] * 30, monkeypatch)
-    assert LAZY_NAPS.longest < max(chunks.late) <= LONGEST_FIRST_NAP_S
+    assert LAZY_NAPS.longest_s < max(chunks.late) <= LONGEST_FIRST_NAP_S
     # What has come meanwhile is taken at once, so it is late no longer.
-    assert max(chunks.late[-15:]) <= LAZY_NAPS.longest
+    assert max(chunks.late[-15:]) <= LAZY_NAPS.longest_s
 
 
 def test_a_sink_that_the_model_waits_for_sleeps_through_nothing(
@@ -186,7 +186,7 @@ def test_chunks_between_hosts_and_at_full_rate_are_looked_for_as_before(
     # A link that is the bottleneck gets on only while the sink looks.
     remote = _receive_chunks([17e-3] * 21, monkeypatch, beside_model=False)
     assert remote.looks > 0.9 * 21 * _receive_chunks([17e-3], monkeypatch).looks
-    assert max(remote.late) <= LAZY_NAPS.longest
+    assert max(remote.late) <= LAZY_NAPS.longest_s
     beside_model, without_model = (
         _receive_chunks([1e-3] * 21, monkeypatch, beside_model=beside) for beside in (True, False)
     )

@@ -76,7 +76,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 def test_the_load_is_that_between_two_readings() -> None:
     first_reading = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
     second_reading = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
-    load = cpu.load_between(first_reading, second_reading, seconds=2.0, cores=2, average=1.25)
+    load = cpu.load_between(first_reading, second_reading, seconds=2.0, cores=2, average_load=1.25)
     assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
     assert load.steal == pytest.approx(0.1)
 

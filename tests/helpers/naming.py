@@ -97,6 +97,10 @@ VAGUE = re.compile(
     r"|across|altered|costliest|drifted|escaped|external|fewer|fitting|folded|further|instead|intact"
     r"|narrowest|newer|optional|passed|placed|promised|pure|repeated|restarted|selected|spare"
     r"|suffixed|torn|touching|trimmed|unchanged|unchecked|unlike|unmatched|unsettled|varying|widest"
+    r"|aligned|apiece|buffered|clamped|closing|computing|due|equal|every|everywhere|forced"
+    r"|hard|here|hung|incoming|leftover|multiplied|near|nowhere|numbered|often|otherwise|outgoing"
+    r"|pending|reported|required|reused|shortest|since|soft|stopped|strided|stuck|supported"
+    r"|surplus|tuned|unique|unread|unsent|unusual|unwatched|upcoming|usable|visited|weak"
 )
 """Names that say nothing of the thing: ``widest`` does not say of what.
 

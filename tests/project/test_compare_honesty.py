@@ -50,7 +50,7 @@ def test_equal_runs_apart_are_seldom_a_regression_unless_judged_by_their_times(
 ) -> None:
     """The reason why overheads are judged there: the record's drift passes for a change."""
     tally = honesty.count_outcomes(
-        xeon, Pairing.APART, honesty.apart_in_parts(count=20, injected=0.0), 200
+        xeon, Pairing.APART, honesty.apart_in_parts(count=20, injected_change=0.0), 200
     )
     assert tally.count == 200
     assert tally.verdicts[GateVerdict.REGRESSION] <= 10
@@ -71,9 +71,9 @@ def test_a_slow_down_of_two_percent_is_found_where_intervals_are_sharp(
     xeon: list[honesty.Record], pairing: Pairing
 ) -> None:
     draws = {
-        Pairing.APART: honesty.apart_in_blocks(count=200, injected=0.02),
-        Pairing.ROUNDS: honesty.in_rounds(count=300, injected=0.02),
-        Pairing.TURNS: honesty.in_turns(pairs=300, injected=0.02),
+        Pairing.APART: honesty.apart_in_blocks(count=200, injected_change=0.02),
+        Pairing.ROUNDS: honesty.in_rounds(count=300, injected_change=0.02),
+        Pairing.TURNS: honesty.in_turns(pairs=300, injected_change=0.02),
     }
     tally = honesty.count_outcomes(xeon, pairing, draws[pairing], 12)
     assert tally.sharp >= 10
@@ -85,11 +85,11 @@ def test_the_interval_of_two_arms_holds_the_plain_one_and_ranks_equal_arms_seldo
     xeon: list[honesty.Record], rounds: int
 ) -> None:
     """That of ``compare`` and ANSWER. The rates over all committed records are in the docs."""
-    plain, used = honesty.rank_pairs(xeon, rounds, injected=0.0, count=200, seed=1).values()
+    plain, used = honesty.rank_pairs(xeon, rounds, injected_change=0.0, count=200, seed=1).values()
     assert used <= plain
     assert used <= 10
     for number in range(20):
-        draw = honesty.in_rounds(count=rounds, injected=0.0)
+        draw = honesty.in_rounds(count=rounds, injected_change=0.0)
         run, _ = draw(xeon[0], np.random.default_rng(number))
         (low, high), (wide_low, wide_high) = honesty.paired_intervals(run).values()
         # Medians are of ratios here and of logarithms there: they differ by less than this.
@@ -106,7 +106,7 @@ def test_rounds_are_drawn_in_blocks_of_neighbours_and_arms_keep_their_rounds_tog
     steps = [(next_place - place) % len(record.rounds) for place, next_place in pairwise(places)]
     assert record.block == 17
     assert steps.count(1) >= 37
-    ((operand_a,), _) = honesty.apart_in_blocks(count=40, injected=0.0)(
+    ((operand_a,), _) = honesty.apart_in_blocks(count=40, injected_change=0.0)(
         record, np.random.default_rng(1)
     )
     for name, arm in operand_a["p000"].arms.items():
@@ -120,13 +120,15 @@ def test_the_parts_of_a_run_are_disjoint_and_the_turns_are_neighbours(
     record, rng = xeon[0], np.random.default_rng(2)
     totals = record.point.arms["none"].times.total
     for _ in range(20):
-        (operand_a,), (operand_b,) = honesty.apart_in_parts(count=20, injected=0.0)(record, rng)
+        (operand_a,), (operand_b,) = honesty.apart_in_parts(count=20, injected_change=0.0)(
+            record, rng
+        )
         parts = [
             set(side["p000"].arms["none"].times.total.values()) for side in (operand_a, operand_b)
         ]
         assert [len(part) for part in parts] == [20, 20]
         assert not parts[0] & parts[1]
-    a_runs, b_runs = honesty.in_turns(pairs=5, injected=0.0)(record, rng)
+    a_runs, b_runs = honesty.in_turns(pairs=5, injected_change=0.0)(record, rng)
     number_of = {ms: number for number, ms in totals.items()}
     for run_a, run_b in zip(a_runs, b_runs, strict=True):
         ours, theirs = (
@@ -141,7 +143,7 @@ def test_baselines_that_are_exchanged_stay_the_two_of_their_round(
     xeon: list[honesty.Record],
 ) -> None:
     record = xeon[0]
-    (run,), _ = honesty.in_rounds(count=30, injected=0.5)(record, np.random.default_rng(3))
+    (run,), _ = honesty.in_rounds(count=30, injected_change=0.5)(record, np.random.default_rng(3))
     first_baseline, second_baseline = (
         run["p000"].arms[name].times.total for name in ("one", "other")
     )

@@ -237,7 +237,7 @@ import sys, time
 from dejavubench.machine import liveness
 from dejavubench.watchdog.heartbeat import no_thread_runs, start_heartbeat
 heartbeat = start_heartbeat("rank 0")
-heartbeat.every = 0.1
+heartbeat.interval_s = 0.1
 liveness.begin_phase("load")
 print(heartbeat.fd, flush=True)
 exec(sys.argv[1])

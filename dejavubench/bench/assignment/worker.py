@@ -65,12 +65,12 @@ class WorkerView:
         streams: list[list[Stream]] = [[] for _ in range(self.microbatches)]
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
         # the transfers in the same order, so they count alike without a message.
-        between: Counter[int] = Counter()
+        stream_counts: Counter[int] = Counter()
         for microbatch, region, other_geometry, peer in self._transfers():
             streams[microbatch].append(
-                Stream(between[peer], self._schedule(region, other_geometry), peer)
+                Stream(stream_counts[peer], self._schedule(region, other_geometry), peer)
             )
-            between[peer] += 1
+            stream_counts[peer] += 1
         return streams
 
     def _transfers(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
@@ -80,18 +80,23 @@ class WorkerView:
         sources, sinks = setups(point)
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
-            for out in stream_out(sources, sinks, worker, whole_region(point)):
-                other_geometry = geometry_of(point, sinks, out.target)
+            for outgoing_pair in stream_out(sources, sinks, worker, whole_region(point)):
+                other_geometry = geometry_of(point, sinks, outgoing_pair.target)
                 yield (
-                    out.source_microbatch,
-                    out.source_region,
+                    outgoing_pair.source_microbatch,
+                    outgoing_pair.source_region,
                     other_geometry,
-                    self.topology.sinks[out.target],
+                    self.topology.sinks[outgoing_pair.target],
                 )
         else:
-            for into in stream_in(sources, sinks, worker, whole_region(point)):
-                other_geometry = geometry_of(point, sources, into.source)
-                yield into.target_microbatch, into.target_region, other_geometry, into.source
+            for incoming_pair in stream_in(sources, sinks, worker, whole_region(point)):
+                other_geometry = geometry_of(point, sources, incoming_pair.source)
+                yield (
+                    incoming_pair.target_microbatch,
+                    incoming_pair.target_region,
+                    other_geometry,
+                    incoming_pair.source,
+                )
 
     def _schedule(self, region: Region, other_geometry: KVGeometry | None = None) -> StreamSchedule:
         """Cut a region of this worker's cache into chunks for a cache of ``other_geometry``."""

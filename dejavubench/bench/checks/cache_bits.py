@@ -23,31 +23,33 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
 def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int) -> int:
     """Return where in the whole K or V the element ``element_index`` of a region is."""
     # Two steps: the element's place within the region, then that place within the whole tensor.
-    within = np.unravel_index(element_index, geometry.piece_shape(kv, region))
+    region_index = np.unravel_index(element_index, geometry.piece_shape(kv, region))
     starts = [
         cut.indices(size)[0]
         for cut, size in zip(geometry.index(kv, region), geometry.shape(kv), strict=True)
     ]
-    index = [start + offset for start, offset in zip(starts, within, strict=True)]
+    index = [start + offset for start, offset in zip(starts, region_index, strict=True)]
     return int(np.ravel_multi_index(index, geometry.shape(kv)))
 
 
 def difference_text(
-    view: WorkerView, microbatch: int, kv: KV, element: int, inside: bool, count: int
+    view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, count: int
 ) -> str:
     """Say where a cache differs.
 
     Args:
         element: the first one that differs, counted in the whole K or V of this worker.
-        inside: true if it lies in a region that was streamed.
+        is_streamed: true if it lies in a region that was streamed.
         count: number of elements of the same layer that differ.
     """
     # This worker's numbers first, then those of the whole model, which a user can look up.
-    layer, request, head, position, within = view.geometry.locate(kv, element)
+    layer, request, head, position, head_element = view.geometry.locate(kv, element)
     layer, head = view.locate(layer, head)
-    fault = "is not what the source has" if inside else "was written outside the streamed region"
+    fault = (
+        "is not what the source has" if is_streamed else "was written outside the streamed region"
+    )
     return (
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
-        f"(element {within}) of microbatch {microbatch} {fault}; {count} elements of this layer's "
-        f"{kv.upper()} differ"
+        f"(element {head_element}) of microbatch {microbatch} {fault}; {count} elements of this "
+        f"layer's {kv.upper()} differ"
     )

@@ -47,17 +47,17 @@ def make_piece_receiver(
 
     Each piece is valid until the next one of its shape is asked for.
     """
-    reused: dict[tuple[int, ...], torch.Tensor] = {}
+    buffers: dict[tuple[int, ...], torch.Tensor] = {}
 
     def receive(stream: Stream, region: Region, kv: KV) -> torch.Tensor:
         """Ask the stream's source for a piece, and wait for it asleep."""
         assert stream.peer is not None
         shape = cache.geometry.piece_shape(kv, region)
-        if shape not in reused:
-            reused[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
-        piece = reused[shape]
-        streamed = stream.schedule.region
-        layer = region.layers.start - streamed.layers.start
+        if shape not in buffers:
+            buffers[shape] = as_integers(torch.empty(shape, dtype=cache.tensor(kv).dtype))
+        piece = buffers[shape]
+        streamed_region = stream.schedule.region
+        layer = region.layers.start - streamed_region.layers.start
         question = np.array([stream.id, layer, BOTH.index(kv)], dtype=np.int64)
         # Not waited for yet: the source answers it, and its answer is the proof that it has come.
         sent_question = comm.Isend(question, stream.peer, _ASK_TAG)

@@ -56,10 +56,10 @@ def check_destination(
             connector.check(destination, stream)
         difference = compare_packed(fetch, manager.cache, streams, view, microbatch)
         if difference is None:  # a wrong byte inside tells more than one outside
-            outside = [
+            outside_writes = [
                 connector.find_outside_write(destination, stream, pattern) for stream in streams
             ]
-            difference = _describe_outside_write(outside, view, microbatch)
+            difference = _describe_outside_write(outside_writes, view, microbatch)
         return difference
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
@@ -84,25 +84,29 @@ def compare_packed(
         for chunk in stream.schedule.all_chunks(LEVELS[DEFAULT_LEVEL]):
             # [layers, elements]: a chunk has K, then V, of each layer in turn.
             pieces = [as_integers(cache.piece(kv, chunk.region).flatten(1)) for kv in BOTH]
-            expected = torch.cat(pieces, dim=1)
+            expected_bits = torch.cat(pieces, dim=1)
             # As integers: a NaN is unequal to itself, and −0 equals 0.
-            packed = as_integers(fetch(stream, chunk).view(cache.k.dtype))
-            arrived = packed.to(expected.device).view_as(expected)
-            if not torch.equal(arrived, expected):
+            packed_bits = as_integers(fetch(stream, chunk).view(cache.k.dtype))
+            arrived_bits = packed_bits.to(expected_bits.device).view_as(expected_bits)
+            if not torch.equal(arrived_bits, expected_bits):
                 widths = [piece.shape[1] for piece in pieces]
-                return _locate_difference(arrived != expected, widths, chunk, view, microbatch)
+                return _locate_difference(
+                    arrived_bits != expected_bits, widths, chunk, view, microbatch
+                )
     return None
 
 
 def _locate_difference(
-    wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, microbatch: int
+    is_wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, microbatch: int
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
     # Layers count from the chunk's first one here, and from the model's first one in the message.
-    layer = int(wrong.any(1).nonzero()[0])
-    wrong_by_kv = wrong[layer].split(widths)
+    layer = int(is_wrong.any(1).nonzero()[0])
+    wrong_by_kv = is_wrong[layer].split(widths)
     wrong_elements, kv = next(
-        (is_wrong, kv) for is_wrong, kv in zip(wrong_by_kv, BOTH, strict=True) if is_wrong.any()
+        (wrong_of_kv, kv)
+        for wrong_of_kv, kv in zip(wrong_by_kv, BOTH, strict=True)
+        if wrong_of_kv.any()
     )
     region = chunk.region.layer(chunk.region.layers.start + layer)
     element = element_of(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
@@ -110,12 +114,17 @@ def _locate_difference(
 
 
 def _describe_outside_write(
-    differences: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
+    outside_writes: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
 ) -> str | None:
     """Say what a sink that compares for itself has found, in the whole model's numbers."""
-    for outside in differences:
-        if outside is not None:
+    for outside_write in outside_writes:
+        if outside_write is not None:
             return difference_text(
-                view, microbatch, outside.kv, outside.flat, False, outside.elements
+                view,
+                microbatch,
+                outside_write.kv,
+                outside_write.flat,
+                False,
+                outside_write.elements,
             )
     return None

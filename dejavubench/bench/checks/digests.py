@@ -23,13 +23,15 @@ def digests(cache: KVCache, positions: int) -> list[str]:
 
 
 def digests_differ(
-    actual: list[str], expected: list[str], view: WorkerView, microbatch: int
+    actual_digests: list[str], expected_digests: list[str], view: WorkerView, microbatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
     tensor_places = [
         (view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH
     ]
-    for (layer, kv), digest, expected_digest in zip(tensor_places, actual, expected, strict=True):
+    for (layer, kv), digest, expected_digest in zip(
+        tensor_places, actual_digests, expected_digests, strict=True
+    ):
         if digest != expected_digest:
             tensor_name = f"microbatch {microbatch}, layer {layer}, {kv.upper()}"
             return f"{tensor_name} is not what it is undisturbed"

@@ -60,45 +60,48 @@ def compare(
     # The pattern's byte, repeated over one element, as the integer that such an element is read as.
     fill = int.from_bytes(bytes([pattern]) * geometry.itemsize, "little", signed=True)
     # Allocated once: touching new pages would cost as much as comparing.
-    reused = {kv: torch.empty_like(as_integers(cache.tensor(kv)[0])) for kv in BOTH}
+    expected_buffers = {kv: torch.empty_like(as_integers(cache.tensor(kv)[0])) for kv in BOTH}
     for layer in range(geometry.layers):
-        inside = [stream for stream in streams if layer in range(*stream.schedule.region.layers)]
+        streams_of_layer = [
+            stream for stream in streams if layer in range(*stream.schedule.region.layers)
+        ]
         for kv in BOTH:
-            received = as_integers(cache.tensor(kv)[layer])
-            expected = reused[kv].fill_(fill)
-            for stream in inside:
+            received_layer = as_integers(cache.tensor(kv)[layer])
+            expected_layer = expected_buffers[kv].fill_(fill)
+            for stream in streams_of_layer:
                 region = stream.schedule.region
-                expected_region = expected[geometry.index(kv, region)[1:]]
+                expected_region = expected_layer[geometry.index(kv, region)[1:]]
                 expected_region.copy_(
                     receive_piece(stream, region.layer(layer), kv).view(expected_region.shape)
                 )
-            written = geometry.index(kv, geometry.region(positions=written_here))[1:]
-            expected[written] = received[written]  # equal by definition, so never a difference
+            written_index = geometry.index(kv, geometry.region(positions=written_here))[1:]
+            # Equal by definition, so never a difference.
+            expected_layer[written_index] = received_layer[written_index]
             # Go on after a difference: the source sends all that it has.
-            if first_difference is None and not torch.equal(received, expected):
+            if first_difference is None and not torch.equal(received_layer, expected_layer):
                 first_difference = _locate_difference(
-                    received, expected, inside, view, microbatch, layer, kv
+                    received_layer, expected_layer, streams_of_layer, view, microbatch, layer, kv
                 )
     return first_difference
 
 
 def _locate_difference(
-    received: torch.Tensor,
-    expected: torch.Tensor,
-    inside: Sequence[Stream],
+    received_layer: torch.Tensor,
+    expected_layer: torch.Tensor,
+    streams: Sequence[Stream],
     view: WorkerView,
     microbatch: int,
     layer: int,
     kv: KV,
 ) -> str:
     """Locate the first difference within one layer's K or V."""
-    wrong = torch.nonzero((received != expected).flatten()).flatten()
+    wrong_elements = torch.nonzero((received_layer != expected_layer).flatten()).flatten()
     # A wrong byte inside a stream's region was sent wrong or lost. One outside was written by a
     # stream that has no business there.
-    streamed = torch.zeros_like(received, dtype=torch.bool)
-    for stream in inside:
-        streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True
-    offset = int(wrong[0])
-    was_streamed = bool(streamed.flatten()[offset])
-    element = layer * received.numel() + offset
-    return difference_text(view, microbatch, kv, element, was_streamed, len(wrong))
+    is_streamed = torch.zeros_like(received_layer, dtype=torch.bool)
+    for stream in streams:
+        is_streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True
+    offset = int(wrong_elements[0])
+    was_streamed = bool(is_streamed.flatten()[offset])
+    element = layer * received_layer.numel() + offset
+    return difference_text(view, microbatch, kv, element, was_streamed, len(wrong_elements))

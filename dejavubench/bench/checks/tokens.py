@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 
 
-def first_wrong_token(generated: torch.Tensor, expected: torch.Tensor) -> str | None:
+def first_wrong_token(generated_tokens: torch.Tensor, expected_tokens: torch.Tensor) -> str | None:
     """Say which token differs first; None if all are equal.
 
     Args:
-        generated, expected: [microbatches, B, T] on a source, [requests, T] on a sink that took
-            over.
+        generated_tokens, expected_tokens: [microbatches, B, T] on a source, [requests, T] on a
+            sink that took over.
     """
-    if torch.equal(generated, expected):
+    if torch.equal(generated_tokens, expected_tokens):
         return None
-    *request_place, step = (int(index) for index in torch.nonzero(generated != expected)[0])
+    *request_place, step = (
+        int(index) for index in torch.nonzero(generated_tokens != expected_tokens)[0]
+    )
     # A sink's microbatches are not the sources' ones, so there the request's number says enough.
     qualifier = (
         f" of microbatch {request_place[0]}" if len(request_place) > 1 else " after the hand-over"
     )
     return (
         f"new token {step} of request {request_place[-1]}{qualifier} is "
-        f"{int(generated[*request_place, step])}, "
-        f"without streaming it is {int(expected[*request_place, step])}"
+        f"{int(generated_tokens[*request_place, step])}, "
+        f"without streaming it is {int(expected_tokens[*request_place, step])}"
     )

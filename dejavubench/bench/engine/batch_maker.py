@@ -95,7 +95,7 @@ class BatchMaker:
         clocks = self.clocks()
         steps = self.output_len if tokens is None else tokens
         mark("prompt")
-        began = self._now()
+        began_s = self._now()
         for step in range(steps):
             if step == 1:
                 mark("tokens")
@@ -105,7 +105,7 @@ class BatchMaker:
         on_generated(clocks)
         mark("drain")
         self.drain(clocks, streams)
-        makespan = (self._now() - began) * 1e3
+        makespan = (self._now() - began_s) * 1e3
         # Outside the clock: this only waits for the buffers of messages that others still receive.
         self.collectives.finish()
         for microbatch, clock in enumerate(clocks):

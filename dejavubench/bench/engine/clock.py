@@ -77,7 +77,7 @@ class MicrobatchClock:
     steps_began_s: list[float] = field(default_factory=list)
     drain_began_s: float = 0.0
     _submitted: deque[float] = field(default_factory=deque)
-    _returned: float = 0.0
+    _returned_s: float = 0.0
     _tokens_began: float = 0.0
 
     def start_step(self) -> None:
@@ -86,16 +86,16 @@ class MicrobatchClock:
 
     def stop_step(self) -> None:
         """Stop the clock of the oldest step under way."""
-        now = self.now()
+        now_s = self.now()
         # A step that was launched ahead waited behind the step before. That time is not its own.
-        began = max(self._submitted.popleft(), self._returned)
+        began_s = max(self._submitted.popleft(), self._returned_s)
         if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
-            self._tokens_began = began
-        self.steps_began_s.append(began)
-        self.step_ms.append((now - began) * 1e3)
+            self._tokens_began = began_s
+        self.steps_began_s.append(began_s)
+        self.step_ms.append((now_s - began_s) * 1e3)
         if len(self.step_ms) > 1:
-            self.all_token_ms = (now - self._tokens_began) * 1e3
-        self._returned = now
+            self.all_token_ms = (now_s - self._tokens_began) * 1e3
+        self._returned_s = now_s
 
     @property
     def under_way(self) -> int:
@@ -212,7 +212,7 @@ class LaterStage:
         self, model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
     ) -> None:
         self._is_last_stage = model.is_last_stage
-        self._hidden = model.spec.hidden
+        self._hidden_size = model.spec.hidden
         self._dtype = model.compute_dtype
         self._steps = steps
         self._collectives = collectives
@@ -221,7 +221,7 @@ class LaterStage:
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Wait for hidden states [B, n, hidden], and start the clock once they are here."""
         requests, positions = self._prompts[microbatch].shape
-        shape = (requests, 1 if step else positions, self._hidden)
+        shape = (requests, 1 if step else positions, self._hidden_size)
         hidden = self._collectives.recv_hidden(shape, self._dtype, microbatch)
         clock.start_step()
         return hidden

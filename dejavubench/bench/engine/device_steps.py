@@ -57,7 +57,7 @@ class DeviceSteps:
             tokens.copy_(out, non_blocking=True)
         end_event.record()
         in_flight.events.append((begin_event, end_event))
-        in_flight.begun.append((end_event, tokens))
+        in_flight.steps_under_way.append((end_event, tokens))
         return out
 
     def _run_prompt(
@@ -83,14 +83,14 @@ class DeviceSteps:
             graph.x.copy_(x, non_blocking=True)
         graph.replay()
         if graph.check is not None:
-            in_flight.last = (position + 1, graph.check)
+            in_flight.last_check = (position + 1, graph.check)
             if self.thorough:  # the next replay overwrites the check
                 in_flight.checks.append((position + 1, graph.check.clone()))
         return graph.out
 
     def wait(self, microbatch: int) -> Tensor:
         """Wait until the oldest step under way has ended; return a copy of its tokens [B]."""
-        end_event, tokens = self._in_flight[microbatch].begun.popleft()
+        end_event, tokens = self._in_flight[microbatch].steps_under_way.popleft()
         end_event.synchronize()  # recorded behind the copy of the tokens, so they are here as well
         return tokens.clone()  # the step after next overwrites this buffer
 
@@ -99,7 +99,7 @@ class DeviceSteps:
         in_flight = self._in_flight[microbatch]
         events, in_flight.events = in_flight.events, []
         # The first of several stages waits for tokens of the last one, not for its own steps.
-        in_flight.begun.clear()
+        in_flight.steps_under_way.clear()
         if events:
             events[-1][1].synchronize()
         return [begin_event.elapsed_time(end_event) for begin_event, end_event in events]
@@ -108,8 +108,8 @@ class DeviceSteps:
         """Return the checks of the prompt and of the newest step; of all while ``thorough``."""
         in_flight = self._in_flight[microbatch]
         checks, in_flight.checks = in_flight.checks, []
-        newest, in_flight.last = in_flight.last, None
-        return checks if newest is None else [*checks, newest]
+        newest_check, in_flight.last_check = in_flight.last_check, None
+        return checks if newest_check is None else [*checks, newest_check]
 
 
 @dataclass
@@ -119,8 +119,8 @@ class _InFlight:
     Attributes:
         graph: the captured decode step. Its module needs Triton, so it is imported when used.
         tokens: pinned, taken in turn: a step's are read while the next step is under way.
-        begun: steps that were not waited for, each with its end and its tokens on the host.
-        last: the check of the newest replay, which ``checks`` does not hold yet.
+        steps_under_way: those not waited for, each with its end and its tokens on the host.
+        last_check: the check of the newest replay, which ``checks`` does not hold yet.
     """
 
     cache: KVCache
@@ -128,9 +128,9 @@ class _InFlight:
     graph: DecodeGraph
     tokens: deque[Tensor]
     checks: list[tuple[int, Tensor]] = field(default_factory=list)
-    last: tuple[int, Tensor] | None = None
+    last_check: tuple[int, Tensor] | None = None
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    begun: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
+    steps_under_way: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
 
     @classmethod
     def capture(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _InFlight:

@@ -38,9 +38,10 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
                 f"are NaN or infinite ({values[step, request]}): its tokens mean nothing. {cause}"
             )
         # A norm makes all values 0 where the square of one of them is infinite.
-        zero = (values == 0).all(dim=0)
-        if zero.any():
+        is_zero = (values == 0).all(dim=0)
+        if is_zero.any():
+            request = int(is_zero.nonzero()[0])
             raise LogitsError(
-                f"all logits of request {int(zero.nonzero()[0])} in microbatch {microbatch} are 0: "
+                f"all logits of request {request} in microbatch {microbatch} are 0: "
                 f"its tokens mean nothing. {cause}"
             )

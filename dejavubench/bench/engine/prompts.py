@@ -69,5 +69,7 @@ def make_prompts(
     generator = torch.Generator().manual_seed(seed)
     shape = (microbatches * size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
-    drawn = torch.randint(point.spec.vocab_size, shape, generator=generator)
-    return [Prompts(drawn[request_numbers], request_numbers) for request_numbers in by_microbatch]
+    drawn_tokens = torch.randint(point.spec.vocab_size, shape, generator=generator)
+    return [
+        Prompts(drawn_tokens[request_numbers], request_numbers) for request_numbers in by_microbatch
+    ]

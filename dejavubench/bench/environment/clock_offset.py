@@ -32,14 +32,14 @@ class RoundTrip(NamedTuple):
 
 def offset_of(reference: str, trips: Sequence[RoundTrip]) -> HostClock:
     """Return the offset that is to be added to this host's times, from the shortest round trip."""
-    best = min(trips, key=lambda trip: trip.back_ns - trip.sent_ns)
-    middle, odd = divmod(best.sent_ns + best.back_ns, 2)
+    shortest_trip = min(trips, key=lambda trip: trip.back_ns - trip.sent_ns)
+    middle_ns, odd_ns = divmod(shortest_trip.sent_ns + shortest_trip.back_ns, 2)
     return HostClock(
         reference=reference,
-        offset_ns=best.rank_0_ns - middle,
+        offset_ns=shortest_trip.rank_0_ns - middle_ns,
         # Rounded up, so that the true offset is never outside.
-        error_ns=(best.back_ns - best.sent_ns + 1) // 2 + odd,
-        at_ns=middle,
+        error_ns=(shortest_trip.back_ns - shortest_trip.sent_ns + 1) // 2 + odd_ns,
+        at_ns=middle_ns,
         round_trips=len(trips),
     )
 

@@ -48,9 +48,9 @@ class Conditions:
         self._host = hosts[world.rank]
         self._threads = threads
         self._demands = [_add_up_demands(hosts, demands) for demands in zip(*by_rank, strict=True)]
-        self._before: Throttling | None = None
-        self._after: Throttling | None = None
-        self._measured = Throttling(0, 0.0)
+        self._throttling_before: Throttling | None = None
+        self._throttling_after: Throttling | None = None
+        self._measured_throttling = Throttling(0, 0.0)
 
     def facts(self) -> dict[str, Any]:
         """Return quota, demand and stream directory, for the rank's environment."""
@@ -70,9 +70,9 @@ class Conditions:
 
     def notes(self) -> list[str]:
         """Return the notes on crowded hosts, for rank 0 to print before the measurement."""
-        several = len(self._threads) > 1
+        has_several = len(self._threads) > 1
         return [
-            (f"with --threads {threads}: " if several else "")
+            (f"with --threads {threads}: " if has_several else "")
             + (f"{host}: {note}" if len(by_host) > 1 else note)
             for threads, by_host in zip(self._threads, self._demands, strict=True)
             for host, demand in by_host.items()
@@ -83,24 +83,31 @@ class Conditions:
     def measuring(self) -> Iterator[None]:
         """Count the throttling inside, by the control group's counters at both ends."""
         # Called once per point: what is throttled while models load between them does not count.
-        before = cpu_throttling()
-        # What `before` says of the run is the reading ahead of its first point.
-        self._before = self._before or before
+        throttling_before = cpu_throttling()
+        # What the first reading says of the run is the reading ahead of its first point.
+        self._throttling_before = self._throttling_before or throttling_before
         yield
-        self._after = cpu_throttling()
-        if before is not None and self._after is not None:
-            since = self._after.since(before)
-            self._measured = Throttling(
-                self._measured.periods + since.periods, self._measured.seconds + since.seconds
+        self._throttling_after = cpu_throttling()
+        if throttling_before is not None and self._throttling_after is not None:
+            point_throttling = self._throttling_after.since(throttling_before)
+            self._measured_throttling = Throttling(
+                self._measured_throttling.periods + point_throttling.periods,
+                self._measured_throttling.seconds + point_throttling.seconds,
             )
 
     def outcome(self) -> dict[str, Any]:
         """Return the throttling before and after the measured points, and its sum within them."""
-        if self._before is None or self._after is None:
+        if self._throttling_before is None or self._throttling_after is None:
             return {}
-        counted = {"before": self._before, "after": self._after, "measured": self._measured}
+        throttlings = {
+            "before": self._throttling_before,
+            "after": self._throttling_after,
+            "measured": self._measured_throttling,
+        }
         return {
-            "cpu_throttling": {moment: asdict(throttling) for moment, throttling in counted.items()}
+            "cpu_throttling": {
+                moment: asdict(throttling) for moment, throttling in throttlings.items()
+            }
         }
 
 

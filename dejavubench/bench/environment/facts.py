@@ -87,9 +87,9 @@ def cuda_aware_mpi() -> bool:
     maps = Path("/proc/self/maps")
     # Names of files may hold any bytes, so they are not decoded as UTF-8.
     text = os.fsdecode(maps.read_bytes()) if maps.exists() else ""
-    loaded = {line.split()[-1] for line in text.splitlines()}
+    loaded_files = {line.split()[-1] for line in text.splitlines()}
     # The library that is loaded is asked, and not one that happens to lie in the search path.
-    for path in sorted(name for name in loaded if Path(name).name.startswith("libmpi")):
+    for path in sorted(name for name in loaded_files if Path(name).name.startswith("libmpi")):
         query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
         if query is not None:
             return bool(query())

@@ -110,7 +110,7 @@ class HostSampler(ConditionsSampler):
         self, folder: Path, run_id: str, rank: int, members: Sequence[Member], session: int = 1
     ) -> None:
         own_member = members[rank]
-        self._unreadable: dict[str, str] = {}
+        self._unread_reasons: dict[str, str] = {}
         # Ranks of other hosts that are this machine compute on the same processors.
         neighbours = [member for member in members if member.machine == own_member.machine]
         self._cpus = sorted(frozenset[int]().union(*(member.cores for member in neighbours)))
@@ -124,8 +124,8 @@ class HostSampler(ConditionsSampler):
             {gpu for member_rank in ranks if (gpu := members[member_rank].gpu) is not None}
         )
         # The first reading shows what cannot be read at all: said once, and not in every window.
-        self._before = self._take_snapshot()
-        self._unreadable |= self._before.unreadable
+        self._snapshot_before = self._take_snapshot()
+        self._unread_reasons |= self._snapshot_before.unreadable
         self._lines = LineWriter(folder / conditions_file(rank, session))
         self._write(
             HostInfo(
@@ -134,23 +134,27 @@ class HostSampler(ConditionsSampler):
                 host=own_member.host,
                 ranks=ranks,
                 cpus=self._cpus,
-                unreadable=self._unreadable,
+                unreadable=self._unread_reasons,
             )
         )
 
     def before(self) -> None:
         """Keep a snapshot of the host's counters, which the window begins with."""
-        self._before = self._take_snapshot()
+        self._snapshot_before = self._take_snapshot()
 
     def after(self, window_id: IterationId | IdleWindow) -> None:
         """Append the window since :meth:`before` to the file, with what could not be read."""
-        now = self._take_snapshot()
+        snapshot = self._take_snapshot()
         newly_unreadable = {
             subject: reason
-            for subject, reason in now.unreadable.items()
-            if subject not in self._unreadable
+            for subject, reason in snapshot.unreadable.items()
+            if subject not in self._unread_reasons
         }
-        self._write(Window(**window_id, **now.since(self._before), unreadable=newly_unreadable))
+        self._write(
+            Window(
+                **window_id, **snapshot.since(self._snapshot_before), unreadable=newly_unreadable
+            )
+        )
 
     @property
     def seal(self) -> dict[str, str]:
@@ -169,7 +173,7 @@ class HostSampler(ConditionsSampler):
         if own_member.namespace is None or {member.namespace for member in neighbours} != {
             own_member.namespace
         }:
-            self._unreadable["CPU time of the job"] = (
+            self._unread_reasons["CPU time of the job"] = (
                 "its ranks on this machine are in different process namespaces"
             )
             return frozenset()
@@ -181,7 +185,7 @@ class HostSampler(ConditionsSampler):
         try:
             return GpuReader(sorted(uuids))
         except NotReadableError as error:
-            self._unreadable["GPU"] = str(error)
+            self._unread_reasons["GPU"] = str(error)
             return None
 
     def _take_snapshot(self) -> Snapshot:

@@ -50,20 +50,20 @@ class Snapshot:
             pids: processes of the job on this machine; none: their time cannot be told apart.
             gpus: reads the GPUs of the host's ranks, where it can.
         """
-        began = time.perf_counter()
-        unreadable: dict[str, str] = {}
+        began_s = time.perf_counter()
+        unread_reasons: dict[str, str] = {}
 
-        def try_read(subject: str, read: Callable[[], T]) -> T | None:
+        def try_read(subject: str, read_counter: Callable[[], T]) -> T | None:
             try:
-                return read()
+                return read_counter()
             except NotReadableError as error:
-                unreadable[subject] = str(error)
+                unread_reasons[subject] = str(error)
                 return None
 
         # GPUs first: the driver takes milliseconds, during which the other counters would age.
         readings = {} if gpus is None else gpus.read()
         for reading in readings.values():
-            unreadable |= {
+            unread_reasons |= {
                 f"GPU {subject}": reason for subject, reason in reading.unreadable.items()
             }
         processors = try_read("CPU time", lambda: processor_time(cpus))
@@ -75,10 +75,10 @@ class Snapshot:
         load_average = try_read("load", load.load_average)
         cpu_mhz = try_read("CPU clock", lambda: frequency.mean_mhz(cpus))
         traffic = try_read("interfaces", interfaces.interface_traffic)
-        now = time.perf_counter()  # after all of them: the window begins where the reading ends
+        ended_s = time.perf_counter()  # after all of them: the window begins where the reading ends
         return cls(
-            at_s=now,
-            cost_s=now - began,
+            at_s=ended_s,
+            cost_s=ended_s - began_s,
             load=load_average,
             processors=processors,
             own_cpu_s=own_cpu_s,
@@ -87,49 +87,55 @@ class Snapshot:
             cpu_mhz=cpu_mhz,
             traffic=traffic,
             gpus=readings,
-            unreadable=unreadable,
+            unreadable=unread_reasons,
         )
 
-    def since(self, before: Snapshot) -> dict[str, Any]:
+    def since(self, earlier_snapshot: Snapshot) -> dict[str, Any]:
         """Return the fields of a window that began with an earlier snapshot and ended with this."""
         # The window runs from the end of the one reading to the beginning of the other.
-        wall_s = max(0.0, self.at_s - self.cost_s - before.at_s)
+        wall_s = max(0.0, self.at_s - self.cost_s - earlier_snapshot.at_s)
         return {
             "wall_s": wall_s,
-            "cost_s": self.cost_s + before.cost_s,
+            "cost_s": self.cost_s + earlier_snapshot.cost_s,
             "load": self.load,
             "cpu_mhz": self.cpu_mhz,
-            "cpu_wait_s": _growth(self.cpu_wait_s, before.cpu_wait_s),
-            "io_wait_s": _growth(self.io_wait_s, before.io_wait_s),
-            **self._cpu_since(before),
+            "cpu_wait_s": _growth(self.cpu_wait_s, earlier_snapshot.cpu_wait_s),
+            "io_wait_s": _growth(self.io_wait_s, earlier_snapshot.io_wait_s),
+            **self._cpu_since(earlier_snapshot),
             "gpus": {
-                uuid: _gpu_since(reading, before.gpus[uuid], wall_s)
+                uuid: _gpu_since(reading, earlier_snapshot.gpus[uuid], wall_s)
                 for uuid, reading in self.gpus.items()
-                if uuid in before.gpus
+                if uuid in earlier_snapshot.gpus
             },
-            "carried": self._carried_since(before),
+            "carried": self._carried_since(earlier_snapshot),
         }
 
-    def _cpu_since(self, before: Snapshot) -> dict[str, float | None]:
-        job_s = _growth(self.own_cpu_s, before.own_cpu_s)
-        if self.processors is None or before.processors is None:
+    def _cpu_since(self, earlier_snapshot: Snapshot) -> dict[str, float | None]:
+        job_s = _growth(self.own_cpu_s, earlier_snapshot.own_cpu_s)
+        if self.processors is None or earlier_snapshot.processors is None:
             return {"own_cpu_s": job_s}
-        busy_s = self.processors.busy_s - before.processors.busy_s
+        busy_s = self.processors.busy_s - earlier_snapshot.processors.busy_s
         return {
             "own_cpu_s": job_s,
             # Both are rounded to ticks of their own, so the difference can fall below 0.
             "other_cpu_s": None if job_s is None else round(max(0.0, busy_s - job_s), 9),
-            "interrupt_s": _growth(self.processors.interrupt_s, before.processors.interrupt_s),
-            "steal_s": _growth(self.processors.steal_s, before.processors.steal_s),
+            "interrupt_s": _growth(
+                self.processors.interrupt_s, earlier_snapshot.processors.interrupt_s
+            ),
+            "steal_s": _growth(self.processors.steal_s, earlier_snapshot.processors.steal_s),
         }
 
-    def _carried_since(self, before: Snapshot) -> dict[str, CarriedBytes] | None:
-        earlier = before._sum_up_carriers()
-        now = self._sum_up_carriers()
-        if earlier is None or now is None:
+    def _carried_since(self, earlier_snapshot: Snapshot) -> dict[str, CarriedBytes] | None:
+        earlier_counts = earlier_snapshot._sum_up_carriers()
+        later_counts = self._sum_up_carriers()
+        if earlier_counts is None or later_counts is None:
             return None
         # An interface that came or went in between, or was reset, says nothing of this window.
-        differences = {name: now[name].since(earlier[name]) for name in now if name in earlier}
+        differences = {
+            name: later_counts[name].since(earlier_counts[name])
+            for name in later_counts
+            if name in earlier_counts
+        }
         return {
             name: CarriedBytes(**asdict(traffic))
             for name, traffic in differences.items()
@@ -143,31 +149,35 @@ class Snapshot:
             return None
         if not links:
             return dict(self.traffic)
-        out = sum(link.out_nbytes for link in links)
-        received = sum(link.in_nbytes for link in links)
-        return {**self.traffic, NVLINK: InterfaceCounts(out, 0, received, 0)}
+        out_nbytes = sum(link.out_nbytes for link in links)
+        in_nbytes = sum(link.in_nbytes for link in links)
+        return {**self.traffic, NVLINK: InterfaceCounts(out_nbytes, 0, in_nbytes, 0)}
 
 
-def _growth(now: float | None, before: float | None) -> float | None:
+def _growth(count_after: float | None, count_before: float | None) -> float | None:
     """Return a counter's growth; it is never negative."""
-    return None if now is None or before is None else round(max(0.0, now - before), 9)
+    return (
+        None
+        if count_after is None or count_before is None
+        else round(max(0.0, count_after - count_before), 9)
+    )
 
 
-def _gpu_since(now: GpuReading, before: GpuReading, wall_s: float) -> GpuWindow:
+def _gpu_since(reading_after: GpuReading, reading_before: GpuReading, wall_s: float) -> GpuWindow:
     """Return a GPU's window between two readings; None for a counter that either of them lacks."""
-    energy = _growth(now.energy_j, before.energy_j)
-    limited = None
-    if now.limited_s is not None and before.limited_s is not None:
-        limited = {
-            name: _growth(seconds, before.limited_s[name]) or 0.0
-            for name, seconds in now.limited_s.items()
-            if name in before.limited_s
+    energy_j = _growth(reading_after.energy_j, reading_before.energy_j)
+    limited_s = None
+    if reading_after.limited_s is not None and reading_before.limited_s is not None:
+        limited_s = {
+            name: _growth(seconds, reading_before.limited_s[name]) or 0.0
+            for name, seconds in reading_after.limited_s.items()
+            if name in reading_before.limited_s
         }
     return GpuWindow(
-        clock_mhz=now.clock_mhz,
-        temperature_c=now.temperature_c,
+        clock_mhz=reading_after.clock_mhz,
+        temperature_c=reading_after.temperature_c,
         # The mean power of the window, by the energy counter: a sample of power is of one moment.
-        power_w=None if energy is None or not wall_s else energy / wall_s,
-        limited_s=limited,
-        reasons=now.reasons,
+        power_w=None if energy_j is None or not wall_s else energy_j / wall_s,
+        limited_s=limited_s,
+        reasons=reading_after.reasons,
     )

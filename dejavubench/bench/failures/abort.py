@@ -43,8 +43,10 @@ def report(error: BaseException, rank: int, phase: str) -> str:
     if isinstance(error, KeyboardInterrupt):
         return f"dejavubench: rank {rank} interrupted in phase {phase}\n"
     if isinstance(error, OutputError):  # standard output, which a user closed or filled
-        failed = f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
-        return "" if _has_reader_left(error) else failed
+        output_message = (
+            f"dejavubench: rank {rank} failed in phase {phase}: cannot write to {error}\n"
+        )
+        return "" if _has_reader_left(error) else output_message
     traceback_text = "" if is_expected(error) else "".join(traceback.format_exception(error))
     message = f"dejavubench: rank {rank} failed in phase {phase}: {describe_error(error)}\n"
     return traceback_text + message

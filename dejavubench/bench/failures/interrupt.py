@@ -77,8 +77,8 @@ class Interruption:
         """Say what was measured, and end every rank's process."""
         # Another rank may interrupt this one again. Without others, a second Ctrl-C ends it at
         # once.
-        alone = self._ranks.world.size == 1
-        signal.signal(signal.SIGINT, signal.SIG_DFL if alone else signal.SIG_IGN)
+        is_alone = self._ranks.world.size == 1
+        signal.signal(signal.SIGINT, signal.SIG_DFL if is_alone else signal.SIG_IGN)
         if not self._speaking.acquire(blocking=False):
             # The heartbeat's thread speaks, and ends this process.
             time.sleep(self._patience.let_speak_s)

@@ -27,20 +27,20 @@ class Models:
     def __init__(self, context: RunContext, progress_bar: ProgressBar) -> None:
         self._context = context
         self._progress_bar = progress_bar
-        self._loaded: tuple[object, GPT] | None = None
+        self._loaded_model: tuple[object, GPT] | None = None
 
     def load(self, point: Point) -> GPT:
         """Return the point's model, loaded and compiled."""
         # Points that differ in batch or lengths alone share the weights.
         key = (point.spec, point.data_type)
-        if self._loaded is None or self._loaded[0] != key:
-            self._loaded = None  # give its memory back before the next one is made
+        if self._loaded_model is None or self._loaded_model[0] != key:
+            self._loaded_model = None  # give its memory back before the next one is made
             give_memory_back()
             folder = self._context.experiment.ckpt_path
             weights = "random weights" if folder is None else f"weights of {folder}"
             self._progress_bar.announce(f"loading {point.spec.name}, {point.data_type}: {weights}")
-            self._loaded = (key, load_model(self._context, point))
-        model = self._loaded[1]
+            self._loaded_model = (key, load_model(self._context, point))
+        model = self._loaded_model[1]
         # A decode step has a row per request, a prompt one per request and position.
         requests = self._context.view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
@@ -52,15 +52,15 @@ def load_model(context: RunContext, point: Point) -> GPT:
     """Make this worker's part, with weights of the checkpoint or from the experiment's seed."""
     assert context.workers is not None
     plan = context.plan
-    device = context.devices.own
+    device = context.devices.own_device
     dtype = dtype_of(point.data_type)
     shard = Shard(*context.ranks.topology.shard())
-    multiplied = context.devices.compute_dtype(dtype)
+    multiplied_dtype = context.devices.compute_dtype(dtype)
     model = GPT(
         spec=point.spec,
         shard=shard,
         dtype=dtype,
-        compute_dtype=multiplied,
+        compute_dtype=multiplied_dtype,
         collectives=context.workers,
         device=device,
     )
@@ -69,7 +69,9 @@ def load_model(context: RunContext, point: Point) -> GPT:
     if plan.checkpoint is not None:
         load_checkpoint(model, plan.checkpoint, rounded_to)
     elif device.type == "cuda":  # drawn there, which is much faster than on the host
-        model.load(random_weights(point.spec, plan.experiment.seed, device, multiplied), rounded_to)
+        model.load(
+            random_weights(point.spec, plan.experiment.seed, device, multiplied_dtype), rounded_to
+        )
     else:
         model.load(random_weights(point.spec, plan.experiment.seed), rounded_to)
     return model

@@ -24,7 +24,7 @@ class PointWorker(Protocol):
     def run_undisturbed(self, mark: MarkPhase) -> list[MicrobatchClock] | None:
         """Run one iteration without streaming; None on a sink, which has none to run."""
 
-    def write_tokens(self, generated: torch.Tensor) -> None:
+    def write_tokens(self, generated_tokens: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
 
     def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:

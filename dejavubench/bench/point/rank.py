@@ -46,7 +46,7 @@ class RankAtPoint:
         stream_identity = identity(
             context.plan,
             point,
-            context.devices.computing,
+            context.devices.compute_type,
             context.workspace.stream_id,
             context.rank,
         )
@@ -65,7 +65,7 @@ class RankAtPoint:
     @property
     def device(self) -> torch.device:
         """The device that this rank computes on, or receives to."""
-        return self.context.devices.own
+        return self.context.devices.own_device
 
     @property
     def dtype(self) -> torch.dtype:

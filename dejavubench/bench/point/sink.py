@@ -70,7 +70,7 @@ class Sink:
     def run_undisturbed(self, mark: MarkPhase) -> None:
         """Run nothing: sources alone have requests from the beginning."""
 
-    def write_tokens(self, generated: torch.Tensor) -> None:
+    def write_tokens(self, generated_tokens: torch.Tensor) -> None:
         """Record nothing: rank 0 is a source."""
 
     def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
@@ -100,7 +100,7 @@ class Sink:
             return ReceivedIteration()
         receivers = self._receivers_of(arm.mode, level_name)
         # CPU time of all threads: receiving may have helpers of its own.
-        began = time.process_time()
+        began_s = time.process_time()
         began_ns = time.perf_counter_ns()
         # NCCL's and NIXL's chunks on a device get on only while their sink looks.
         to_host = self._device_of(arm.mode).type == "cpu"
@@ -110,18 +110,18 @@ class Sink:
         return ReceivedIteration(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
-            time.process_time() - began,
+            time.process_time() - began_s,
             began_ns,
             [*zip(self._microbatches(), receivers, strict=True)],
         )
 
     def record_times(
-        self, arm: Arm, iteration_id: IterationId, received: ReceivedIteration
+        self, arm: Arm, iteration_id: IterationId, received_iteration: ReceivedIteration
     ) -> None:
         """Write when each chunk of an iteration came and was in its place."""
         if self.rank_at_point.experiment.chunk_times:
             self.rank_at_point.context.chunk_file.write_arrivals(
-                arm, iteration_id, received.began_ns, received.receivers
+                arm, iteration_id, received_iteration.began_ns, received_iteration.receivers
             )
 
     def caches(self, mode: str) -> list[KVCache]:
@@ -153,12 +153,12 @@ class Sink:
         if device.type not in self._slots:
             # A slot per chunk under way, each as large as the largest chunk of its stream.
             slot_count = receiving_slots(device)
-            largest = [largest_chunk(stream) for _, stream in self._streams(mode)]
+            largest_chunks_nbytes = [largest_chunk(stream) for _, stream in self._streams(mode)]
             self._slots[device.type] = [
                 device_staging(nbytes, slot_count, device)
                 if device.type == "cuda"
                 else staging(nbytes, slot_count)
-                for nbytes in largest
+                for nbytes in largest_chunks_nbytes
             ]
         return self._slots[device.type]
 
@@ -169,8 +169,8 @@ class Sink:
 
     def _microbatches(self) -> list[int]:
         """Return the number of the microbatch that each stream fills."""
-        numbered = enumerate(self.view.remote_streams())
-        return [microbatch for microbatch, streams in numbered for _ in streams]
+        numbered_streams = enumerate(self.view.remote_streams())
+        return [microbatch for microbatch, streams in numbered_streams for _ in streams]
 
     def _endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:

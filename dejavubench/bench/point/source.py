@@ -48,7 +48,7 @@ class Source:
         self.maker = self.maker_over(self.caches)
         self.staging = SourceStaging(rank_at_point, self.caches[0])
         self.destinations = SourceDestinations(rank_at_point, self.caches, self.staging)
-        self._silent = [NoStreaming() for _ in self.caches]
+        self._silent_streams = [NoStreaming() for _ in self.caches]
 
     def maker_over(
         self,
@@ -87,7 +87,7 @@ class Source:
 
     def silent(self) -> list[MicrobatchStream]:
         """Return streams that stream nothing."""
-        return list[MicrobatchStream](self._silent)
+        return list[MicrobatchStream](self._silent_streams)
 
     def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill everything that the arm writes to with a pattern, outside the clock."""
@@ -114,12 +114,12 @@ class Source:
         """Send the arm's chunks with nothing computed; return the milliseconds until complete."""
         return self.destinations.stream_alone(arm, level_name)
 
-    def write_tokens(self, generated: torch.Tensor) -> None:
+    def write_tokens(self, generated_tokens: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
         if self.view.topology.rank == 0:
             prompt_ids = [prompt.without_padding() for prompt in self.prompts]
             self.rank_at_point.context.recorder.write_generated(
-                self.rank_at_point.point.id, prompt_ids, generated
+                self.rank_at_point.point.id, prompt_ids, generated_tokens
             )
 
     def close(self) -> None:

@@ -72,7 +72,7 @@ class SourceDestinations:
         self._caches = caches
         self._staging = staging
         self._files = files
-        self._opened: dict[tuple[str, str | None], OpenDestination] = {}  # by Arm.opens
+        self._open_destinations: dict[tuple[str, str | None], OpenDestination] = {}  # by Arm.opens
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
@@ -80,18 +80,22 @@ class SourceDestinations:
 
     def managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
-        opened = self._open(arm)
+        open_destination = self._open(arm)
         # Levels of a destination share its helper thread, but not the lists of chunks.
-        if level_name not in opened.managers:
+        if level_name not in open_destination.managers:
             streams = self.streams(arm)
             timeout = self._rank_at_point.experiment.drain_timeout
-            opened.managers[level_name] = [
+            open_destination.managers[level_name] = [
                 CacheManager(
-                    cache, streams[microbatch], LEVELS[level_name], opened.streamer, timeout=timeout
+                    cache,
+                    streams[microbatch],
+                    LEVELS[level_name],
+                    open_destination.streamer,
+                    timeout=timeout,
                 )
                 for microbatch, cache in enumerate(self._caches)
             ]
-        return opened.managers[level_name]
+        return open_destination.managers[level_name]
 
     def streamer(self, arm: Arm) -> Streamer:
         """Return the helper thread of the arm's destination."""
@@ -122,7 +126,7 @@ class SourceDestinations:
         # Nothing is computed, so every layer and step is announced as ready at once.
         managers = self.managers(arm, level_name)
         view = self._view
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for manager in managers:
             for layer in range(view.geometry.layers):
                 manager.layer_ready(layer)
@@ -130,17 +134,17 @@ class SourceDestinations:
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()
-        return (time.perf_counter() - began) * 1e3
+        return (time.perf_counter() - began_s) * 1e3
 
     def cpu_seconds(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the arm's helper thread."""
-        opened = self._opened.get(arm.opens)
-        return opened.streamer.cpu_seconds() if opened else 0.0
+        open_destination = self._open_destinations.get(arm.opens)
+        return open_destination.streamer.cpu_seconds() if open_destination else 0.0
 
     def failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
-        opened = self._opened.get(arm.opens)
-        return opened.streamer.failure if opened else None
+        open_destination = self._open_destinations.get(arm.opens)
+        return open_destination.streamer.failure if open_destination else None
 
     def fetch_buffer(self) -> torch.Tensor:
         """Return a buffer that verification reads one chunk into."""
@@ -153,24 +157,24 @@ class SourceDestinations:
 
     def close_failed(self, arm: Arm) -> None:
         """Close the destination of an arm that has failed; other arms of it open it anew."""
-        opened = self._opened.pop(arm.opens, None)
-        if opened is not None:
+        open_destination = self._open_destinations.pop(arm.opens, None)
+        if open_destination is not None:
             with contextlib.suppress(StorageError):  # its failure was reported already
-                opened.streamer.close()
+                open_destination.streamer.close()
 
     def close(self) -> None:
         """End the helper threads and close every destination that is open."""
-        for opened in self._opened.values():
-            opened.streamer.close()
+        for open_destination in self._open_destinations.values():
+            open_destination.streamer.close()
 
     def _open(self, arm: Arm) -> OpenDestination:
-        if arm.opens not in self._opened:
+        if arm.opens not in self._open_destinations:
             # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
             destination = self._open_destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.streamer(destination, holds_failure)
-            self._opened[arm.opens] = OpenDestination(streamer)
-        return self._opened[arm.opens]
+            self._open_destinations[arm.opens] = OpenDestination(streamer)
+        return self._open_destinations[arm.opens]
 
     def _open_destination(self, arm: Arm) -> Destination:
         """Open the arm's destination, with files only where it has a durability option."""

@@ -21,10 +21,10 @@ class SourceStaging:
     def __init__(self, rank_at_point: RankAtPoint, cache: KVCache) -> None:
         self._slot_nbytes = rank_at_point.view.slot_nbytes
         self._count = rank_at_point.point.settings.staging_slots
-        self._timed = rank_at_point.experiment.chunk_times
+        self._is_timed = rank_at_point.experiment.chunk_times
         self._make_streamer = plain_or_ranged(rank_at_point.experiment, Streamer, RangedStreamer)
         ((whole_stream, *_), *_) = rank_at_point.view.local_streams()
-        self._whole = whole_stream.schedule
+        self._whole_schedule = whole_stream.schedule
         self._cache = cache
         self._device = cache.k.device
         self._slots: dict[str, list[torch.Tensor]] = {}  # by the type of device they are on
@@ -44,10 +44,10 @@ class SourceStaging:
 
     def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
         """Make the helper thread of a destination, with the staging that it needs."""
-        timed = self._timed
+        is_timed = self._is_timed
         # Chunks that leave from device memory are packed there, and no host slot is needed.
         if destination.device_memory:
-            return self._make_streamer(destination, self.slots("cuda"), timed=timed)
+            return self._make_streamer(destination, self.slots("cuda"), timed=is_timed)
         # All others leave through host memory: from a GPU by slots on the device, whose way to the
         # host is measured once.
         if self.on_cuda and self._on_device is None:
@@ -59,7 +59,7 @@ class SourceStaging:
             self._on_device,
             self._bounce,
             holds_failure=holds_failure,
-            timed=timed,
+            timed=is_timed,
         )
 
     def fetch_slot(self) -> torch.Tensor:
@@ -82,5 +82,5 @@ class SourceStaging:
 
     def _stage_on_device(self) -> DeviceStaging:
         on_device = DeviceStaging(device_staging(self._slot_nbytes, self._count, self._device))
-        on_device.calibrate(self._cache, self._whole.all_chunks(LEVELS[DEFAULT_LEVEL]))
+        on_device.calibrate(self._cache, self._whole_schedule.all_chunks(LEVELS[DEFAULT_LEVEL]))
         return on_device

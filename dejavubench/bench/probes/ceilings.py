@@ -26,20 +26,20 @@ class Ceilings:
         probes: all probes in the order in which they run. Of several with one name and durability
             only the first one runs.
         held_against: maps each probe of the library's own code to its raw loop.
-        closing: a stack that is closed with the probes.
+        open_probes: a stack that is closed with the probes.
     """
 
     def __init__(
         self,
         probes: Iterable[Probe],
         held_against: Mapping[str, str] = HELD_AGAINST,
-        closing: ExitStack | None = None,
+        open_probes: ExitStack | None = None,
     ) -> None:
         self._probes: dict[tuple[str, str | None], Probe] = {}
         for probe in probes:
             self._probes.setdefault((probe.name, probe.durability), probe)
         self._held_against = held_against
-        self._closing = closing or ExitStack()
+        self._open_probes = open_probes or ExitStack()
 
     def run(self) -> list[str]:
         """Run each probe once; destinations and their raw loops :data:`PAIR_RUNS` times.
@@ -53,30 +53,33 @@ class Ceilings:
             if name in self._held_against
         ]
         # By identity: a probe changes as it measures, so it has no hash.
-        in_pairs = [id(probe) for pair in pairs for probe in pair]
-        once = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
-        problems = [_measure(probe) for probe in once]
+        in_pairs = [id(probe) for probe_pair in pairs for probe in probe_pair]
+        single_probes = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
+        problems = [_measure(probe) for probe in single_probes]
         for repetition in range(PAIR_RUNS):
-            for pair in pairs:
-                counts = [len(probe.samples) for probe in pair]
+            for probe_pair in pairs:
+                counts = [len(probe.samples) for probe in probe_pair]
                 # One or the other first: what the first one leaves in caches helps both equally.
-                problems += [_measure(probe) for probe in pair[:: 1 if repetition % 2 else -1]]
+                problems += [
+                    _measure(probe) for probe in probe_pair[:: 1 if repetition % 2 else -1]
+                ]
                 if any(
-                    len(probe.samples) == count for probe, count in zip(pair, counts, strict=True)
+                    len(probe.samples) == count
+                    for probe, count in zip(probe_pair, counts, strict=True)
                 ):
                     # Sample i of a destination is held against sample i of its raw loop. So a
                     # half-measured pair is dropped, or all later ones would be off by one.
-                    for probe, count in zip(pair, counts, strict=True):
+                    for probe, count in zip(probe_pair, counts, strict=True):
                         del probe.samples[count:]
         return [problem for problem in problems if problem is not None]
 
     def records(self, point_id: str) -> Iterator[Ceiling]:
         """Yield one record per probe: the best sample, and the best shape of each time."""
         for probe in self._probes.values():
-            best = min if probe.unit == "us" else max  # of a time, and of a rate
-            times = [best(samples) for samples in probe.samples if samples]
+            choose_best = min if probe.unit == "us" else max  # of a time, and of a rate
+            times = [choose_best(samples) for samples in probe.samples if samples]
             if times:
-                value, shape = best(times)
+                value, shape = choose_best(times)
                 yield Ceiling(
                     name=probe.name,
                     unit=probe.unit,
@@ -89,7 +92,7 @@ class Ceilings:
 
     def close(self) -> None:
         """Close all that the probes opened, newest first."""
-        self._closing.close()
+        self._open_probes.close()
 
 
 def _measure(probe: Probe) -> str | None:

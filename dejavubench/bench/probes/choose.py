@@ -32,25 +32,27 @@ def ceilings_of(
         files: the files of each durability of the arms, by destination.
         say: prints a line for the user.
     """
-    chosen = sorted(map(transport, connectors), key=_sort_key)
-    closing = ExitStack()
-    links = rank.topology.has_sinks and any(destination.entry.remote for destination in chosen)
+    sorted_transports = sorted(map(transport, connectors), key=_sort_key)
+    open_probes = ExitStack()
+    links = rank.topology.has_sinks and any(
+        destination.entry.remote for destination in sorted_transports
+    )
     rank_pair = rank.rank_pair() if links else None
     probes = _make_machine_probes(rank.device, model) if rank.is_source else []
-    for destination in chosen:
+    for destination in sorted_transports:
         context = ProbeContext(
             rank_pair=rank_pair,
             is_source=rank.is_source,
             device=rank.device,
             files=files.get(destination.name, ()),
             say=say,
-            close=closing,
+            close=open_probes,
         )
         probes += connectors[destination.name].probes(context)
     held_against = dict(HELD_AGAINST)
-    for destination in chosen:
+    for destination in sorted_transports:
         held_against |= destination.probe_names.held_against
-    return Ceilings(probes, held_against, closing)
+    return Ceilings(probes, held_against, open_probes)
 
 
 def _make_machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:

@@ -94,19 +94,19 @@ def copy_loop() -> list[Sample]:
         source_bytes[start : start + EXTENT_NBYTES]
         for start in range(0, EXTENTS * STRIDE_NBYTES, STRIDE_NBYTES)
     ]
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     offset = 0
     for view in views:
         target_bytes[offset : offset + EXTENT_NBYTES] = view
         offset += EXTENT_NBYTES
-    return [((time.perf_counter() - began) / EXTENTS * 1e6, _SHAPE)]
+    return [((time.perf_counter() - began_s) / EXTENTS * 1e6, _SHAPE)]
 
 
 def copy_loop_compiled() -> list[Sample]:
     """Time the same copies in one call of torch: what they cost without Python's loop."""
     source, target = _allocate_extents()
-    strided = source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
-    duration_s = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided))
+    strided_view = source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
+    duration_s = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided_view))
     return [(duration_s / EXTENTS * 1e6, _SHAPE)]
 
 

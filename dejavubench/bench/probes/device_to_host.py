@@ -50,64 +50,66 @@ class DeviceToHostCopies:
             slot_nbytes=slot_nbytes,
         )
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
-        self._moved = Stream(0, schedule)
+        self._moved_stream = Stream(0, schedule)
         self._cache = KVCache.allocate(one_request, model.dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes
-        self._staged = [
+        self._staged_slots = [
             torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
         ]
-        self._large = torch.empty(LARGE_COPY_NBYTES, dtype=torch.uint8, device=device)
-        self._pinned = [pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOTS)]
+        self._large_buffer = torch.empty(LARGE_COPY_NBYTES, dtype=torch.uint8, device=device)
+        self._pinned_slots = [
+            pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOTS)
+        ]
         self._stream = torch.cuda.Stream(device)
-        self._staging = DeviceStaging(self._staged)
+        self._staging = DeviceStaging(self._staged_slots)
         self._staging.calibrate(self._cache, [self._chunk])
 
     def raw(self) -> list[Sample]:
         """Copy out of all slots, one behind the other, then wait once."""
-        return self._time_copies(self._staged, CHUNKS)
+        return self._time_copies(self._staged_slots, CHUNKS)
 
     def large(self) -> list[Sample]:
         """Copy large pieces back to back, in GB/s: the rate that small chunks fall short of."""
-        return self._time_copies([self._large] * SLOTS, CHUNKS // 4)
+        return self._time_copies([self._large_buffer] * SLOTS, CHUNKS // 4)
 
     def _time_copies(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
         nbytes = slots[0].numel()
         torch.cuda.synchronize(self._device)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         with torch.cuda.stream(self._stream):
             for chunk_index in range(chunks):
-                self._pinned[chunk_index % SLOTS][:nbytes].copy_(
+                self._pinned_slots[chunk_index % SLOTS][:nbytes].copy_(
                     slots[chunk_index % SLOTS], non_blocking=True
                 )
         self._stream.synchronize()
-        return self._sample(chunks * nbytes, time.perf_counter() - began, chunks)
+        return self._sample(chunks * nbytes, time.perf_counter() - began_s, chunks)
 
     def destination(self) -> list[Sample]:
         """Bring as many chunks through the library's staging, by the way that it chose."""
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(self._device))
+        ready_event = torch.cuda.Event()
+        ready_event.record(torch.cuda.current_stream(self._device))
         planned_chunk = PlannedChunk(
-            self._moved, self._chunk, self._packing, None, each_complete=False
+            self._moved_stream, self._chunk, self._packing, None, each_complete=False
         )
         # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
-        transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready=ready)
+        transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready=ready_event)
         torch.cuda.synchronize(self._device)
-        began = time.perf_counter()
-        begun = 0
-        arrived = 0
-        while arrived < CHUNKS:
+        began_s = time.perf_counter()
+        begun_count = 0
+        arrived_count = 0
+        while arrived_count < CHUNKS:
             # As many under way as there are slots: a slot is used again once its chunk has arrived.
-            while begun < min(CHUNKS, arrived + SLOTS) and self._staging.has_room:
-                packed = self._pinned[begun % SLOTS][: self._nbytes]
+            while begun_count < min(CHUNKS, arrived_count + SLOTS) and self._staging.has_room:
+                packed = self._pinned_slots[begun_count % SLOTS][: self._nbytes]
                 self._staging.begin(transfer, self._packing, packed)
-                begun += 1
-            arrived += sum(1 for _ in self._staging.take_arrived())
-        seconds = time.perf_counter() - began
-        ((value, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
+                begun_count += 1
+            arrived_count += sum(1 for _ in self._staging.take_arrived())
+        seconds = time.perf_counter() - began_s
+        ((rate, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
         return [
-            (value, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
+            (rate, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
         ]
 
     def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
@@ -165,9 +167,9 @@ class ExtentCopies:
         sources = list(self._source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES])
         with torch.cuda.stream(self._stream):
             torch.cuda.synchronize(self._device)
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             torch._foreach_copy_(targets, sources)
-            duration_s = time.perf_counter() - began
+            duration_s = time.perf_counter() - began_s
         return [
             (
                 duration_s / EXTENTS * 1e6,
@@ -193,7 +195,7 @@ class ExtentCopies:
                 yield view
 
         torch.cuda.synchronize(self._device)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for _ in one_by_one():
             pass
-        return (time.perf_counter() - began) / len(copies) * 1e6
+        return (time.perf_counter() - began_s) / len(copies) * 1e6

@@ -65,24 +65,26 @@ READ_THREADS, READ_BLOCKS = 256, 8
 """Threads of a block of that kernel, and its blocks on each multiprocessor."""
 
 
-def buffer_nbytes(l2: int, free: int) -> int:
+def buffer_nbytes(l2_nbytes: int, free_nbytes: int) -> int:
     """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
-    return min(max(LEAST_BUFFER_NBYTES, 4 * l2), free // FREE_MEMORY_PARTS) // 16 * 16
+    return min(max(LEAST_BUFFER_NBYTES, 4 * l2_nbytes), free_nbytes // FREE_MEMORY_PARTS) // 16 * 16
 
 
-def gather_layers(geometry: KVGeometry, input_len: int, l2: int, free: int, buffer: int) -> int:
+def gather_layers(
+    geometry: KVGeometry, input_len: int, l2_nbytes: int, free_nbytes: int, buffer: int
+) -> int:
     """Return how many layers are gathered in turn; 0 if not one has room.
 
     They are so many that none is in L2 any more when its turn comes.
     """
     # Each layer must fit its share of free memory, and all packed layers one buffer together.
-    layer = geometry.nbytes // geometry.layers
-    gathered = layer * input_len // geometry.positions
+    layer_nbytes = geometry.nbytes // geometry.layers
+    gathered_nbytes = layer_nbytes * input_len // geometry.positions
     return min(
         geometry.layers,
-        max(1, -(-4 * l2 // gathered)),
-        free // FREE_MEMORY_PARTS // layer,
-        buffer // gathered,
+        max(1, -(-4 * l2_nbytes // gathered_nbytes)),
+        free_nbytes // FREE_MEMORY_PARTS // layer_nbytes,
+        buffer // gathered_nbytes,
     )
 
 
@@ -99,15 +101,15 @@ class DeviceProbes:
     def __init__(self, device: torch.device, model: ProbedModel) -> None:
         dtype, geometry, input_len = model.dtype, model.geometry, model.input_len
         properties = torch.cuda.get_device_properties(device)
-        free, _ = torch.cuda.mem_get_info(device)
-        nbytes = buffer_nbytes(properties.L2_cache_size, free)
+        free_nbytes, _ = torch.cuda.mem_get_info(device)
+        nbytes = buffer_nbytes(properties.L2_cache_size, free_nbytes)
         self._device = device
         self._source = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
         self._target = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
-        self._products = _Products.make_within(device, dtype, free // FREE_MEMORY_PARTS)
-        layers = gather_layers(geometry, input_len, properties.L2_cache_size, free, nbytes)
+        self._products = _Products.make_within(device, dtype, free_nbytes // FREE_MEMORY_PARTS)
+        layers = gather_layers(geometry, input_len, properties.L2_cache_size, free_nbytes, nbytes)
         self._gathers = (
             _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
         )
@@ -200,17 +202,17 @@ class DeviceProbes:
     def _time_works(self, works: Sequence[Callable[[], object]]) -> float:
         """Return the seconds of one of ``works``, launched while the device is still busy."""
         with torch.cuda.device(self._device):
-            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             works[0]()  # compiled or tuned here, and not between the events
             # These take a millisecond or more: longer than it takes to launch the timed work.
             for _ in range(3):
                 self._copy_all()
-            began.record()
+            begin_event.record()
             for work in works:
                 work()
-            ended.record()
-            ended.synchronize()
-            return began.elapsed_time(ended) / 1e3 / len(works)
+            end_event.record()
+            end_event.synchronize()
+            return begin_event.elapsed_time(end_event) / 1e3 / len(works)
 
     def _copy_all(self) -> None:
         self._target.copy_(self._source)
@@ -271,10 +273,10 @@ class _Gathers:
         layers: int,
     ) -> _Gathers:
         """Make the packings of a prompt over ``layers`` layers; allocates their cache."""
-        few = replace(geometry, layers=layers)
-        cached = KVCache.allocate(few, dtype, device)
-        region = few.region(positions=Span(0, input_len))
-        packings = [Packing(cached, region.layer(layer)) for layer in range(layers)]
-        nbytes = few.region_nbytes(region.layer(0))
+        probe_geometry = replace(geometry, layers=layers)
+        probe_cache = KVCache.allocate(probe_geometry, dtype, device)
+        region = probe_geometry.region(positions=Span(0, input_len))
+        packings = [Packing(probe_cache, region.layer(layer)) for layer in range(layers)]
+        nbytes = probe_geometry.region_nbytes(region.layer(0))
         size = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}"
         return cls(packings, nbytes, f"{size}, {layers} layers in turn, read + write")

@@ -40,8 +40,8 @@ class RangedBatchMaker(BatchMaker):
     ) -> None:
         self._ranges = ranges
         input_lens = [tokens.shape[1] for tokens in prompts]
-        ranged = RangedSteps(steps, input_lens, len(model.layers), ranges)
-        super().__init__(model, ranged, collectives, prompts, output_len, before_step, now)
+        ranged_steps = RangedSteps(steps, input_lens, len(model.layers), ranges)
+        super().__init__(model, ranged_steps, collectives, prompts, output_len, before_step, now)
 
     def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:
         """Wait for the last byte of every stream, within one range."""

@@ -42,9 +42,9 @@ class RangedRecorder(Recorder):
                 f"{details.get('point')} {details['arm']}, iteration {details.get('iteration')}"
             )
         # Of an arm's iteration only the innermost range, its phase, ends with each new phase.
-        same = iteration is not None and iteration == self._iteration
-        self._end(1 if same else 0)
-        if iteration is not None and not same:
+        is_same_iteration = iteration is not None and iteration == self._iteration
+        self._end(1 if is_same_iteration else 0)
+        if iteration is not None and not is_same_iteration:
             self._begin(iteration)
         self._iteration = iteration
         self._begin(range_name(lanes.PHASES, phase))
@@ -58,8 +58,8 @@ class RangedRecorder(Recorder):
         self._ranges.push(name)
         self._open_ranges += 1
 
-    def _end(self, left: int) -> None:
+    def _end(self, ranges_left: int) -> None:
         """End ranges until so many are left."""
-        while self._open_ranges > left:
+        while self._open_ranges > ranges_left:
             self._ranges.pop()
             self._open_ranges -= 1

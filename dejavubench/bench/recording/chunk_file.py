@@ -23,7 +23,7 @@ class ChunkFile:
     def __init__(self, folder: Path, rank: int, session: int = 1) -> None:
         self._path = folder / records.chunk_file(rank, session)
         self._lines: LineWriter | None = None
-        self._listed: set[tuple[str, str, int]] = set()
+        self._listed_chunks: set[tuple[str, str, int]] = set()
 
     def write(
         self,
@@ -53,8 +53,8 @@ class ChunkFile:
     ) -> None:
         """Append one microbatch's times, after the list of its chunks at the first time."""
         key = iteration_id["point"], arm.name, microbatch
-        if key not in self._listed:
-            self._listed.add(key)
+        if key not in self._listed_chunks:
+            self._listed_chunks.add(key)
             self.append(_make_chunk_list(arm, iteration_id["point"], microbatch, manager))
         self.append(_make_chunk_times(iteration_id, microbatch, clock, manager))
 
@@ -72,7 +72,7 @@ class ChunkFile:
             receivers: each with the number of its microbatch.
         """
         for microbatch, receiver in receivers:
-            received = [arrival.received for arrival in receiver.arrivals]
+            received_ns = [arrival.received_ns for arrival in receiver.arrivals]
             record = records.SinkChunkTimes(
                 **iteration_id,
                 ubatch=microbatch,
@@ -80,9 +80,9 @@ class ChunkFile:
                 stream=receiver.stream.id,
                 began_ns=began_ns,
                 received=None
-                if None in received
-                else [moment - began_ns for moment in received if moment is not None],
-                scattered=[arrival.scattered - began_ns for arrival in receiver.arrivals],
+                if None in received_ns
+                else [moment - began_ns for moment in received_ns if moment is not None],
+                scattered=[arrival.scattered_ns - began_ns for arrival in receiver.arrivals],
             )
             self.append(record)
 
@@ -146,13 +146,13 @@ def _make_chunk_times(
     if times.finished != times.chunks:
         raise ValueError(f"{times.finished} of {times.chunks} chunks are complete")
     # Counted from the prompt's submission: small numbers, and the same zero as the steps have.
-    began = round(clock.steps_began_s[0] * 1e9)
+    began_ns = round(clock.steps_began_s[0] * 1e9)
     return records.ChunkTimes.model_validate(
         {
             **iteration_id,
             "ubatch": microbatch,
-            "began_ns": began,
-            **times.columns(began),
+            "began_ns": began_ns,
+            **times.columns(began_ns),
             "beyond": times.beyond,
             "beyond_ns": times.beyond_ns if times.beyond else {},
         }

@@ -19,12 +19,14 @@ def arm_info(arm: Arm) -> ArmInfo:
     )
 
 
-def point_info(point: Point, skipped: str | None = None, swept: Sequence[str] = ()) -> PointInfo:
+def point_info(
+    point: Point, skip_reason: str | None = None, swept_options: Sequence[str] = ()
+) -> PointInfo:
     """Return a point's record.
 
     Args:
-        skipped: why it does not run.
-        swept: names of its settings that differ from point to point.
+        skip_reason: why it does not run.
+        swept_options: names of its settings that differ from point to point.
     """
     spec = point.spec
     # Sizes are written out, so that records stay readable when a model's spec changes.
@@ -51,8 +53,8 @@ def point_info(point: Point, skipped: str | None = None, swept: Sequence[str] = 
         sinks="" if point.sinks is None else str(point.sinks),
         handed_over=point.handed_over or 0,
         streamed_nbytes=point.streamed_nbytes,
-        skipped=skipped,
-        **{name: getattr(point.settings, name) for name in swept},
+        skipped=skip_reason,
+        **{name: getattr(point.settings, name) for name in swept_options},
     )
 
 

@@ -52,7 +52,9 @@ def microbatch_record(
         cpu_model_s=cpu_s,
         cpu_helper_s=helper_cpu_s,
         began_ns=began_ns,
-        steps_began_ns=[round(began * 1e9) - began_ns for began in clock.steps_began_s],
+        steps_began_ns=[
+            round(step_began_s * 1e9) - began_ns for step_began_s in clock.steps_began_s
+        ],
         drain_began_ns=round(clock.drain_began_s * 1e9) - began_ns,
     )
 
@@ -63,5 +65,8 @@ def _make_phase_streaming(stats: StreamStats, began_ns: int) -> PhaseStreaming:
         copies=stats.copies,
         stall_ms=stats.stall_s * 1e3,
         lag_nbytes=stats.lag_nbytes,
-        stalls_ns=[(began - began_ns, ended - began_ns) for began, ended in stats.stalls],
+        stalls_ns=[
+            (stall_began_ns - began_ns, stall_ended_ns - began_ns)
+            for stall_began_ns, stall_ended_ns in stats.stalls
+        ],
     )

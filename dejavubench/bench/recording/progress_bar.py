@@ -23,20 +23,20 @@ class ProgressBar:
         total: number of iterations; None if precision decides it.
         time_left: estimates the time left.
         measured_so_far: counts what was measured.
-        shown: false on all ranks but one.
+        is_shown: false on all ranks but one.
     """
 
     def __init__(
-        self, total: int | None, time_left: TimeLeft, measured_so_far: MeasuredSoFar, shown: bool
+        self, total: int | None, time_left: TimeLeft, measured_so_far: MeasuredSoFar, is_shown: bool
     ) -> None:
         self.time_left = time_left
         self.measured_so_far = measured_so_far
         self._total = total
-        self._completed = 0
-        self._shown = shown
+        self._completed_count = 0
+        self._is_shown = is_shown
         self._last_line_s = float("-inf")
         self._bar = None
-        if shown and sys.stderr.isatty():
+        if is_shown and sys.stderr.isatty():
             # Imported only for a bar: under mpirun stderr is mostly a pipe, and rich takes a while.
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -76,7 +76,7 @@ class ProgressBar:
         """Print one line now."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
-        elif self._shown:
+        elif self._is_shown:
             print(text, file=sys.stderr, flush=True)
             self._last_line_s = time.monotonic()
 
@@ -84,7 +84,7 @@ class ProgressBar:
         """Say what begins: always before the first iteration, later where it was quiet so long."""
         if self._bar:
             self._bar.update(self._task, description=text)
-        if self._completed == 0 or (self._is_quiet() and not self._bar):
+        if self._completed_count == 0 or (self._is_quiet() and not self._bar):
             self.say(text)
 
     def step(self, title: str) -> None:
@@ -93,13 +93,17 @@ class ProgressBar:
         Args:
             title: names the iteration.
         """
-        self._completed += 1
+        self._completed_count += 1
         if self._bar:
-            left = self.time_left.text()
-            self._bar.update(self._task, completed=self._completed, description=title, left=left)
-        elif self._shown and self._is_quiet():
+            left_text = self.time_left.text()
+            self._bar.update(
+                self._task, completed=self._completed_count, description=title, left=left_text
+            )
+        elif self._is_shown and self._is_quiet():
             of_total = "" if self._total is None else f"/{self._total}"
-            self.say(f"{self._completed}{of_total} iterations, {title}; {self.time_left.text()}")
+            self.say(
+                f"{self._completed_count}{of_total} iterations, {title}; {self.time_left.text()}"
+            )
 
     def _is_quiet(self) -> bool:
         return time.monotonic() - self._last_line_s > QUIET_S

@@ -42,8 +42,8 @@ class Recorder:
 
         An End record gets the digest of all lines before it, and on rank 0 that of ``run.json``.
         """
-        sealed = self._seal(record) if isinstance(record, records.End) else record
-        self._lines.write(records.to_line(sealed))
+        sealed_record = self._seal(record) if isinstance(record, records.End) else record
+        self._lines.write(records.to_line(sealed_record))
 
     def _seal(self, end_record: records.End) -> records.End:
         header = self.folder / records.RUN_FILE

@@ -85,9 +85,9 @@ class TimeLeft:
 
     def end_round(self) -> None:
         """Note that every arm has run once more."""
-        now = self._clock()
-        self._round_durations_s.append(now - self._newest_end_s)
-        self._newest_end_s = now
+        now_s = self._clock()
+        self._round_durations_s.append(now_s - self._newest_end_s)
+        self._newest_end_s = now_s
         # The first point's lead has the program's own start in it: it tells nothing of later ones.
         if len(self._round_durations_s) == 1 and self._point > 0:
             lead_s = self._rounds_began_s - self._began_s
@@ -95,10 +95,10 @@ class TimeLeft:
 
     def end_ceilings(self) -> None:
         """Note that what follows a round has ended."""
-        now = self._clock()
+        now_s = self._clock()
         if len(self._ceiling_durations_s) < self._ceilings[self._point]:
-            self._ceiling_durations_s.append(now - self._newest_end_s)
-        self._newest_end_s = now
+            self._ceiling_durations_s.append(now_s - self._newest_end_s)
+        self._newest_end_s = now_s
 
     def reach(self, half_width: float | None) -> None:
         """Note how exactly the point's overheads are known so far, as a fraction."""
@@ -117,13 +117,16 @@ class TimeLeft:
         """Say how exactly overheads are known: nobody knows how many rounds that takes."""
         if not self._round_durations_s:
             return f"±{100 * precision:g} % asked"
-        reached = "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
+        reached_text = (
+            "" if self._half_width is None else f"±{100 * self._half_width:.2g} % so far, "
+        )
         most_s = self._max_time - (self._clock() - self._rounds_began_s)
         most_s = max(0.0, most_s, self._here_s(self._round_s()))
-        later = len(self._sizes) - 1 - self._point
-        more = f", {count_text(later, 'more point')}" if later else ""
+        later_points = len(self._sizes) - 1 - self._point
+        later_text = f", {count_text(later_points, 'more point')}" if later_points else ""
         return (
-            f"{reached}±{100 * precision:g} % asked; at most {seconds_text(most_s)} left here{more}"
+            f"{reached_text}±{100 * precision:g} % asked; at most {seconds_text(most_s)} left here"
+            f"{later_text}"
         )
 
     def seconds(self) -> float | None:
@@ -134,13 +137,15 @@ class TimeLeft:
             unit_s = self._unit_s
         else:
             return None
-        later = range(self._point + 1, len(self._sizes))
-        rounds_s = [unit_s * self._sizes[point_index] for point_index in later]
+        later_points = range(self._point + 1, len(self._sizes))
+        rounds_s = [unit_s * self._sizes[point_index] for point_index in later_points]
         later_s = sum(
             self._lead_s(round_s) + self._rounds[point_index] * round_s
-            for point_index, round_s in zip(later, rounds_s, strict=True)
+            for point_index, round_s in zip(later_points, rounds_s, strict=True)
         )
-        later_s += sum(self._ceilings[point_index] for point_index in later) * self._ceiling_s()
+        later_s += (
+            sum(self._ceilings[point_index] for point_index in later_points) * self._ceiling_s()
+        )
         return self._here_s(unit_s * self._sizes[self._point]) + later_s
 
     def _here_s(self, round_s: float) -> float:

@@ -50,11 +50,13 @@ class ScenarioPart(ABC):
         self.expected = torch.empty(0)
         self.generated = torch.empty(0)
 
-    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+    def expect(
+        self, undisturbed_clocks: list[MicrobatchClock] | None, tokens: torch.Tensor
+    ) -> None:
         """Keep what verification needs of the iteration that nothing disturbed.
 
         Args:
-            undisturbed: its clocks, while its caches are still in place; None on a sink.
+            undisturbed_clocks: its clocks, while its caches are still in place; None on a sink.
             tokens: the new tokens [U, B, T] where they are known.
         """
         self.expected = tokens

@@ -63,9 +63,11 @@ class HandoverSource(PlainSource):
         self._under_way: list[MPI.Request] = []
         self._handover_ms: float | None = None
 
-    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+    def expect(
+        self, undisturbed_clocks: list[MicrobatchClock] | None, tokens: torch.Tensor
+    ) -> None:
         """Keep the undisturbed tokens, and send them to the sinks. Collective."""
-        super().expect(undisturbed, tokens)
+        super().expect(undisturbed_clocks, tokens)
         # Sinks have not run these requests, so they get the tokens to compare theirs with.
         sleeping_bcast(self.rank_at_point.context.world, tokens)
 
@@ -77,8 +79,8 @@ class HandoverSource(PlainSource):
         self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
     ) -> tuple[list[MicrobatchClock], float]:
         """Run only the source's share of the tokens; the sinks get the newest one."""
-        generated = self.rank_at_point.point.generated_tokens
-        return self.source.maker.run(streams, mark, generated, self._send_tokens)
+        generated_count = self.rank_at_point.point.generated_tokens
+        return self.source.maker.run(streams, mark, generated_count, self._send_tokens)
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Run as far as the hand-over; then wait for the answer of the first sink."""
@@ -137,10 +139,13 @@ class HandoverSink(PlainSink):
         self._sink_model: SinkModel | None = None
         self._sink_times = SinkModelTimes()
 
-    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+    def expect(
+        self, undisturbed_clocks: list[MicrobatchClock] | None, tokens: torch.Tensor
+    ) -> None:
         """Receive the sources' undisturbed tokens and keep them. Collective."""
-        expected: torch.Tensor = sleeping_bcast(self.rank_at_point.context.world, None)
-        super().expect(undisturbed, expected.flatten(0, 1))  # this side has microbatches of its own
+        expected_tokens: torch.Tensor = sleeping_bcast(self.rank_at_point.context.world, None)
+        # This side has microbatches of its own.
+        super().expect(undisturbed_clocks, expected_tokens.flatten(0, 1))
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Load the sink's part of the model, the first time, and fill all with the pattern."""
@@ -151,16 +156,16 @@ class HandoverSink(PlainSink):
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Receive the cache, then generate the remaining tokens from it."""
         mark("receive")
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         self.receive(arm)
         assert self._sink_model is not None
         mark("take over")
-        self._sink_times = self._sink_model.run(began)
+        self._sink_times = self._sink_model.run(began_s)
         self.generated = self._sink_times.tokens
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the sink's plain record, and its times from the last byte to the last token."""
-        recorded = super().record(arm, iteration_id)
+        recorded_iteration = super().record(arm, iteration_id)
         times = self._sink_times
         self.rank_at_point.write(
             records.HandoverAtSink(
@@ -170,7 +175,7 @@ class HandoverSink(PlainSink):
                 token_ms=times.rest_ms,
             )
         )
-        return recorded
+        return recorded_iteration
 
     def self_written_positions(self) -> Span:
         """Return the positions that this side generates itself, not received ones."""
@@ -208,13 +213,13 @@ class SinkModel:
         self._view = view
         self._point = view.point
         self._comm = context.comms.handover
-        self._silent: list[MicrobatchStream] = [NoStreaming() for _ in caches]
+        self._silent_streams: list[MicrobatchStream] = [NoStreaming() for _ in caches]
 
-    def run(self, began: float) -> SinkModelTimes:
+    def run(self, began_s: float) -> SinkModelTimes:
         """Generate the other tokens, once this sink's cache is whole.
 
         Args:
-            began: the beginning of the iteration, by ``perf_counter``.
+            began_s: the beginning of the iteration, by ``perf_counter``.
         """
         topology = self._view.topology
         point = self._point
@@ -224,14 +229,18 @@ class SinkModel:
         ready_s = time.perf_counter()
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
-        self._maker.decode(clocks, self._silent, point.generated_tokens, point.generated_tokens + 1)
+        self._maker.decode(
+            clocks, self._silent_streams, point.generated_tokens, point.generated_tokens + 1
+        )
         first_token_s = time.perf_counter()
         if topology.rank == first_answerer(topology):
             self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON_TAG)
-        self._maker.decode(clocks, self._silent, point.generated_tokens + 1, point.output_len)
+        self._maker.decode(
+            clocks, self._silent_streams, point.generated_tokens + 1, point.output_len
+        )
         rest_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
-            (ready_s - began) * 1e3,
+            (ready_s - began_s) * 1e3,
             (first_token_s - ready_s) * 1e3,
             rest_ms,
             self._newest_tokens(clocks),
@@ -250,7 +259,7 @@ class SinkModel:
             clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
     def _newest_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
-        new = self._point.output_len - self._point.generated_tokens
-        if len(clocks[0].tokens) < new:
+        new_count = self._point.output_len - self._point.generated_tokens
+        if len(clocks[0].tokens) < new_count:
             return torch.empty(0)
-        return torch.cat([torch.stack(clock.tokens[-new:], dim=1) for clock in clocks])
+        return torch.cat([torch.stack(clock.tokens[-new_count:], dim=1) for clock in clocks])

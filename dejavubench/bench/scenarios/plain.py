@@ -47,12 +47,12 @@ class PlainSource(ScenarioPart):
         self.rank_at_point = source.rank_at_point
         self.destinations = source.destinations
         self._pattern = 0
-        self._newest = SourceIteration([], 0.0, 0.0, 0.0)
+        self._newest_iteration = SourceIteration([], 0.0, 0.0, 0.0)
 
     @property
     def clocks(self) -> list[MicrobatchClock]:
         """The clocks of the newest iteration."""
-        return self._newest.clocks
+        return self._newest_iteration.clocks
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill caches, slots and destination with the pattern; begin all streams."""
@@ -69,7 +69,7 @@ class PlainSource(ScenarioPart):
         # process_time counts every thread, so the helpers' share comes off.
         model_s = time.process_time() - began_s - helper_s
         microbatches = len(clocks)
-        self._newest = SourceIteration(
+        self._newest_iteration = SourceIteration(
             clocks, makespan_ms, model_s / microbatches, helper_s / microbatches
         )
         self.generated = tokens_of(clocks)
@@ -105,22 +105,27 @@ class PlainSource(ScenarioPart):
         Returns:
             TOTAL of a single microbatch; with several of them, the makespan.
         """
-        newest = self._newest
+        newest_iteration = self._newest_iteration
         write = self.rank_at_point.write
         microbatches = [
             microbatch_record(
-                iteration_id, microbatch_index, clock, stream, newest.cpu_s, newest.helper_cpu_s
+                iteration_id,
+                microbatch_index,
+                clock,
+                stream,
+                newest_iteration.cpu_s,
+                newest_iteration.helper_cpu_s,
             )
             for microbatch_index, (clock, stream) in enumerate(
-                zip(newest.clocks, self.streams(arm), strict=True)
+                zip(newest_iteration.clocks, self.streams(arm), strict=True)
             )
         ]
         for record in microbatches:
             write(record)
-        self.record_chunks(arm, iteration_id, newest.clocks)
+        self.record_chunks(arm, iteration_id, newest_iteration.clocks)
         # Several microbatches overlap, so the sum of one's phases is no measure of the iteration.
-        only_clock = newest.clocks[0] if len(newest.clocks) == 1 else None
-        total_ms = newest.makespan_ms if only_clock is None else only_clock.total_ms
+        only_clock = newest_iteration.clocks[0] if len(newest_iteration.clocks) == 1 else None
+        total_ms = newest_iteration.makespan_ms if only_clock is None else only_clock.total_ms
         return RecordedIteration(total_ms, microbatches)
 
     def verify(self, arm: Arm) -> str | None:
@@ -162,7 +167,7 @@ class PlainSink(ScenarioPart):
         super().__init__()
         self.sink = sink
         self.rank_at_point = sink.rank_at_point
-        self._received = ReceivedIteration()
+        self._received_iteration = ReceivedIteration()
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill this sink's caches and slots, and post the first receives."""
@@ -175,19 +180,19 @@ class PlainSink(ScenarioPart):
 
     def receive(self, arm: Arm) -> None:
         """Receive one iteration of an arm, if it streams to other ranks."""
-        self._received = self.sink.receive(arm, arm.level)
+        self._received_iteration = self.sink.receive(arm, arm.level)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the bytes, messages and CPU seconds of receiving, and the arrival times."""
         self.rank_at_point.write(
             records.SinkActivity(
                 **iteration_id,
-                nbytes=self._received.nbytes,
-                messages=self._received.messages,
-                cpu_s=self._received.cpu_s,
+                nbytes=self._received_iteration.nbytes,
+                messages=self._received_iteration.messages,
+                cpu_s=self._received_iteration.cpu_s,
             )
         )
-        self.sink.record_times(arm, iteration_id, self._received)
+        self.sink.record_times(arm, iteration_id, self._received_iteration)
         return RecordedIteration()
 
     def verify(self, arm: Arm) -> str | None:
@@ -204,5 +209,5 @@ class PlainSink(ScenarioPart):
 
     def self_written_positions(self) -> Span:
         """Return the positions that this sink has written itself."""
-        streamed = self.rank_at_point.point.streamed_positions
-        return Span(streamed, streamed)
+        streamed_positions = self.rank_at_point.point.streamed_positions
+        return Span(streamed_positions, streamed_positions)

@@ -67,29 +67,29 @@ class RestoredCaches:
 
 def restore_caches(files: list[SavedStream], caches: list[KVCache], embeds: bool) -> RestoredCaches:
     """Put back all that is good; ``embeds``: this stage needs the token ids as well."""
-    began = time.perf_counter()
-    restored = [file.restore(cache) for file, cache in zip(files, caches, strict=True)]
+    began_s = time.perf_counter()
+    restored_streams = [file.restore(cache) for file, cache in zip(files, caches, strict=True)]
     if embeds:
-        for file, stream in zip(files, restored, strict=True):
+        for file, stream in zip(files, restored_streams, strict=True):
             _drop_unknown_steps(stream, file)
     nbytes = sum(
         sum(map(file.schedule.step_nbytes, range(stream.steps)))
-        for file, stream in zip(files, restored, strict=True)
+        for file, stream in zip(files, restored_streams, strict=True)
     )
-    return RestoredCaches(restored, nbytes, (time.perf_counter() - began) * 1e3)
+    return RestoredCaches(restored_streams, nbytes, (time.perf_counter() - began_s) * 1e3)
 
 
-def _drop_unknown_steps(restored: RestoredStream, file: SavedStream) -> None:
+def _drop_unknown_steps(restored_stream: RestoredStream, file: SavedStream) -> None:
     """Give up the steps from the first one on whose token ids are not in the file."""
     first_unknown = next(
-        (step for step, ids in enumerate(restored.tokens) if (ids < 0).any()), None
+        (step for step, ids in enumerate(restored_stream.tokens) if (ids < 0).any()), None
     )
     if first_unknown is not None:
-        restored.wrong = (
+        restored_stream.wrong = (
             f"{file.path}: token ids of step {first_unknown} are not in it; "
             f"{first_unknown} steps are good"
         )
-        del restored.tokens[first_unknown:]
+        del restored_stream.tokens[first_unknown:]
 
 
 def _agree_on_first_step(world: MPI.Intracomm, steps: int | None) -> int:
@@ -100,9 +100,9 @@ def _agree_on_first_step(world: MPI.Intracomm, steps: int | None) -> int:
     """
     # A stage cannot compute a step whose hidden states the stage before does not send again, so the
     # rank with the fewest steps decides for all.
-    everywhere = world.allgather(steps)
+    steps_of_ranks = world.allgather(steps)
     # The new token of the last step is not known: that step is computed again.
-    return max(min(step for step in everywhere if step is not None) - 1, 0)
+    return max(min(step for step in steps_of_ranks if step is not None) - 1, 0)
 
 
 class RestartSource(PlainSource):
@@ -110,27 +110,29 @@ class RestartSource(PlainSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._undisturbed: list[MicrobatchClock] = []
+        self._undisturbed_clocks: list[MicrobatchClock] = []
         self._clocks: list[MicrobatchClock] = []
-        self._restored = RestoredCaches([], 0, 0.0)
+        self._restored_caches = RestoredCaches([], 0, 0.0)
         self._first_step = 0
         self._again_ms = 0.0
 
-    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+    def expect(
+        self, undisturbed_clocks: list[MicrobatchClock] | None, tokens: torch.Tensor
+    ) -> None:
         """Keep the undisturbed clocks as well: they tell what a run anew would take."""
-        super().expect(undisturbed, tokens)
-        self._undisturbed = undisturbed or []
+        super().expect(undisturbed_clocks, tokens)
+        self._undisturbed_clocks = undisturbed_clocks or []
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Put the caches back from disk, agree on the first step, and go on from there."""
         source = self.source
         context = self.rank_at_point.context
         mark("restore")
-        self._restored = restore_caches(
+        self._restored_caches = restore_caches(
             context.saved_streams, source.caches, source.model.is_first_stage
         )
         sleeping_barrier(context.world, "restore")
-        self._first_step = _agree_on_first_step(context.world, self._restored.steps)
+        self._first_step = _agree_on_first_step(context.world, self._restored_caches.steps)
         streams = self.streams(arm)
         self._again_ms = 0.0
         if self._first_step == 0:  # nothing to go on from: from the beginning
@@ -146,19 +148,19 @@ class RestartSource(PlainSource):
         clocks = source.maker.clocks()
         layers = source.view.geometry.layers
         if source.model.is_first_stage:
-            for clock, tokens in zip(clocks, self._restored.tokens(first_step), strict=True):
+            for clock, tokens in zip(clocks, self._restored_caches.tokens(first_step), strict=True):
                 clock.tokens = list(tokens)
         # The killed run's files are only read. This run's own files get the old steps as well, so
         # that they are whole without the old ones.
         mark("stream again")
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for stream, clock in zip(streams, clocks, strict=True):
             for layer in range(layers):
                 stream.layer_ready(layer)
             for step in range(first_step):
                 input_tokens = clock.tokens[step - 1].numpy() if step and clock.tokens else None
                 stream.step_ready(step, input_tokens)
-        self._again_ms = (time.perf_counter() - began) * 1e3
+        self._again_ms = (time.perf_counter() - began_s) * 1e3
         mark("tokens")
         source.maker.decode(clocks, streams, first_step, source.maker.output_len)
         mark("drain")
@@ -171,10 +173,16 @@ class RestartSource(PlainSource):
         Returns:
             No total, because the arm is no whole request.
         """
-        rank_at_point, restored, clocks = self.rank_at_point, self._restored, self._clocks
+        rank_at_point, restored_caches, clocks = (
+            self.rank_at_point,
+            self._restored_caches,
+            self._clocks,
+        )
         restart_request = rank_at_point.context.plan.restart_request
         assert restart_request is not None
-        undisturbed_ms = (sum(clock.step_ms[: self._first_step]) for clock in self._undisturbed)
+        undisturbed_ms = (
+            sum(clock.step_ms[: self._first_step]) for clock in self._undisturbed_clocks
+        )
         rank_at_point.write(
             records.Restart(
                 point=iteration_id["point"],
@@ -183,13 +191,13 @@ class RestartSource(PlainSource):
                 run_id=restart_request.run_id,
                 watermark=min(file.watermark for file in rank_at_point.context.saved_streams),
                 first=self._first_step,
-                nbytes=restored.nbytes,
-                restore_ms=restored.ms,
+                nbytes=restored_caches.nbytes,
+                restore_ms=restored_caches.ms,
                 again_ms=self._again_ms,
                 step_ms=np.max([clock.step_ms for clock in clocks], axis=0).tolist(),
                 drain_ms=max(clock.drain_ms for clock in clocks),
                 anew_ms=max(undisturbed_ms, default=None),
-                wrong=restored.wrong,
+                wrong=restored_caches.wrong,
             )
         )
         # What was put back left before the clock of the first step began: those times are negative.

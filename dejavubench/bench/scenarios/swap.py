@@ -48,19 +48,21 @@ class SwapSource(PlainSource):
         )
         self._swaps: dict[str, Swap] = {}
         # Host memory and disk as stores share these caches: only one arm works at a time.
-        self._resident: list[KVCache] = []
+        self._resident_caches: list[KVCache] = []
         self._digests: list[list[str]] = []  # of each microbatch's undisturbed cache
 
-    def expect(self, undisturbed: list[MicrobatchClock] | None, tokens: torch.Tensor) -> None:
+    def expect(
+        self, undisturbed_clocks: list[MicrobatchClock] | None, tokens: torch.Tensor
+    ) -> None:
         """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
-        super().expect(undisturbed, tokens)
-        written = self.rank_at_point.point.written_positions
-        self._digests = [digests(cache, written) for cache in self.source.caches]
+        super().expect(undisturbed_clocks, tokens)
+        written_positions = self.rank_at_point.point.written_positions
+        self._digests = [digests(cache, written_positions) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill resident caches, slots and store with the pattern; begin all streams."""
         streams = self.streams(arm)  # makes the resident caches, which are filled below
-        caches: Sequence[KVCache] = (*self.source.caches, *self._resident)
+        caches: Sequence[KVCache] = (*self.source.caches, *self._resident_caches)
         for cache in caches:
             cache.fill(pattern)
         self.source.begin(streams)
@@ -90,7 +92,7 @@ class SwapSource(PlainSource):
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the cost of swapping, bytes and times, behind the plain records."""
-        recorded = super().record(arm, iteration_id)
+        recorded_iteration = super().record(arm, iteration_id)
         cost = self._swap(arm).swapper.cost
         self.rank_at_point.write(
             records.Swapping(
@@ -101,16 +103,16 @@ class SwapSource(PlainSource):
                 wait_ms=cost.wait_s * 1e3,
             )
         )
-        return recorded
+        return recorded_iteration
 
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
         view = self.source.view
         swapper = self._swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
-        for microbatch, expected in enumerate(self._digests):
+        for microbatch, expected_digests in enumerate(self._digests):
             hashes = digests(swapper.bring_back(microbatch), view.point.written_positions)
-            if difference := digests_differ(hashes, expected, view, microbatch):
+            if difference := digests_differ(hashes, expected_digests, view, microbatch):
                 return difference
         return None
 
@@ -132,15 +134,15 @@ class SwapSource(PlainSource):
         if arm.mode not in self._swaps:
             source = self.source
             experiment = self.rank_at_point.experiment
-            if not self._resident:
+            if not self._resident_caches:
                 dtype = source.caches[0].k.dtype
                 geometry = source.view.geometry
-                self._resident = [
+                self._resident_caches = [
                     KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
                 ]
             streams = [stream for (stream,) in source.view.local_streams()]
             streamer = self.destinations.streamer(arm)
-            swapper = Swapper(self._resident, streams, streamer, experiment.drain_timeout)
+            swapper = Swapper(self._resident_caches, streams, streamer, experiment.drain_timeout)
             maker = source.maker_over(swapper.current, swapper.step_begins)
             self._swaps[arm.mode] = Swap(swapper, maker)
         return self._swaps[arm.mode]

@@ -61,7 +61,7 @@ def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors)
     """Announce every point to the other sides; return why points are refused. Collective."""
     if all(type(connector).refusal is Connector.refusal for connector in connectors.values()):
         return {}  # nobody is asked, so that ranks need not wait for each other at every point
-    refused: dict[str, str] = {}
+    refusal_reasons: dict[str, str] = {}
     for point in runnable.points:
         context = point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
@@ -70,11 +70,11 @@ def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors)
                 partial(connector.refusal, context, open_connectors)
                 for connector in connectors.values()
             ]
-            refused |= agree_on_reasons(
+            refusal_reasons |= agree_on_reasons(
                 ranks.world, partial(_ask_for_refusals, point, refusal_checks)
             )
         ranks.world.Barrier()  # all have given it back before the next point is announced
-    return refused
+    return refusal_reasons
 
 
 def _ask_for_refusals(
@@ -93,10 +93,10 @@ def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointCo
     pairs = [
         (rank, sink) for rank in topology.sources for sink in view_of(point, topology, rank).peers()
     ]
-    local = view_of(point, topology).local_streams() if ranks.is_source else []
+    streams_of_microbatches = view_of(point, topology).local_streams() if ranks.is_source else []
     return PointContext(
         pairs=pairs,
-        streams=[stream for microbatch in local for stream in microbatch],
+        streams=[stream for microbatch in streams_of_microbatches for stream in microbatch],
         dtype=dtype_of(point.data_type),
         probes=experiment.ceilings and ranks.rank == 0,
     )

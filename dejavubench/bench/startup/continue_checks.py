@@ -68,17 +68,17 @@ def check_same(
                 f"--continue: {point_id} cannot run here now: {reason}. Use --points to leave it "
                 "out"
             )
-    differing = [
+    found_differences = [
         *_compare_plans(continued_run, runnable),
         *_compare_hosts(continued_run, ranks),
         *differences(continued_run.header.environment, environment),
     ]
-    if differing:
-        unnamed = len(differing) - MOST_NAMED_DIFFERENCES
-        more = f"; and {unnamed} more" if unnamed > 0 else ""
+    if found_differences:
+        unnamed_count = len(found_differences) - MOST_NAMED_DIFFERENCES
+        unnamed_text = f"; and {unnamed_count} more" if unnamed_count > 0 else ""
         raise UsageError(
             f"--continue: the run in {continued_run.folder} was measured otherwise: "
-            f"{'; '.join(differing[:MOST_NAMED_DIFFERENCES])}{more}. "
+            f"{'; '.join(found_differences[:MOST_NAMED_DIFFERENCES])}{unnamed_text}. "
             "Rounds of both cannot share a table: start a new run"
         )
 
@@ -94,7 +94,7 @@ def _compare_plans(continued_run: ContinuedRun, runnable: RunnablePlan) -> Itera
     for earlier_point, point in zip(header.points, plan.points, strict=False):
         # Keys that the older program did not write are None, and say nothing.
         old_fields = earlier_point.model_dump(exclude_none=True, exclude={"skipped"})
-        new_fields = point_info(point, swept=plan.experiment.swept).model_dump()
+        new_fields = point_info(point, swept_options=plan.experiment.swept).model_dump()
         for key, value in old_fields.items():
             if new_fields[key] != value:
                 yield f"{key} of {earlier_point.id} was {value}, now {new_fields[key]}"
@@ -108,13 +108,15 @@ def _compare_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]:
             yield f"rank {rank} was on {host}, now on {ranks.hosts[rank]}"
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def differences(
+    old_environment: Mapping[str, Any], new_environment: Mapping[str, Any]
+) -> Iterator[str]:
     """Yield the differences between two environments, by the keys that the older one has."""
     for key in EQUAL_KEYS:
-        if key not in before:
+        if key not in old_environment:
             continue
-        old_value = before[key]
-        new_value = now.get(key)
+        old_value = old_environment[key]
+        new_value = new_environment.get(key)
         if isinstance(old_value, dict) and isinstance(new_value, dict):
             for name in sorted({*old_value, *new_value} - set(CHANGEABLE_VARIABLES)):
                 if old_value.get(name) != new_value.get(name):

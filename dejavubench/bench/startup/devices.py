@@ -23,26 +23,26 @@ class Devices:
     """The devices of a run.
 
     Attributes:
-        own: the device where this rank computes, or receives what comes by NCCL or NIXL.
-        computing: the type of device that all workers compute on.
+        own_device: the device where this rank computes, or receives what comes by NCCL or NIXL.
+        compute_type: the type of device that all workers compute on.
         native_bf16: the CPU of every rank multiplies bf16.
         loopback: facts on how NCCL works between ranks that share a GPU, where they may and do.
     """
 
-    own: torch.device
-    computing: str
+    own_device: torch.device
+    compute_type: str
     native_bf16: bool
     loopback: LoopbackFacts | None
 
     @property
     def on_cuda(self) -> bool:
         """True if this rank uses a CUDA device."""
-        return self.own.type == "cuda"
+        return self.own_device.type == "cuda"
 
     @property
     def number(self) -> int | None:
         """The number of this rank's CUDA device on its host; None without one."""
-        return self.own.index if self.on_cuda else None
+        return self.own_device.index if self.on_cuda else None
 
     @classmethod
     def prepare(cls, experiment: Experiment, ranks: Ranks, rank_device: torch.device) -> Devices:
@@ -54,13 +54,13 @@ class Devices:
         Raises:
             UsageError: on every rank, if ranks share a GPU without leave.
         """
-        computing = "cuda" if experiment.device == "cuda" else "cpu"
+        compute_type = "cuda" if experiment.device == "cuda" else "cpu"
         loopback = _share_devices(ranks, rank_device, experiment.nccl_loopback)
-        return cls(rank_device, computing, ranks.native_bf16, loopback)
+        return cls(rank_device, compute_type, ranks.native_bf16, loopback)
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type in which all workers of the model multiply."""
-        return compute_dtype(dtype, self.computing, self.native_bf16)
+        return compute_dtype(dtype, self.compute_type, self.native_bf16)
 
 
 def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
@@ -78,19 +78,19 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
     sources, sinks = map(ranks.on_this_host, (topology.sources, topology.sinks))
-    refused = too_few_devices(plan, cuda_devices(), sources, sinks)
-    if refused:
-        raise UsageError(refused)
+    refusal = too_few_devices(plan, cuda_devices(), sources, sinks)
+    if refusal:
+        raise UsageError(refusal)
     assigned_devices = device_numbers(plan, sources, sinks, count)
     of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
     # Ranks of one side take the devices of their host in turn, in the order of their numbers.
-    before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
-    device = torch.device("cuda", of_role[before])
+    ranks_before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
+    device = torch.device("cuda", of_role[ranks_before])
     torch.cuda.set_device(device)
     return device
 
 
-def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> LoopbackFacts | None:
+def _share_devices(ranks: Ranks, device: torch.device, is_allowed: bool) -> LoopbackFacts | None:
     """Tell NCCL which ranks share a GPU. NCCL is not loaded where no two ranks use GPUs."""
     # This is no matter of the destination `nccl` alone: the parts of one model that lie on several
     # GPUs exchange their hidden states by NCCL, whatever the destination is.
@@ -101,7 +101,7 @@ def _share_devices(ranks: Ranks, device: torch.device, allowed: bool) -> Loopbac
         if not on_cuda or with_device.size == 1:
             return None
         try:
-            return prepare_gpus(with_device, gpu_of(device), allowed)
+            return prepare_gpus(with_device, gpu_of(device), is_allowed)
         except SharedGpuError as error:
             raise UsageError(str(error)) from None
 

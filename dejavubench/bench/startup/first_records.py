@@ -48,10 +48,10 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     if context.devices.loopback is not None:
         environment["nccl_loopback"] = asdict(context.devices.loopback)
     connectors = context.connectors.values()
-    for reported in agree(
+    for connector_facts in agree(
         context.ranks.world, lambda: [connector.facts() for connector in connectors]
     ):
-        environment |= reported
+        environment |= connector_facts
     environment |= _describe_points(context)
     staging = _most_staging(context)
     # The peers may differ from point to point: the record names all of them.

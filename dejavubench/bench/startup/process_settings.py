@@ -46,8 +46,8 @@ class ProcessSettings:
                     self._cores_before[thread] = os.sched_getaffinity(thread)
                     os.sched_setaffinity(thread, {self._ranks.own_core})
                 else:
-                    before = self._cores_before.pop(thread, self._ranks.cores)
-                    os.sched_setaffinity(thread, before)
+                    cores_before = self._cores_before.pop(thread, self._ranks.cores)
+                    os.sched_setaffinity(thread, cores_before)
         self._confined = confine
 
 

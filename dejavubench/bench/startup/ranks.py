@@ -33,13 +33,15 @@ def agree(world: MPI.Intracomm, prepare: Callable[[], T]) -> T:
     Raises:
         UsageError: on every rank, the first one that any rank raised.
     """
-    outcome = _catch_usage_error(prepare)
+    answer_or_error = _catch_usage_error(prepare)
     # Only errors travel: an answer may be a communicator or a device.
-    for problem in world.allgather(outcome if isinstance(outcome, UsageError) else None):
+    for problem in world.allgather(
+        answer_or_error if isinstance(answer_or_error, UsageError) else None
+    ):
         if problem is not None:
             raise problem
-    assert not isinstance(outcome, UsageError)  # it would have been raised above
-    return outcome
+    assert not isinstance(answer_or_error, UsageError)  # it would have been raised above
+    return answer_or_error
 
 
 def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -> dict[str, str]:
@@ -48,12 +50,12 @@ def agree_on_reasons(world: MPI.Intracomm, find: Callable[[], dict[str, str]]) -
     Raises:
         UsageError: as :func:`agree`.
     """
-    merged: dict[str, str] = {}
-    for outcome in world.allgather(_catch_usage_error(find)):
-        if isinstance(outcome, UsageError):
-            raise outcome
-        merged = {**outcome, **merged}  # what is in `merged` already, of a lower rank, wins
-    return merged
+    reasons: dict[str, str] = {}
+    for reasons_or_error in world.allgather(_catch_usage_error(find)):
+        if isinstance(reasons_or_error, UsageError):
+            raise reasons_or_error
+        reasons = {**reasons_or_error, **reasons}  # those of lower ranks win
+    return reasons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +93,12 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        gathered = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
-        hosts = tuple(host for host, *_ in gathered)
+        facts_of_ranks = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
+        hosts = tuple(host for host, *_ in facts_of_ranks)
         on_host = frozenset[int]().union(
-            *(cores for host, cores, *_ in gathered if host == hosts[world.rank])
+            *(cores for host, cores, *_ in facts_of_ranks if host == hosts[world.rank])
         )
-        native = all(native for _, _, native, _ in gathered)
+        native = all(native for _, _, native, _ in facts_of_ranks)
         return cls(
             world=world,
             topology=topology,
@@ -104,7 +106,7 @@ class Ranks:
             cores=cores,
             cores_on_host=len(on_host),
             native_bf16=native,
-            first_pid=gathered[0][3],
+            first_pid=facts_of_ranks[0][3],
         )
 
     @property

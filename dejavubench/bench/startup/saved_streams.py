@@ -25,14 +25,14 @@ def open_saved_streams(
     """
     rank = view.topology.rank
     # The killed run's id, not this one's: the identity is that of the files it has written.
-    expected = identity(plan, view.point, device, restart_request.run_id, rank)
+    expected_identity = identity(plan, view.point, device, restart_request.run_id, rank)
     name = restart_request.stream_name(rank)
     try:
         return [
             SavedStream(
                 restart_request.stream_dir / stream_file.file_name(name, stream.id),
                 stream,
-                expected,
+                expected_identity,
             )
             for (stream,) in view.local_streams()
         ]

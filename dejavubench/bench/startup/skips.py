@@ -22,34 +22,34 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     """Return why points cannot run on this rank's host: memory first, then room on the disk."""
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    everywhere = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    reasons_of_plan = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
     reasons = {
-        point_id: reason for point_id, reason in everywhere.items() if point_id in plan.starts
+        point_id: reason for point_id, reason in reasons_of_plan.items() if point_id in plan.starts
     }
     if not runnable.on_disk or not ranks.is_source:
         return reasons
     directory = experiment.stream_dir or experiment.log_dir
     # The folder itself may not be there yet: the nearest one above it is on the same disk.
-    existing = next(
+    existing_folder = next(
         folder for folder in (directory, *directory.absolute().parents) if folder.exists()
     )
-    room = shutil.disk_usage(existing).free
+    free_nbytes = shutil.disk_usage(existing_folder).free
     # Files of all arms of a point lie on the disk at the same time; those of a point that is over
     # are gone, unless they are kept.
     probes = probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
-    kept = 0  # files of earlier points that stay (--keep)
+    kept_nbytes = 0  # files of earlier points that stay (--keep)
     for point in runnable.measured:
         if point.id in reasons:
             continue
-        files = sources * stored_nbytes(runnable, point, ranks, connectors)
-        needed = kept + files + probes
-        if needed > room:
+        files_nbytes = sources * stored_nbytes(runnable, point, ranks, connectors)
+        needed_nbytes = kept_nbytes + files_nbytes + probes
+        if needed_nbytes > free_nbytes:
             reasons[point.id] = (
-                f"{directory}: streaming to disk needs {nbytes_text(needed)}, "
-                f"{nbytes_text(room)} are free"
+                f"{directory}: streaming to disk needs {nbytes_text(needed_nbytes)}, "
+                f"{nbytes_text(free_nbytes)} are free"
             )
         elif experiment.keep:
-            kept += files
+            kept_nbytes += files_nbytes
     return reasons
 
 
@@ -57,12 +57,12 @@ def stored_nbytes(
     runnable: RunnablePlan, point: Point, ranks: Ranks, connectors: Connectors
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
-    local = view_of(point, ranks.topology).local_streams()
+    streams_of_microbatches = view_of(point, ranks.topology).local_streams()
     writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
     return sum(
         connectors[name].stored_nbytes(stream)
         for name in writers.values()
-        for microbatch in local
+        for microbatch in streams_of_microbatches
         for stream in microbatch
     )
 

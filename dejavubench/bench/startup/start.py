@@ -58,11 +58,11 @@ def start(
     connectors = load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
-    skipped = skips.reasons_here(runnable, ranks, connectors)
+    skip_reasons = skips.reasons_here(runnable, ranks, connectors)
     find_all_peers(connectors, ranks)
-    runnable = replace(runnable, skipped=skipped)
-    refused = refused_points(runnable, ranks, connectors)
-    runnable = replace(runnable, skipped=skipped | refused)
+    runnable = replace(runnable, skipped=skip_reasons)
+    refusal_reasons = refused_points(runnable, ranks, connectors)
+    runnable = replace(runnable, skipped=skip_reasons | refusal_reasons)
     fit.refuse_if_none_runs(plan, runnable.skipped)
     saved_streams = agree(ranks.world, lambda: _open_saved_streams(runnable, ranks, devices))
     agree(ranks.world, lambda: _check_continued_run(runnable, ranks, devices))
@@ -80,7 +80,7 @@ def start(
         devices=devices,
         workspace=workspace,
         comms=comms,
-        workers=connect_workers(comms, ranks, devices.own, spin) if computes else None,
+        workers=connect_workers(comms, ranks, devices.own_device, spin) if computes else None,
         process_settings=process_settings,
         conditions=_find_conditions(runnable, ranks, workspace, computes),
         sampler=_find_sampler(runnable, ranks, devices, workspace),
@@ -107,7 +107,7 @@ def _open_saved_streams(
         return []
     (point,) = runnable.points
     view = view_of(point, ranks.topology)
-    return open_saved_streams(plan, plan.restart_request, view, devices.computing)
+    return open_saved_streams(plan, plan.restart_request, view, devices.compute_type)
 
 
 def _check_continued_run(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> None:

@@ -83,8 +83,8 @@ class Workspace:
         for name_of in (records.rank_file, records.chunk_file, conditions_file):
             own_file = self.folder / name_of(ranks.rank, self.session)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
-            elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
-            contents = sleeping_gather(ranks.world, own_file.read_bytes() if elsewhere else None)
+            is_elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
+            contents = sleeping_gather(ranks.world, own_file.read_bytes() if is_elsewhere else None)
             for rank, content in enumerate(contents or []):
                 path = self.folder / name_of(rank, self.session)
                 if content is not None and not path.exists():
@@ -102,19 +102,19 @@ def _make_stream_dir(directory: Path) -> None:
 
 def _make_folder(experiment: Experiment, world: MPI.Intracomm) -> tuple[str, Path]:
     """Have rank 0 name the run and make its folder, never an existing one. Collective."""
-    outcome: tuple[str, Path] | UsageError | None = None
+    folder_or_error: tuple[str, Path] | UsageError | None = None
     if world.rank == 0:
         try:
             folder = _make_new_folder(experiment.log_dir, experiment.name)
             # Ranks of other hosts may have another working directory, so the path is made absolute.
-            outcome = uuid.uuid4().hex[:12], folder.absolute()
+            folder_or_error = uuid.uuid4().hex[:12], folder.absolute()
         except OSError as error:
-            outcome = UsageError(f"log_dir {experiment.log_dir}: {error.strerror}")
-    outcome = world.bcast(outcome)
-    if isinstance(outcome, UsageError):
-        raise outcome
-    assert outcome is not None
-    return outcome
+            folder_or_error = UsageError(f"log_dir {experiment.log_dir}: {error.strerror}")
+    folder_or_error = world.bcast(folder_or_error)
+    if isinstance(folder_or_error, UsageError):
+        raise folder_or_error
+    assert folder_or_error is not None
+    return folder_or_error
 
 
 def _make_new_folder(log_dir: Path, name: str) -> Path:
@@ -141,9 +141,9 @@ def _last_session(folder: Path) -> int:
 
 def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int) -> Recorder:
     points = len(runnable.plan.points)
-    alone = rank == 0 and len(runnable.plan.arms) == points == 1
+    is_single_arm = rank == 0 and len(runnable.plan.arms) == points == 1
     try:
         make = plain_or_ranged(runnable.experiment, Recorder, RangedRecorder)
-        return make(folder, rank, points > 1, to_stdout=alone, session=session)
+        return make(folder, rank, points > 1, to_stdout=is_single_arm, session=session)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None

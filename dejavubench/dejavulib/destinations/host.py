@@ -23,7 +23,7 @@ class HostDestination(LocalDestination):
     entry = HOST
 
     def __init__(self, pinned: bool = False) -> None:
-        self._pinned = pinned
+        self._is_pinned = pinned
         self._buffers: dict[int, torch.Tensor] = {}
         self._completed: dict[int, int] = {}
 
@@ -31,7 +31,7 @@ class HostDestination(LocalDestination):
         """Allocate the stream's buffer at its first microbatch; later ones use it again."""
         buffer = self._buffers.get(stream.id)
         if buffer is None or buffer.numel() != stream.schedule.nbytes:
-            allocate = pinned_buffer if self._pinned else aligned_buffer
+            allocate = pinned_buffer if self._is_pinned else aligned_buffer
             self._buffers[stream.id] = allocate(stream.schedule.nbytes)
         self._completed[stream.id] = 0
 

@@ -110,8 +110,8 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         """
         peer = stream.peer_rank
         tag = _data_tag(stream)
-        sending = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
-        self._under_way[stream.key].append(sending)
+        sent_chunk = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
+        self._under_way[stream.key].append(sent_chunk)
         if each_complete:
             send = self._comm.Ssend  # returns only once the sink has taken the extent
             for block in self.cut_and_count(extents):

@@ -60,8 +60,8 @@ class KernelArguments:
     @property
     def blocks(self) -> tuple[int, int]:
         """Number of blocks along a plane, and of planes."""
-        largest = max(int(kind["size"]) for kind in self.content["kinds"])
-        return -(-largest // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
+        largest_plane = max(int(plane["size"]) for plane in self.content["kinds"])
+        return -(-largest_plane // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
 
 
 def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:

@@ -24,18 +24,18 @@ STEAL_SHARE = 0.02
 
 def judge_affinity(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many of the host's cores a rank may use."""
-    granted, machine = len(rank.cores.granted), rank.cores.machine
+    granted_count, machine_count = len(rank.cores.granted), rank.cores.machine
     # Launchers bind a rank to one core unless they are told otherwise. The helper thread would then
     # take its time from the model, and every overhead would show it.
-    if granted == 1 < machine:
+    if granted_count == 1 < machine_count:
         yield warn(
-            f"bound to 1 core of {machine}, which model and helper thread share",
+            f"bound to 1 core of {machine_count}, which model and helper thread share",
             "Start with --bind-to none (Open MPI, Hydra) or --cpu-bind=none (srun).",
         )
-    elif granted < machine:
-        yield ok(f"{granted} of {count_text(machine, 'core')}")
+    elif granted_count < machine_count:
+        yield ok(f"{granted_count} of {count_text(machine_count, 'core')}")
     else:
-        yield ok(f"all {count_text(machine, 'core')} of the host")
+        yield ok(f"all {count_text(machine_count, 'core')} of the host")
 
 
 def judge_quota(rank: RankFacts) -> Iterator[Finding]:
@@ -79,12 +79,12 @@ def judge_room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         if note is not None:
             yield ranks, warn(note, "Start fewer ranks here, or grant them more cores.")
         else:
-            most = demand.cores // demand.ranks  # helper threads sleep most of the time
+            most_threads = demand.cores // demand.ranks  # helper threads sleep most of the time
             yield (
                 ranks,
                 ok(
                     f"{count_text(demand.ranks, 'rank')} on {count_text(demand.cores, 'core')}: "
-                    f"up to --threads {most}"
+                    f"up to --threads {most_threads}"
                 ),
             )
 

@@ -21,11 +21,13 @@ def judge_features(host: HostFacts) -> Iterator[Finding]:
         "bf16": cpu.native_bf16,
         "AMX": cpu.amx,
     }
-    present = [name for name, has in has_feature.items() if has]
-    missing = [name for name, has in has_feature.items() if not has]
-    reading = f"{cpu.model}: {', '.join(present) or 'none of ' + ', '.join(missing)}"
-    if present and missing:
-        reading += f"; not {', '.join(missing)}"
+    present_features = [name for name, has in has_feature.items() if has]
+    missing_features = [name for name, has in has_feature.items() if not has]
+    reading = (
+        f"{cpu.model}: {', '.join(present_features) or 'none of ' + ', '.join(missing_features)}"
+    )
+    if present_features and missing_features:
+        reading += f"; not {', '.join(missing_features)}"
     if not cpu.native_bf16:
         reading += ". bf16 models compute in fp32"
     yield ok(reading)

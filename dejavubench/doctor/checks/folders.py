@@ -29,9 +29,11 @@ def judge_file_systems(host: HostFacts) -> Iterator[Finding]:
 
 def _judge_folder(folder: FolderFacts) -> Finding:
     """Judge a folder: can it be written, is it durable, has it room, is it fast?"""
-    mounted = folder.place
+    file_system_place = folder.place
     file_system = (
-        "unknown file system" if mounted is None else f"{mounted.type} from {mounted.source}"
+        "unknown file system"
+        if file_system_place is None
+        else f"{file_system_place.type} from {file_system_place.source}"
     )
     reading = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
     if folder.problem is not None:
@@ -42,9 +44,13 @@ def _judge_folder(folder: FolderFacts) -> Finding:
         reading += f"; {speed_text(speed)}"
     # A file system in memory, or behind a network that caches, is fast as it promises less. So its
     # weakness is judged before its speed.
-    weak = None if mounted is None else durability_note(mounted.type, "fdatasync")
-    if weak is not None:
-        return warn(f"{reading}. {weak[0].upper()}{weak[1:]}", "Use --stream-dir on a local disk.")
+    weakness = (
+        None if file_system_place is None else durability_note(file_system_place.type, "fdatasync")
+    )
+    if weakness is not None:
+        return warn(
+            f"{reading}. {weakness[0].upper()}{weakness[1:]}", "Use --stream-dir on a local disk."
+        )
     if folder.free < LEAST_FREE_NBYTES:
         return warn(reading, "Free some space, or use --stream-dir on another disk.")
     if speed is not None and (speed.write_gb_s < SLOW_GB_S or speed.sync_ms > SLOW_SYNC_MS):

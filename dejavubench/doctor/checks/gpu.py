@@ -138,15 +138,15 @@ def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
     if count < 2:
         return
     # Access is asked for in both directions: some boards grant it in one alone.
-    lacking = [
+    lacking_pairs = [
         f"{gpu}-{peer}"
         for gpu in range(count)
         for peer in range(count)
         if gpu < peer and not {(gpu, peer), (peer, gpu)} <= facts.peers
     ]
-    if lacking:
+    if lacking_pairs:
         yield warn(
-            f"not between GPUs {' '.join(lacking)}: messages go through host memory",
+            f"not between GPUs {' '.join(lacking_pairs)}: messages go through host memory",
             "Choose connected GPUs with CUDA_VISIBLE_DEVICES; in virtual machines, look at ACS.",
         )
     else:

@@ -47,8 +47,8 @@ def judge_nixl(host: HostFacts) -> Iterator[Finding]:
             "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
         )
     else:
-        used, plugins = ", ".join(facts.backends), ", ".join(facts.plugins)
-        yield ok(f"{facts.version}: would use {used}; plug-ins {plugins}")
+        backends, plugins = ", ".join(facts.backends), ", ".join(facts.plugins)
+        yield ok(f"{facts.version}: would use {backends}; plug-ins {plugins}")
 
 
 def judge_ucx(rank: RankFacts) -> Iterator[Finding]:
@@ -74,10 +74,15 @@ def judge_destinations(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.missing:
         return
     # No destination that is missing is a fault: which ones a user wants is not known here.
-    ready = [name for name, reason in job.missing.items() if reason is None]
-    lacking = [f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None]
-    reading = f"can run here: {', '.join(ready)}"
-    yield job.everyone, ok(reading + (f". Not {'; '.join(lacking)}" if lacking else ""))
+    ready_names = [name for name, reason in job.missing.items() if reason is None]
+    lacking_reasons = [
+        f"{name}: {reason}" for name, reason in job.missing.items() if reason is not None
+    ]
+    reading = f"can run here: {', '.join(ready_names)}"
+    yield (
+        job.everyone,
+        ok(reading + (f". Not {'; '.join(lacking_reasons)}" if lacking_reasons else "")),
+    )
 
 
 CHECKS = (

@@ -23,17 +23,17 @@ LEAST_PROCESSES = 512
 def judge_open_files(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many files and connections a rank may open."""
     # The hard limit counts: a process may raise its soft one up to that.
-    current = rank.limits.files
-    most = rank.limits.files_most
+    soft_limit = rank.limits.files
+    hard_limit = rank.limits.files_most
     reading = (
-        _limit_text(current)
-        if current == most
-        else f"{_limit_text(current)}, may be raised to {_limit_text(most)}"
+        _limit_text(soft_limit)
+        if soft_limit == hard_limit
+        else f"{_limit_text(soft_limit)}, may be raised to {_limit_text(hard_limit)}"
     )
     advice = f"Raise the hard limit: ulimit -Hn {SUFFICIENT_FILES}, or in limits.conf."
-    if most != UNLIMITED and most < LEAST_FILES:
+    if hard_limit != UNLIMITED and hard_limit < LEAST_FILES:
         yield bad(f"{reading}: a rank needs {LEAST_FILES}", advice)
-    elif most != UNLIMITED and most < SUFFICIENT_FILES:
+    elif hard_limit != UNLIMITED and hard_limit < SUFFICIENT_FILES:
         yield warn(f"{reading}: few for many ranks or destinations", advice)
     else:
         yield ok(reading)

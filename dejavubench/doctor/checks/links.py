@@ -35,10 +35,12 @@ def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
         for host in job.hosts
         if any(port.state == "ACTIVE" for port in host.network.infiniband)
     }
-    loaded = {host.host for host in job.hosts if is_busy(host.load)}
+    busy_hosts = {host.host for host in job.hosts if is_busy(host.load)}
     for link in job.links:
         # A link can use InfiniBand only if both ends have it.
-        surroundings = Surroundings(set(link.hosts) <= adapters, not loaded.isdisjoint(link.hosts))
+        surroundings = Surroundings(
+            set(link.hosts) <= adapters, not busy_hosts.isdisjoint(link.hosts)
+        )
         yield link.ranks, _judge_link(link, surroundings)
     unprobed_pairs = job.pairs - len(job.links)
     if unprobed_pairs and job.links:
@@ -59,10 +61,10 @@ def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
         return bad(f"{ends_text}: {link.problem}", advice)
-    forth, back = map(rate_text, link.gb_s)
+    rate_forth, rate_back = map(rate_text, link.gb_s)
     reading = (
-        f"{ends_text}: {latencies_text(link)}; {forth} there, {back} back, in messages of "
-        f"{nbytes_text(link.nbytes)}"
+        f"{ends_text}: {latencies_text(link)}; {rate_forth} there, {rate_back} back, in messages "
+        f"of {nbytes_text(link.nbytes)}"
     )
     # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
     # waits for a core.

@@ -55,8 +55,8 @@ def judge_shared_memory(host: HostFacts) -> Iterator[Finding]:
     # The kernel grants pages of /dev/shm when they are touched. So a job starts in too small a
     # folder, and is killed in its first large message.
     if facts.shm_free < facts.shm_needed:
-        needed = nbytes_text(facts.shm_needed)
-        yield bad(f"{reading}: MPI may need {needed}, or ranks die of a bus error", advice)
+        needed_text = nbytes_text(facts.shm_needed)
+        yield bad(f"{reading}: MPI may need {needed_text}, or ranks die of a bus error", advice)
     elif host.gpus.gpus and facts.shm_free < NCCL_SHM_NBYTES:
         yield warn(f"{reading}: NCCL may need more between GPUs without peer access", advice)
     else:

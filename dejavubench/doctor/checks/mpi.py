@@ -107,21 +107,21 @@ def judge_software(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     if not job.ranks:
         return
     # Objects travel between ranks by pickle, and compiled kernels differ by version.
-    expected = job.ranks[0].software.versions
+    expected_versions = job.ranks[0].software.versions
     for rank in job.ranks:
         versions = rank.software.versions
-        missing = [name for name, version in versions.items() if version == "missing"]
-        differing = [
-            f"{name} {version} (rank 0: {expected.get(name)})"
+        missing_packages = [name for name, version in versions.items() if version == "missing"]
+        differing_packages = [
+            f"{name} {version} (rank 0: {expected_versions.get(name)})"
             for name, version in versions.items()
-            if version != expected.get(name)
+            if version != expected_versions.get(name)
         ]
-        if missing:
+        if missing_packages:
             advice = "Install dejavubench with its dependencies in this environment."
-            yield (rank.rank,), bad(f"missing: {', '.join(missing)}", advice)
-        elif differing:
+            yield (rank.rank,), bad(f"missing: {', '.join(missing_packages)}", advice)
+        elif differing_packages:
             advice = "Use the same environment on all hosts."
-            yield (rank.rank,), bad(", ".join(differing), advice)
+            yield (rank.rank,), bad(", ".join(differing_packages), advice)
         else:
             yield (
                 (rank.rank,),

@@ -17,11 +17,16 @@ def judge_interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """List the interfaces of each host that can carry a connection."""
     for host in job.hosts:
         # Without an address it carries no connection: such are the ports of a bridge.
-        usable = [interface for interface in host.network.interfaces if interface.address]
-        listed = "; ".join(map(_describe_interface, usable[:MOST_SHOWN]))
-        more = len(usable) - MOST_SHOWN
-        if usable:
-            yield host.ranks, ok(listed + (f"; and {more} more" if more > 0 else ""))
+        usable_interfaces = [
+            interface for interface in host.network.interfaces if interface.address
+        ]
+        interface_list = "; ".join(map(_describe_interface, usable_interfaces[:MOST_SHOWN]))
+        unlisted_count = len(usable_interfaces) - MOST_SHOWN
+        if usable_interfaces:
+            yield (
+                host.ranks,
+                ok(interface_list + (f"; and {unlisted_count} more" if unlisted_count > 0 else "")),
+            )
         elif len(job.hosts) > 1:
             advice = "Bring an interface up: ranks of other hosts cannot reach this one."
             yield host.ranks, warn("none with an IPv4 address is up", advice)

@@ -77,23 +77,29 @@ def read_load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     """Sleep and return what the host did meanwhile. All ranks must sleep as well."""
     cores = os.cpu_count() or 1
     try:
-        before = processor_time(range(cores), root)
-        began = time.perf_counter()
+        time_before = processor_time(range(cores), root)
+        began_s = time.perf_counter()
         time.sleep(seconds)
-        after = processor_time(range(cores), root)
-        elapsed_s = time.perf_counter() - began
-        average = load_average(root)
+        time_after = processor_time(range(cores), root)
+        elapsed_s = time.perf_counter() - began_s
+        average_load = load_average(root)
     except NotReadableError as error:
         time.sleep(seconds)  # other hosts may be able to read theirs
         return LoadFacts(cores, seconds, unreadable=str(error))
-    return load_between(before, after, elapsed_s, cores, average)
+    return load_between(time_before, time_after, elapsed_s, cores, average_load)
 
 
 def load_between(
-    before: ProcessorTime, after: ProcessorTime, seconds: float, cores: int, average: float
+    time_before: ProcessorTime,
+    time_after: ProcessorTime,
+    seconds: float,
+    cores: int,
+    average_load: float,
 ) -> LoadFacts:
     """Return the load between two readings of a host's processors."""
     # Interrupts count as work of others: they take the core from whoever computes there.
-    busy = after.busy_s - before.busy_s + after.interrupt_s - before.interrupt_s
-    steal = after.steal_s - before.steal_s
-    return LoadFacts(cores, seconds, busy / seconds, steal / seconds / cores, average)
+    busy_s = (
+        time_after.busy_s - time_before.busy_s + time_after.interrupt_s - time_before.interrupt_s
+    )
+    steal_s = time_after.steal_s - time_before.steal_s
+    return LoadFacts(cores, seconds, busy_s / seconds, steal_s / seconds / cores, average_load)

@@ -36,17 +36,17 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     file, name = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
     os.unlink(name)
     try:
-        data = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
+        block = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
         # Random: a file system that compresses would write less than this.
-        data.write(os.urandom(LARGE_WRITE_NBYTES))
-        view = memoryview(data)
-        large = _time_writes(file, view, length, seconds / 2)
-        small = _time_writes(file, view[:SMALL_WRITE_NBYTES], length, seconds / 2)
+        block.write(os.urandom(LARGE_WRITE_NBYTES))
+        view = memoryview(block)
+        large_times_s = _time_writes(file, view, length, seconds / 2)
+        small_times_s = _time_writes(file, view[:SMALL_WRITE_NBYTES], length, seconds / 2)
     finally:
         os.close(file)
-    small_ms = sorted(1e3 * write_s for write_s in small)
+    small_ms = sorted(1e3 * write_s for write_s in small_times_s)
     return {
-        "write_gb_s": LARGE_WRITE_NBYTES * len(large) / sum(large) / 1e9,
+        "write_gb_s": LARGE_WRITE_NBYTES * len(large_times_s) / sum(large_times_s) / 1e9,
         "write_nbytes": LARGE_WRITE_NBYTES,
         "sync_ms": statistics.median(small_ms),
         "sync_p99_ms": small_ms[min(len(small_ms) - 1, int(0.99 * len(small_ms)))],
@@ -54,20 +54,20 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _time_writes(file: int, data: memoryview, length: int, seconds: float) -> list[float]:
+def _time_writes(file: int, block: memoryview, length: int, seconds: float) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
     write_times_s: list[float] = []
     deadline = time.perf_counter() + seconds
     while True:
-        offset = len(write_times_s) * len(data) % length
-        began = time.perf_counter()
-        written = 0
-        while written < len(data):
-            written += os.pwrite(file, data[written:], offset + written)
+        offset = len(write_times_s) * len(block) % length
+        began_s = time.perf_counter()
+        written_nbytes = 0
+        while written_nbytes < len(block):
+            written_nbytes += os.pwrite(file, block[written_nbytes:], offset + written_nbytes)
         os.fdatasync(file)
-        now = time.perf_counter()
-        write_times_s.append(now - began)
-        if now >= deadline:
+        now_s = time.perf_counter()
+        write_times_s.append(now_s - began_s)
+        if now_s >= deadline:
             return write_times_s
 
 

@@ -61,14 +61,14 @@ class FolderFacts:
 def read_folder_facts(path: Path) -> FolderFacts:
     """Find a folder's file system. Nothing is written."""
     # A run makes its folders, so the nearest one that exists tells where they will be.
-    existing = path.absolute()
-    while not existing.is_dir() and existing != existing.parent:
-        existing = existing.parent
-    room = os.statvfs(existing)
-    device = os.stat(existing).st_dev
+    existing_folder = path.absolute()
+    while not existing_folder.is_dir() and existing_folder != existing_folder.parent:
+        existing_folder = existing_folder.parent
+    room = os.statvfs(existing_folder)
+    device = os.stat(existing_folder).st_dev
     return FolderFacts(
-        str(existing),
-        place_of(existing),
+        str(existing_folder),
+        place_of(existing_folder),
         room.f_bavail * room.f_frsize,
         f"{os.major(device)}:{os.minor(device)}",
     )

@@ -131,12 +131,12 @@ class GPUHostFacts:
 def read_gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
-        probed = probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return GPUHostFacts(problem=str(error))
-    if "problem" in probed:
-        return GPUHostFacts(problem=probed["problem"])
-    gpus = tuple(GPUFacts(**device) for device in probed["devices"])
+    if "problem" in probe_result:
+        return GPUHostFacts(problem=probe_result["problem"])
+    gpus = tuple(GPUFacts(**device) for device in probe_result["devices"])
     if not gpus:
         return GPUHostFacts()
     answers: dict[str, Any] = {}
@@ -147,9 +147,9 @@ def read_gpu_facts() -> GPUHostFacts:
         answers["smi"] = str(error)
     return GPUHostFacts(
         gpus,
-        driver_cuda=probed["driver_cuda"],
-        torch_cuda=probed["torch_cuda"],
-        peers=frozenset((gpu, peer) for gpu, peer in probed["peers"]),
+        driver_cuda=probe_result["driver_cuda"],
+        torch_cuda=probe_result["torch_cuda"],
+        peers=frozenset((gpu, peer) for gpu, peer in probe_result["peers"]),
         mps=mps_running(TOOL_TIMEOUT_S),
         nccl=read_nccl_facts(len(gpus)),
         **answers,
@@ -181,13 +181,15 @@ def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFac
     # By UUID: nvidia-smi lists all GPUs, and CUDA_VISIBLE_DEVICES may have reordered ours.
     with_clocks = []
     for gpu in gpus:
-        _, _, used, busy, mask, width, most = answers.get(gpu.uuid, [""] * len(DEVICE_QUERY))
-        lanes = (_parse_number(width), _parse_number(most))
+        _, _, used_mib, busy_percent, mask, link_width, most_link_width = answers.get(
+            gpu.uuid, [""] * len(DEVICE_QUERY)
+        )
+        lanes = (_parse_number(link_width), _parse_number(most_link_width))
         with_clocks.append(
             replace(
                 gpu,
-                used=None if (mib := _parse_number(used)) is None else mib << 20,
-                busy_percent=_parse_number(busy),
+                used=None if (mib := _parse_number(used_mib)) is None else mib << 20,
+                busy_percent=_parse_number(busy_percent),
                 throttle=int(mask, 16) if re.fullmatch("0x[0-9A-Fa-f]+", mask) else None,
                 pcie=None if lanes[0] is None or lanes[1] is None else (lanes[0], lanes[1]),
             )
@@ -220,14 +222,14 @@ def _parse_number(text: str) -> int | None:
 def read_nccl_facts(gpus: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        probed = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=PROBE_TIMEOUT_S)
+        probe_result = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(
-        tuple(sorted(probed["versions"].items())),
-        probed["between"],
-        probed["network"],
-        probed["problem"],
+        tuple(sorted(probe_result["versions"].items())),
+        probe_result["between"],
+        probe_result["network"],
+        probe_result["problem"],
     )
 
 
@@ -240,10 +242,10 @@ def read_nixl_facts() -> NIXLFacts:
     except PackageNotFoundError:
         nixl_version = "of unknown version"
     try:
-        probed = probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NIXLFacts(nixl_version, problem=str(error))
-    return NIXLFacts(nixl_version, tuple(probed["plugins"]), tuple(probed["backends"]))
+    return NIXLFacts(nixl_version, tuple(probe_result["plugins"]), tuple(probe_result["backends"]))
 
 
 def ucx_info(folder: Path | None = None) -> str | None:

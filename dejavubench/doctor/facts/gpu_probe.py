@@ -28,17 +28,17 @@ def read_devices() -> dict[str, object]:
         "driver_cuda": _version(driver),
         "torch_cuda": _torch_cuda(),
         "peers": [
-            list(pair)
-            for pair in permutations(range(len(devices)), 2)
-            if _can_access_peer(driver, *pair)
+            list(device_pair)
+            for device_pair in permutations(range(len(devices)), 2)
+            if _can_access_peer(driver, *device_pair)
         ],
     }
 
 
 def _version(driver: ctypes.CDLL) -> str:
-    number = ctypes.c_int()  # 12040 is 12.4
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+    version = ctypes.c_int()  # 12040 is 12.4
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _can_access_peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:

@@ -59,9 +59,9 @@ def read_core_facts() -> CoreFacts:
 def read_limit_facts() -> LimitFacts:
     """Read the limits of this process."""
 
-    def limit(resource_number: int, number: int = 0) -> int:
-        bound = resource.getrlimit(resource_number)[number]
-        return UNLIMITED if bound == resource.RLIM_INFINITY else bound
+    def limit(resource_number: int, bound_index: int = 0) -> int:
+        soft_or_hard = resource.getrlimit(resource_number)[bound_index]
+        return UNLIMITED if soft_or_hard == resource.RLIM_INFINITY else soft_or_hard
 
     return LimitFacts(
         files=limit(resource.RLIMIT_NOFILE),

@@ -41,12 +41,12 @@ class MemoryFacts:
 def read_memory_facts(
     environment: Mapping[str, str] = os.environ,
     root: Path = ROOT,
-    shared: Path = SHARED_MEMORY_FOLDER,
+    shared_memory_folder: Path = SHARED_MEMORY_FOLDER,
 ) -> MemoryFacts:
     """Read the memory of this host."""
-    free, needed = free_and_needed(environment, shared)
+    free_nbytes, needed_nbytes = free_and_needed(environment, shared_memory_folder)
     try:
-        room = os.statvfs(shared)
+        room = os.statvfs(shared_memory_folder)
         size = room.f_blocks * room.f_frsize
     except OSError:
         size = 0
@@ -61,8 +61,8 @@ def read_memory_facts(
         group_room=min((room for room in rooms if room < total), default=None),
         huge_pages=_find_chosen(_read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         shm_size=size,
-        shm_free=int(free),
-        shm_needed=int(needed),
+        shm_free=int(free_nbytes),
+        shm_needed=int(needed_nbytes),
         ptrace_scope=int(scope) if scope is not None and scope.isdecimal() else None,
     )
 
@@ -83,5 +83,5 @@ def _read_text(path: Path) -> str | None:
 
 def _find_chosen(policies: str | None) -> str | None:
     """Return the policy in brackets, as in ``always [madvise] never``."""
-    before, _, rest = (policies or "").partition("[")
-    return rest.partition("]")[0] or before.strip() or None
+    text_before, _, text_after = (policies or "").partition("[")
+    return text_after.partition("]")[0] or text_before.strip() or None

@@ -71,13 +71,13 @@ def foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | 
 
     The library is not started: some end the process, others make each rank a world of its own.
     """
-    foreign = foreign_library(environment)
-    if foreign is None:
+    foreign_mpi = foreign_library(environment)
+    if foreign_mpi is None:
         return None
     return MPIFacts(
-        vendor=f"{foreign.name} {foreign.version}",
-        launcher=foreign.launcher,
-        started=foreign.started,
+        vendor=f"{foreign_mpi.name} {foreign_mpi.version}",
+        launcher=foreign_mpi.launcher,
+        started=foreign_mpi.started,
     )
 
 

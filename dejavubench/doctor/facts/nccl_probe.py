@@ -75,7 +75,7 @@ def _connect(gpus: int) -> str:
     import cupy
     from cupy.cuda import nccl
 
-    number = int(nccl.get_version())
+    version_number = int(nccl.get_version())
     comms = nccl.NcclCommunicator.initAll(list(range(gpus)))
     if gpus > 1:
         buffers = []
@@ -86,17 +86,17 @@ def _connect(gpus: int) -> str:
         nccl.groupStart()
         for device, call in ((0, comms[0].send), (1, comms[1].recv)):
             with cupy.cuda.Device(device):
-                data = buffers[device]
-                call(data.data.ptr, data.size, nccl.NCCL_UINT8, 1 - device, 0)
+                buffer = buffers[device]
+                call(buffer.data.ptr, buffer.size, nccl.NCCL_UINT8, 1 - device, 0)
         nccl.groupEnd()
         for device in range(2):  # connections are made, and logged, by the first message
             cupy.cuda.Device(device).synchronize()
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return f"{version_number // 10000}.{version_number // 100 % 100}.{version_number % 100}"
 
 
 if __name__ == "__main__":
     # NCCL may print its version on stdout, which holds the JSON alone.
-    printed = os.fdopen(os.dup(1), "w")
+    stdout_copy = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print(json.dumps(probe_nccl(int(sys.argv[1]))), file=printed, flush=True)
+    print(json.dumps(probe_nccl(int(sys.argv[1]))), file=stdout_copy, flush=True)
     os._exit(0)

@@ -19,8 +19,8 @@ def probe_nixl() -> dict[str, object]:
 
 if __name__ == "__main__":
     # NIXL's own lines go to stderr, so that stdout holds the JSON alone.
-    printed = os.fdopen(os.dup(1), "w")
+    stdout_copy = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print(json.dumps(probe_nixl()), file=printed, flush=True)
+    print(json.dumps(probe_nixl()), file=stdout_copy, flush=True)
     sys.stdout.flush()
     os._exit(0)  # an agent's end may take seconds

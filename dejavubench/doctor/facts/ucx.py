@@ -77,14 +77,14 @@ class UCXLog:
 
     def read(self) -> UCXFacts:
         """Return the lines that UCX has written so far."""
-        loaded = _is_loaded("libucp.so")
+        is_loaded = _is_loaded("libucp.so")
         if self.unread is not None:
-            return UCXFacts(loaded, unread=self.unread)
+            return UCXFacts(is_loaded, unread=self.unread)
         ctypes.CDLL(None).fflush(None)  # UCX keeps its lines in the C library's buffer
-        return read_log([] if self._file is None else self._file, loaded)
+        return read_log([] if self._file is None else self._file, is_loaded)
 
 
-def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
+def read_log(lines: Iterable[str], is_loaded: bool) -> UCXFacts:
     """Return version and transports from the lines of a log."""
     version = ""
     paths: dict[str, str] = {}
@@ -96,7 +96,7 @@ def read_log(lines: Iterable[str], loaded: bool) -> UCXFacts:
             # A lane is transport/device. The device says nothing where it is memory.
             transports = dict.fromkeys(lane.removesuffix("/memory") for lane in lanes)
             paths[match[1]] = ", ".join(transports)
-    return UCXFacts(loaded, version, tuple(sorted(paths.items())))
+    return UCXFacts(is_loaded, version, tuple(sorted(paths.items())))
 
 
 def _is_loaded(library: str) -> bool:

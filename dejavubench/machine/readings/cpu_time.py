@@ -41,17 +41,17 @@ def processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
         NotReadableError: the kernel does not list one of them.
     """
     path = root / "proc/stat"
-    missing = {f"cpu{cpu_number}" for cpu_number in cpus}
+    missing_cpus = {f"cpu{cpu_number}" for cpu_number in cpus}
     ticks = [0] * 8
     for line in text_of(path).splitlines():
         name, *fields = line.split()
-        if name in missing:
-            missing.discard(name)
+        if name in missing_cpus:
+            missing_cpus.discard(name)
             if len(fields) < len(ticks) or not all(field.isdecimal() for field in fields):
                 raise NotReadableError(f"{path}: {name} has no counts of steal time")
             ticks = [total + int(field) for total, field in zip(ticks, fields, strict=False)]
-    if missing:
-        raise NotReadableError(f"{path} does not list {', '.join(sorted(missing))}")
+    if missing_cpus:
+        raise NotReadableError(f"{path} does not list {', '.join(sorted(missing_cpus))}")
     if not any(ticks):  # some sandboxes show the file and count nothing
         raise NotReadableError(f"{path} counts no time, not even idle time")
     return ProcessorTime(

@@ -29,13 +29,13 @@ class InterfaceCounts:
     in_nbytes: int
     in_packets: int
 
-    def since(self, before: InterfaceCounts) -> InterfaceCounts:
+    def since(self, earlier_counts: InterfaceCounts) -> InterfaceCounts:
         """Return the bytes and packets counted after an earlier reading."""
         return InterfaceCounts(
-            self.out_nbytes - before.out_nbytes,
-            self.out_packets - before.out_packets,
-            self.in_nbytes - before.in_nbytes,
-            self.in_packets - before.in_packets,
+            self.out_nbytes - earlier_counts.out_nbytes,
+            self.out_packets - earlier_counts.out_packets,
+            self.in_nbytes - earlier_counts.in_nbytes,
+            self.in_packets - earlier_counts.in_packets,
         )
 
 
@@ -50,12 +50,12 @@ def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
     path = root / "proc/net/dev"
     counts: dict[str, InterfaceCounts] = {}
     for line in text_of(path).splitlines()[2:]:
-        name, _, rest = line.partition(":")
-        fields = rest.split()
+        name, _, counts_text = line.partition(":")
+        fields = counts_text.split()
         if len(fields) < 10 or not all(field.isdecimal() for field in fields):
             raise NotReadableError(f"{path}: {line.strip()!r}")
-        received, sent = map(int, fields[:2]), map(int, fields[8:10])
-        counts[name.strip()] = InterfaceCounts(*sent, *received)
+        received_counts, sent_counts = map(int, fields[:2]), map(int, fields[8:10])
+        counts[name.strip()] = InterfaceCounts(*sent_counts, *received_counts)
     return counts | _read_ports(root / "sys/class/infiniband")
 
 

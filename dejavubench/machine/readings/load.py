@@ -14,8 +14,8 @@ def load_average(root: Path = ROOT) -> float:
         NotReadableError: the kernel does not tell.
     """
     path = root / "proc/loadavg"
-    first, _, _ = text_of(path).partition(" ")
+    first_field, _, _ = text_of(path).partition(" ")
     try:
-        return float(first)
+        return float(first_field)
     except ValueError:
-        raise NotReadableError(f"{path} begins with {first!r}, which is no number") from None
+        raise NotReadableError(f"{path} begins with {first_field!r}, which is no number") from None

@@ -96,13 +96,13 @@ class GpuReader:
     def _read_device(self, device: Any) -> GpuReading:
         """Read one GPU; a value that this GPU or driver lacks is None and gets its reason."""
         nvml = self._nvml
-        unreadable: dict[str, str] = {}
+        unread_reasons: dict[str, str] = {}
 
         def ask(subject: str, call: str, *arguments: Any) -> Any:
             try:
                 return getattr(nvml, call)(device, *arguments)
             except (nvml.NVMLError, AttributeError) as error:  # an older library lacks the call
-                unreadable[subject] = f"{call}: {error}"
+                unread_reasons[subject] = f"{call}: {error}"
                 return None
 
         energy = ask("energy", "nvmlDeviceGetTotalEnergyConsumption")
@@ -111,14 +111,14 @@ class GpuReader:
         temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
         field_names = LIMIT_COUNTERS | _LINK_COUNTERS
         fields = ask("limits", "nvmlDeviceGetFieldValues", self._list_fields(field_names))
-        counts = self._read_counts(field_names, fields or [], unreadable)
-        out = counts.pop("out", None)
-        received = counts.pop("in", None)
+        counts = self._read_counts(field_names, fields or [], unread_reasons)
+        out_kib = counts.pop("out", None)
+        received_kib = counts.pop("in", None)
         links = None
-        if out is not None and received is not None:
-            links = InterfaceCounts(_KIB * out, 0, _KIB * received, 0)
+        if out_kib is not None and received_kib is not None:
+            links = InterfaceCounts(_KIB * out_kib, 0, _KIB * received_kib, 0)
         elif fields is None:
-            unreadable["NVLink"] = unreadable["limits"]
+            unread_reasons["NVLink"] = unread_reasons["limits"]
         return GpuReading(
             clock_mhz=clock,
             temperature_c=temperature,
@@ -128,7 +128,7 @@ class GpuReader:
             if bits is None
             else [name for name, bit in SLOWDOWN_REASONS.items() if bits & getattr(nvml, bit)],
             links=links,
-            unreadable=unreadable,
+            unreadable=unread_reasons,
         )
 
     def _list_fields(self, field_names: dict[str, str]) -> list[tuple[int, int]]:
@@ -139,7 +139,7 @@ class GpuReader:
         ]
 
     def _read_counts(
-        self, field_names: dict[str, str], fields: Sequence[Any], unreadable: dict[str, str]
+        self, field_names: dict[str, str], fields: Sequence[Any], unread_reasons: dict[str, str]
     ) -> dict[str, int]:
         counts = {}
         for (key, name), value in zip(field_names.items(), fields, strict=bool(fields)):
@@ -147,5 +147,5 @@ class GpuReader:
                 counts[key] = int(value.value.ullVal)
             else:
                 reason = self._nvml.NVMLError(value.nvmlReturn)
-                unreadable["NVLink" if key in _LINK_COUNTERS else key] = f"{name}: {reason}"
+                unread_reasons["NVLink" if key in _LINK_COUNTERS else key] = f"{name}: {reason}"
         return counts

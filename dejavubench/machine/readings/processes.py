@@ -28,14 +28,14 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
     Raises:
         NotReadableError: a process has ended, or the kernel does not list children.
     """
-    visited: set[int] = set()
+    visited_pids: set[int] = set()
     ticks = 0
-    waiting = [(pid, False) for pid in pids]
-    while waiting:
-        pid, is_child = waiting.pop()
-        if pid in visited:
+    pids_to_visit = [(pid, False) for pid in pids]
+    while pids_to_visit:
+        pid, is_child = pids_to_visit.pop()
+        if pid in visited_pids:
             continue
-        visited.add(pid)
+        visited_pids.add(pid)
         try:
             own_ticks = _read_ticks(root / f"proc/{pid}")
             children = _read_children(root / f"proc/{pid}")
@@ -44,7 +44,7 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
                 continue
             raise
         ticks += own_ticks
-        waiting += [(child, True) for child in children]
+        pids_to_visit += [(child, True) for child in children]
     return ticks / TICKS_PER_S
 
 

@@ -30,17 +30,21 @@ def norm_and_rotate(
 
 def _of_positions(angles: Angles, new_positions: int) -> Tensor:
     """Return the cosines and sines of the new positions, [2, n, D]."""
-    first = angles.position
-    rows = Span(first, first + new_positions).slice if isinstance(first, int) else first
+    first_position = angles.position
+    rows = (
+        Span(first_position, first_position + new_positions).slice
+        if isinstance(first_position, int)
+        else first_position
+    )
     return angles.table[:, rows]
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-second, first], dim=-1) * sine
+    first_half, second_half = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat([-second_half, first_half], dim=-1) * sine
 
 
 def gate(x: Tensor, activation: Activation) -> Tensor:
     """Return activation(first half of x) · second half, [..., width / 2]. Overwrites ``x``."""
-    activated, inner = x.chunk(2, dim=-1)
-    return ACTIVATIONS[activation](activated).mul_(inner)
+    gate_half, up_half = x.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate_half).mul_(up_half)

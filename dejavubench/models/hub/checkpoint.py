@@ -119,12 +119,12 @@ def _read_family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]
     if family is None:
         raise unsupported_type(config, FAMILIES)
     # Refused here, and not ignored: the tokens would be wrong without any error.
-    for key, required in family.requires.items():
-        value = config.content.get(key, required)
-        if value != required:
+    for key, required_value in family.requires.items():
+        value = config.content.get(key, required_value)
+        if value != required_value:
             raise CheckpointError(
                 f"{config.path}: {model_type} with {key} {value!r} is not supported, "
-                f"only {required!r}"
+                f"only {required_value!r}"
             )
     return family, config, family.read_spec(model_name(folder), config)
 
@@ -172,8 +172,8 @@ class _Search:
     def _find(self, own_name: str, shape: tuple[int, ...], prefix: str) -> StoredTensor:
         """Return how one of our tensors is kept, once its shape in the file is as expected."""
         tensors = self.weights.tensors
-        short = self.family.find_tensor(own_name, self.spec.size_per_head)
-        tensor = replace(short, name=prefix + short.name)
+        family_tensor = self.family.find_tensor(own_name, self.spec.size_per_head)
+        tensor = replace(family_tensor, name=prefix + family_tensor.name)
         # Some folders keep a tied matrix under the head's name alone.
         if (
             own_name == "embedding"
@@ -187,13 +187,13 @@ class _Search:
                 f"{self.config.path.parent}: {self._explain_missing(own_name, tensor.name)}"
             )
         header = tensors[tensor.name]
-        expected = _expected_shape(tensor, shape)
-        if header.shapes[tensor.name] != expected:
+        expected_shape = _expected_shape(tensor, shape)
+        if header.shapes[tensor.name] != expected_shape:
             stored_shape = " × ".join(map(str, header.shapes[tensor.name]))
             raise CheckpointError(
                 f"{header.path}: tensor {tensor.name} is {stored_shape or 'a scalar'}; "
                 f"by {CONFIG} it should be "
-                f"{' × '.join(map(str, expected))}"
+                f"{' × '.join(map(str, expected_shape))}"
             )
         return tensor
 
@@ -201,38 +201,38 @@ class _Search:
         if name in self.weights.strays:
             file = self.weights.strays[name].path.name
             return f"tensor {name} is in {file}, but {INDEX} assigns it to no file"
-        missing = f"tensor {name} is in none of its files"
+        missing_text = f"tensor {name} is in none of its files"
         if kind := instead_of_plain_weights(self.weights.tensors, self.config):
-            return f"{missing}: {kind}"
+            return f"{missing_text}: {kind}"
         if own_name == "head":
-            tied = f"set tie_word_embeddings to true in {CONFIG}"
-            return f"{missing}; if the head is the embedding, {tied}"
-        return missing
+            tie_advice = f"set tie_word_embeddings to true in {CONFIG}"
+            return f"{missing_text}; if the head is the embedding, {tie_advice}"
+        return missing_text
 
     def _refuse_unused(self, used_names: set[str]) -> None:
         """Raise CheckpointError if the folder has a tensor that the model would leave out."""
         tensors = dict(self.weights.tensors) | dict(self.weights.strays)
         tied_head = {HEAD} if self.spec.tied else set()
-        unused = sorted(
+        unused_tensors = sorted(
             name
             for name in tensors.keys() - used_names - tied_head
             if not self.family.spared.fullmatch(name)
         )
-        if not unused:
+        if not unused_tensors:
             return
-        first = unused[0]
-        verb = f"and {len(unused) - 1} others are" if len(unused) > 1 else "is"
+        first_unused = unused_tensors[0]
+        verb = f"and {len(unused_tensors) - 1} others are" if len(unused_tensors) > 1 else "is"
         model_type = self.config.content["model_type"]
         reason = instead_of_plain_weights(tensors, self.config)
-        if reason is None and first.endswith(".bias"):
+        if reason is None and first_unused.endswith(".bias"):
             reason = f"{CONFIG} describes a {model_type} model without this bias"
-        if reason is None and first in self.weights.strays:
+        if reason is None and first_unused in self.weights.strays:
             reason = f"{INDEX} does not name it"
         if reason is None:
             reason = f"a {model_type} model as {CONFIG} describes it has no such tensor"
         raise CheckpointError(
-            f"{tensors[first].path}: tensor {first} {verb} not used, which changes the model: "
-            f"{reason}"
+            f"{tensors[first_unused].path}: tensor {first_unused} {verb} not used, which changes "
+            f"the model: {reason}"
         )
 
     def _check_tied_head(self, embedding: str) -> None:
@@ -250,5 +250,5 @@ class _Search:
 
 def _expected_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     rows, *columns = shape
-    whole = (rows if tensor.third is None else 3 * rows, *columns)
-    return whole[::-1] if tensor.transposed else whole
+    whole_shape = (rows if tensor.third is None else 3 * rows, *columns)
+    return whole_shape[::-1] if tensor.transposed else whole_shape

@@ -44,9 +44,13 @@ HUB_CACHE = re.compile(r"(?:models|datasets|spaces)--(?:.+?--)?(.+)")
 
 def model_name(folder: Path) -> str:
     """Return the name of a folder's model: its own, or in a hub's cache the repository's."""
-    resolved = folder.resolve()
-    repository = HUB_CACHE.fullmatch(resolved.parent.parent.name)
-    return repository[1] if repository and resolved.parent.name == "snapshots" else resolved.name
+    resolved_folder = folder.resolve()
+    repository = HUB_CACHE.fullmatch(resolved_folder.parent.parent.name)
+    return (
+        repository[1]
+        if repository and resolved_folder.parent.name == "snapshots"
+        else resolved_folder.name
+    )
 
 
 def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
@@ -69,32 +73,33 @@ def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
             raise CheckpointError(
                 f"{folder}: {name} says that the weights are quantised ({tool}). {_PLAIN}"
             )
-    other = config.content.get("transformers_weights")
-    if other is not None:
+    index_name = config.content.get("transformers_weights")
+    if index_name is not None:
         raise CheckpointError(
-            f"{config.path}: transformers_weights {other!r} is not supported: other files' names"
+            f"{config.path}: transformers_weights {index_name!r} is not supported: other files' "
+            "names"
         )
 
 
-def unsupported_type(config: ModelConfig, supported: Iterable[str]) -> CheckpointError:
+def unsupported_type(config: ModelConfig, supported_types: Iterable[str]) -> CheckpointError:
     """Return the error for a ``model_type`` that is none of the known ones."""
     model_type = config.content.get("model_type")
     if any(key in config.content for key in MULTIMODAL_KEYS):
         return CheckpointError(
             f"{config.path}: {model_type!r} is a multimodal model, which is not supported; "
-            f"text models are: {', '.join(supported)}"
+            f"text models are: {', '.join(supported_types)}"
         )
     return CheckpointError(
         f"{config.path}: models of type {model_type!r} are not supported; "
-        f"{', '.join(supported)} are"
+        f"{', '.join(supported_types)} are"
     )
 
 
-def refuse_types(headers: Iterable[Header], spared: re.Pattern[str]) -> None:
-    """Raise CheckpointError if a tensor's type is not read, unless ``spared`` has its name."""
+def refuse_types(headers: Iterable[Header], spared_names: re.Pattern[str]) -> None:
+    """Raise CheckpointError if a type is not read, unless its tensor is in ``spared_names``."""
     for header in headers:
         for name, dtype in header.types.items():
-            if dtype not in READ_TYPES and not spared.fullmatch(name):
+            if dtype not in READ_TYPES and not spared_names.fullmatch(name):
                 tool = find_quantisation(header.types)
                 raise CheckpointError(
                     f"{header.path}: tensor {name} is stored as {dtype}"

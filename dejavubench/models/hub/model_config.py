@@ -106,12 +106,14 @@ class ModelConfig:
             raise CheckpointError(f"{self.path}: {key} must be an object, not {value!r}")
         return ModelConfig(self.path, value or {})
 
-    def heads(self, hidden: int, *keys: str) -> tuple[int, int]:
+    def heads(self, hidden_size: int, *keys: str) -> tuple[int, int]:
         """Return the number of heads, and the elements of each."""
         heads = self.size(*keys)
-        if hidden % heads:
-            raise CheckpointError(f"{self.path}: {heads} heads do not divide a width of {hidden}")
-        return heads, hidden // heads
+        if hidden_size % heads:
+            raise CheckpointError(
+                f"{self.path}: {heads} heads do not divide a width of {hidden_size}"
+            )
+        return heads, hidden_size // heads
 
 
 def _explain_missing_config(folder: Path) -> str:

@@ -181,10 +181,10 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Parameters of the unsplit model."""
-        layer, outer = (
+        layer_parameters, outer_parameters = (
             sum(map(prod, shapes.values())) for shapes in (self.layer_tensors, self.outer_tensors)
         )
-        return self.layer_num * layer + outer
+        return self.layer_num * layer_parameters + outer_parameters
 
     @property
     def layer_weights(self) -> int:
@@ -213,8 +213,8 @@ class ModelSpec:
 
 def even_cuts(length: int, parts: int) -> tuple[int, ...]:
     """Return the boundaries of ``parts`` even pieces of ``length``, the first ones the longer."""
-    shortest, more = divmod(length, parts)  # the first ``more`` pieces have one more
-    return tuple(part * shortest + min(part, more) for part in range(parts + 1))
+    shortest_length, longer_count = divmod(length, parts)  # the first pieces have one more
+    return tuple(part * shortest_length + min(part, longer_count) for part in range(parts + 1))
 
 
 def _add(shapes: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) -> None:

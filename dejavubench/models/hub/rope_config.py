@@ -29,8 +29,8 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             names the key.
     """
     key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
-    inside = _read_parameters_of_all_layers(config, key, config.object(key).content)
-    content = inside.content
+    rope_entries = _read_parameters_of_all_layers(config, key, config.object(key).content)
+    content = rope_entries.content
     for parameters, prefix in ((config.content, ""), (content, f"{key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
             _refuse(
@@ -47,54 +47,74 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             f"{config.path}: {key}.{spelling}: rope of type {rope_type!r} is not supported; "
             f"{', '.join(KINDS)} are"
         )
-    theta = _read_theta(config, inside)
+    theta = _read_theta(config, rope_entries)
     # Frequencies are powers of 1 / theta: at 1 all would be equal, below it they would grow.
     if theta <= 1:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
     if rope_type == "default":
         return RopeSpec(theta)
-    factor = inside.number("factor", None)
+    factor = rope_entries.number("factor", None)
     if rope_type == "linear":
         return RopeSpec(theta, "linear", factor)
-    context = _read_original_context(config, inside)
+    context = _read_original_context(config, rope_entries)
     if rope_type == "llama3":
-        low, high = inside.number("low_freq_factor", None), inside.number("high_freq_factor", None)
-        if high <= low:
+        low_factor, high_factor = (
+            rope_entries.number("low_freq_factor", None),
+            rope_entries.number("high_freq_factor", None),
+        )
+        if high_factor <= low_factor:
             _refuse(
                 config,
                 f"{key}.high_freq_factor",
-                high,
-                f"it must be more than low_freq_factor, {low:g}",
+                high_factor,
+                f"it must be more than low_freq_factor, {low_factor:g}",
             )
         return RopeSpec(
-            theta=theta, kind="llama3", factor=factor, low=low, high=high, original_context=context
+            theta=theta,
+            kind="llama3",
+            factor=factor,
+            low=low_factor,
+            high=high_factor,
+            original_context=context,
         )
-    return _read_yarn(config, key, inside, theta, factor, context)
+    return _read_yarn(config, key, rope_entries, theta, factor, context)
 
 
 def _read_yarn(
-    config: ModelConfig, key: str, inside: ModelConfig, theta: float, factor: float, context: int
+    config: ModelConfig,
+    key: str,
+    rope_entries: ModelConfig,
+    theta: float,
+    factor: float,
+    context: int,
 ) -> RopeSpec:
     """Return embeddings stretched by YaRN (Peng et al. 2023, arXiv 2309.00071).
 
     Args:
-        key: the key in ``config.json`` that ``inside`` was read from.
+        key: the key in ``config.json`` that ``rope_entries`` was read from.
         context: the length before stretching.
     """
-    content = inside.content
+    content = rope_entries.content
     # Variants of yarn that scale attention, or round the bounds, in another way.
-    for unusual, usual in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if content.get(unusual, usual) is not usual:
-            _refuse(config, f"{key}.{unusual}", content[unusual], "only yarn without it is")
-    low, high = inside.number("beta_slow", 1.0), inside.number("beta_fast", 32.0)
+    for refused_key, usual_value in (
+        ("mscale", None),
+        ("mscale_all_dim", None),
+        ("truncate", True),
+    ):
+        if content.get(refused_key, usual_value) is not usual_value:
+            _refuse(config, f"{key}.{refused_key}", content[refused_key], "only yarn without it is")
+    slow_turns, fast_turns = (
+        rope_entries.number("beta_slow", 1.0),
+        rope_entries.number("beta_fast", 32.0),
+    )
     # The paper's default, which never falls below 1.
-    attention = inside.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
+    attention = rope_entries.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
     return RopeSpec(
         theta=theta,
         kind="yarn",
         factor=factor,
-        low=low,
-        high=high,
+        low=slow_turns,
+        high=fast_turns,
         original_context=context,
         attention=attention,
     )
@@ -139,7 +159,7 @@ def _read_window(config: ModelConfig) -> int | None:
                 layer_types,
                 f"it must name the kind of each of {layers} layers",
             )
-        if others := [
+        if other_types := [
             layer_type
             for layer_type in layer_types
             if layer_type not in ("full_attention", "sliding_attention")
@@ -147,7 +167,7 @@ def _read_window(config: ModelConfig) -> int | None:
             _refuse(
                 config,
                 "layer_types",
-                others[0],
+                other_types[0],
                 "only full_attention and sliding_attention are supported",
             )
     has_window = config.flag("use_sliding_window", False) and window is not None
@@ -162,10 +182,10 @@ def _read_window(config: ModelConfig) -> int | None:
         return None
     if layer_types is None:
         # As in Qwen2's configuration: the first layers attend to everything, later ones slide.
-        full = config.content.get("max_window_layers", 28)
-        if not isinstance(full, int) or isinstance(full, bool) or full < 0:
-            _refuse(config, "max_window_layers", full, "it must be a number of layers")
-        layer_types = ["sliding_attention"] * max(layers - full, 0)
+        full_layers = config.content.get("max_window_layers", 28)
+        if not isinstance(full_layers, int) or isinstance(full_layers, bool) or full_layers < 0:
+            _refuse(config, "max_window_layers", full_layers, "it must be a number of layers")
+        layer_types = ["sliding_attention"] * max(layers - full_layers, 0)
     return (
         config.size("sliding_window", default=default)
         if "sliding_attention" in layer_types
@@ -177,23 +197,23 @@ def _read_parameters_of_all_layers(
     config: ModelConfig, key: str, by_layer_type: Any
 ) -> ModelConfig:
     """Return the parameters of all layers, which may be nested by the layers' types."""
-    nested = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
-    if not nested:
+    nested_keys = [name for name, value in by_layer_type.items() if isinstance(value, dict)]
+    if not nested_keys:
         return ModelConfig(config.path, by_layer_type)
     types = config.content.get("layer_types")
     used_types = (
         sorted(set(map(str, types))) if isinstance(types, list) and types else sorted(by_layer_type)
     )
-    if flat := sorted(by_layer_type.keys() - set(nested)):
+    if flat_keys := sorted(by_layer_type.keys() - set(nested_keys)):
         _refuse(
             config,
-            f"{key}.{flat[0]}",
-            by_layer_type[flat[0]],
-            f"it stands beside parameters of {nested[0]} alone",
+            f"{key}.{flat_keys[0]}",
+            by_layer_type[flat_keys[0]],
+            f"it stands beside parameters of {nested_keys[0]} alone",
         )
-    if missing := [name for name in used_types if name not in by_layer_type]:
+    if missing_types := [name for name in used_types if name not in by_layer_type]:
         raise CheckpointError(
-            f"{config.path}: {key} has no parameters for layers of type {missing[0]!r}"
+            f"{config.path}: {key} has no parameters for layers of type {missing_types[0]!r}"
         )
     if any(by_layer_type[name] != by_layer_type[used_types[0]] for name in used_types):
         raise CheckpointError(
@@ -203,21 +223,21 @@ def _read_parameters_of_all_layers(
     return ModelConfig(config.path, by_layer_type[used_types[0]])
 
 
-def _read_theta(config: ModelConfig, inside: ModelConfig) -> float:
+def _read_theta(config: ModelConfig, rope_entries: ModelConfig) -> float:
     """Return the base of the frequencies; a null fails, as in transformers."""
-    for source in (inside, config):
+    for source in (rope_entries, config):
         if "rope_theta" in source.content:
             return source.number("rope_theta", None)
     return DEFAULT_THETA
 
 
-def _read_original_context(config: ModelConfig, inside: ModelConfig) -> int:
+def _read_original_context(config: ModelConfig, rope_entries: ModelConfig) -> int:
     """Return the length before stretching.
 
     As in transformers the outer key wins, and the default is the model's length.
     """
     key = "original_max_position_embeddings"
-    source = config if config.content.get(key) is not None else inside
+    source = config if config.content.get(key) is not None else rope_entries
     return source.size(key, default=config.size("max_position_embeddings"))
 
 

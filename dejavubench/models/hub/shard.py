@@ -77,14 +77,14 @@ class Shard:
         Raises:
             ValueError: the vocabulary has fewer rows than there are tensor ranks.
         """
-        shortest, more = divmod(spec.vocab_size, self.tensor_size)
-        if shortest == 0:
+        shortest_rows, longer_ranks = divmod(spec.vocab_size, self.tensor_size)
+        if shortest_rows == 0:
             raise ValueError(
                 f"a vocabulary of {spec.vocab_size} cannot be split over "
                 f"{self.tensor_size} tensor ranks"
             )
-        start = self.tensor_rank * shortest + min(self.tensor_rank, more)
-        return Span(start, start + shortest + (self.tensor_rank < more))
+        start = self.tensor_rank * shortest_rows + min(self.tensor_rank, longer_ranks)
+        return Span(start, start + shortest_rows + (self.tensor_rank < longer_ranks))
 
     def outer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
         """Return which part of each tensor outside the layers this worker holds, by our names.
@@ -121,18 +121,18 @@ class Shard:
 
     def parameters(self, spec: ModelSpec) -> int:
         """Return how many weights this worker holds."""
-        outer = _count_elements(self.outer_cuts(spec).values())
-        layer = _count_elements(self.layer_cuts(spec).values())
-        return outer + self.layers(spec).size * layer
+        outer_parameters = _count_elements(self.outer_cuts(spec).values())
+        layer_parameters = _count_elements(self.layer_cuts(spec).values())
+        return outer_parameters + self.layers(spec).size * layer_parameters
 
     def _cut_evenly(self, total: int, subject: str) -> Span:
-        shortest, remainder = divmod(total, self.tensor_size)
+        share_size, remainder = divmod(total, self.tensor_size)
         if remainder:
             raise ValueError(
                 f"the {subject} cannot be divided evenly over {self.tensor_size} tensor-parallel "
                 "ranks"
             )
-        return Span(self.tensor_rank * shortest, (self.tensor_rank + 1) * shortest)
+        return Span(self.tensor_rank * share_size, (self.tensor_rank + 1) * share_size)
 
 
 _CUT_ROWS = {"query": "queries", "key": "keys", "value": "keys", "gate": "ffn", "up": "ffn"}

@@ -169,12 +169,12 @@ def _suggest_name(name: str) -> str:
     if _is_there(name):
         return f"a folder with a model of its own is given as --ckpt-path {name}"
     base_name = name.rstrip("/").rpartition("/")[2]  # openai-community/gpt2
-    plain = {"bloom": "bloom-176b"} | {
+    name_by_spelling = {"bloom": "bloom-176b"} | {
         re.sub(r"[^a-z0-9.]", "", spec_name): spec_name for spec_name in SPECS
     }
     spelling = re.sub(r"[^a-z0-9.]", "", base_name.lower())
-    if spelling in plain:
-        return f"did you mean {plain[spelling]}?"
+    if spelling in name_by_spelling:
+        return f"did you mean {name_by_spelling[spelling]}?"
     similar_names = difflib.get_close_matches(base_name.lower(), SPECS, n=3)
     advice = "for any other model download its folder and give it as --ckpt-path"
     is_path = "/" in name or name[:1] in (".", "~")

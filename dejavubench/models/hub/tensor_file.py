@@ -70,18 +70,21 @@ class Header:
             CheckpointError: the library refuses the file; the message names the tensor at fault.
         """
         try:
-            raw, size = _read_header(path)
+            raw_header, size = _read_header(path)
             try:
                 # The library judges the file, but does not say where each tensor lies.
                 with safe_open(path, framework="np"):
                     pass
             except SafetensorError as error:
-                raise CheckpointError(f"{path}: {_find_fault(raw, size) or str(error)}") from None
+                raise CheckpointError(
+                    f"{path}: {_find_fault(raw_header, size) or str(error)}"
+                ) from None
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror or error}") from None
-        entries: dict[str, Any] = json.loads(raw)
+        entries: dict[str, Any] = json.loads(raw_header)
         entries.pop("__metadata__", None)
-        begin = 8 + len(raw)  # offsets count from the end of the header, behind its 8-byte length
+        # Offsets count from the end of the header, behind its 8-byte length.
+        begin = 8 + len(raw_header)
         types = {name: entry["dtype"] for name, entry in entries.items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         spans = {
@@ -92,7 +95,7 @@ class Header:
             types=types,
             shapes=shapes,
             spans=spans,
-            digest=hashlib.blake2b(raw, digest_size=16).digest(),
+            digest=hashlib.blake2b(raw_header, digest_size=16).digest(),
         )
 
     def sample(self) -> bytes:
@@ -105,16 +108,16 @@ class Header:
                     digest.update(file.read(min(SAMPLE, stop - offset)))
         return digest.digest()
 
-    def same_tensor(self, name: str, other: Header, other_name: str) -> bool:
+    def same_tensor(self, name: str, other_header: Header, other_name: str) -> bool:
         """Return whether two tensors have the same type, shape and content. Reads all of both."""
         if (self.types[name], self.shapes[name]) != (
-            other.types[other_name],
-            other.shapes[other_name],
+            other_header.types[other_name],
+            other_header.shapes[other_name],
         ):
             return False
-        with self.path.open("rb") as own_file, other.path.open("rb") as other_file:
+        with self.path.open("rb") as own_file, other_header.path.open("rb") as other_file:
             own_file.seek(self.spans[name][0])
-            other_file.seek(other.spans[other_name][0])
+            other_file.seek(other_header.spans[other_name][0])
             left_nbytes = self.spans[name][1] - self.spans[name][0]
             while left_nbytes > 0:
                 count = min(PIECE, left_nbytes)
@@ -136,27 +139,29 @@ def _read_header(path: Path) -> tuple[bytes, int]:
         raise CheckpointError(f"{path}: not a regular file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(256)
-        length = int.from_bytes(first[:8], "little")
+        first_bytes = file.read(256)
+        length = int.from_bytes(first_bytes[:8], "little")
         if not 2 <= length <= size - 8:
-            problem = _recognise_kind(first) or "not a safetensors file, or cut off in its header"
+            problem = (
+                _recognise_kind(first_bytes) or "not a safetensors file, or cut off in its header"
+            )
             raise CheckpointError(f"{path}: {problem}")
         file.seek(8)
         return file.read(length), size
 
 
-def _recognise_kind(first: bytes) -> str | None:
+def _recognise_kind(first_bytes: bytes) -> str | None:
     """Return the kind of a file by its first bytes; None if it is not known."""
-    if first.startswith(LFS_POINTER.encode()):
+    if first_bytes.startswith(LFS_POINTER.encode()):
         return "this is a Git LFS pointer, not the weights: run 'git lfs pull' in its folder"
-    if first.lstrip()[:1] == b"<":
+    if first_bytes.lstrip()[:1] == b"<":
         return "this is an HTML page, perhaps a server's error message, not a safetensors file"
-    if first.startswith(b"GGUF"):
+    if first_bytes.startswith(b"GGUF"):
         return "this is a GGUF file of llama.cpp, not a safetensors file"
     # torch.save writes a zip archive, and wrote a bare pickle of protocol 2 before.
-    if first.startswith((b"PK\x03\x04", b"\x80\x02")):
+    if first_bytes.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "this is a pickle of torch.save, not a safetensors file"
-    return "the file is empty" if not first else None
+    return "the file is empty" if not first_bytes else None
 
 
 def _iterate_offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -165,17 +170,19 @@ def _iterate_offsets(entries: Mapping[str, Any]) -> Iterator[tuple[str, tuple[in
         yield name, (start, stop)
 
 
-def _find_fault(raw: bytes, size: int) -> str | None:
+def _find_fault(raw_header: bytes, size: int) -> str | None:
     """Return which tensor of a refused header is wrong; None if the library says it better."""
     try:
-        entries = json.loads(raw)
+        entries = json.loads(raw_header)
         entries.pop("__metadata__", None)
-        ordered = sorted(_iterate_offsets(entries), key=lambda entry: entry[1])
+        ordered_entries = sorted(_iterate_offsets(entries), key=lambda entry: entry[1])
         end = 0
-        for name, (start, stop) in ordered:
+        for name, (start, stop) in ordered_entries:
             fault = _find_entry_fault(entries[name], start, stop)
-            if fault is None and 8 + len(raw) + stop > size:
-                fault = f"ends at byte {8 + len(raw) + stop}, the file at {size}: it is cut off"
+            if fault is None and 8 + len(raw_header) + stop > size:
+                fault = (
+                    f"ends at byte {8 + len(raw_header) + stop}, the file at {size}: it is cut off"
+                )
             if fault is None and start != end:
                 fault = f"begins at byte {start} of the data, the tensor before it ends at {end}"
             if fault is not None:
@@ -183,8 +190,8 @@ def _find_fault(raw: bytes, size: int) -> str | None:
             end = stop
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    surplus = size - 8 - len(raw) - end
-    return f"{surplus} bytes at its end belong to no tensor" if surplus else None
+    surplus_nbytes = size - 8 - len(raw_header) - end
+    return f"{surplus_nbytes} bytes at its end belong to no tensor" if surplus_nbytes else None
 
 
 def _find_entry_fault(entry: Mapping[str, Any], start: int, stop: int) -> str | None:

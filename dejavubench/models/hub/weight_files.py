@@ -42,9 +42,12 @@ def find_weights(folder: Path) -> WeightFiles:
     index = folder / INDEX
     if single_file.is_file():
         header = Header.read(single_file)
-        both = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
+        both_note = f"{folder} has both {WHOLE} and {INDEX}: {WHOLE} is used, as transformers does"
         return WeightFiles(
-            (header,), dict.fromkeys(header.shapes, header), {}, (both,) if index.exists() else ()
+            (header,),
+            dict.fromkeys(header.shapes, header),
+            {},
+            (both_note,) if index.exists() else (),
         )
     if index.exists():
         return _read_index(folder, index)
@@ -66,33 +69,33 @@ def present_headers(folder: Path) -> Iterator[Header]:
 
 def _read_index(folder: Path, index: Path) -> WeightFiles:
     """Return each tensor with the file that the index assigns to it; other copies do not count."""
-    assigned = _read_weight_map(index)
+    file_by_tensor = _read_weight_map(index)
     headers: dict[str, Header] = {}
-    for name in sorted(set(assigned.values())):
+    for name in sorted(set(file_by_tensor.values())):
         # A name with a folder in it could lead out of the checkpoint.
         if Path(name).name != name:
             raise CheckpointError(f"{index}: it names {name!r}, which is not a file of this folder")
         try:
             # A name that is too long for the file system is an error of its own.
-            missing = not (folder / name).exists()
+            is_missing = not (folder / name).exists()
         except OSError as error:
             raise CheckpointError(f"{index}: it names {name[:80]!r}…: {error.strerror}") from None
-        if missing:
+        if is_missing:
             raise CheckpointError(
                 f"{index}: it names {name}, which is missing{_describe_unfinished(folder)}"
             )
         headers[name] = Header.read(folder / name)
-    for tensor, name in assigned.items():
+    for tensor, name in file_by_tensor.items():
         if tensor not in headers[name].shapes:
             raise CheckpointError(
                 f"{index}: it assigns tensor {tensor} to {name}, which does not hold it"
             )
-    tensors = {tensor: headers[name] for tensor, name in assigned.items()}
+    tensors = {tensor: headers[name] for tensor, name in file_by_tensor.items()}
     strays = {
         tensor: header
         for header in headers.values()
         for tensor in header.shapes
-        if tensor not in assigned
+        if tensor not in file_by_tensor
     }
     return WeightFiles(tuple(headers.values()), tensors, strays)
 
@@ -118,20 +121,20 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 
 def _explain_missing_weights(folder: Path) -> str:
     """Return why a folder has no weights that can be read."""
-    others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
-    if others and others[0].startswith("adapter_"):
+    other_files = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    if other_files and other_files[0].startswith("adapter_"):
         return (
-            f"{folder}: {others[0]} is an adapter (PEFT), not a whole model; "
+            f"{folder}: {other_files[0]} is an adapter (PEFT), not a whole model; "
             "merge it into its base model"
         )
-    if others:
+    if other_files:
         return (
-            f"{folder} has {', '.join(others[:3])}, but neither {WHOLE} nor {INDEX}, "
+            f"{folder} has {', '.join(other_files[:3])}, but neither {WHOLE} nor {INDEX}, "
             "which names the files of tensors"
         )
-    if pickled := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+    if pickled_files := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         return (
-            f"{folder}: {pickled[0]} is a pickle, which can run code when it is read; "
+            f"{folder}: {pickled_files[0]} is a pickle, which can run code when it is read; "
             "write safetensors instead: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(…)"
         )
@@ -146,11 +149,11 @@ def _describe_unfinished(folder: Path) -> str:
     # The hub's cache: a snapshot's files are links into ``blobs``, where downloads end.
     if folder.resolve().parent.name == "snapshots":
         places.append(folder.resolve().parent.parent / "blobs")
-    unfinished = [
+    unfinished_files = [
         path.name for place in places for pattern in UNFINISHED for path in place.glob(pattern)
     ]
-    if unfinished:
-        return f"; a download was interrupted ({min(unfinished)}): finish it"
+    if unfinished_files:
+        return f"; a download was interrupted ({min(unfinished_files)}): finish it"
     links = sorted(
         path.name
         for path in folder.glob("*.safetensors")

@@ -44,7 +44,7 @@ class DiskLoops:
             identity={},
         )
         # The same flags as the destination's file: both go past the page cache, or neither does.
-        self._raw = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
+        self._raw_fd = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
         os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing
         self._stream = message_stream(DISK_CHUNKS)
         try:
@@ -63,21 +63,22 @@ class DiskLoops:
 
     def _write_raw(self) -> None:
         for chunk_index in range(DISK_CHUNKS):
-            written = 0
-            while written < MESSAGE_NBYTES:  # a write may be cut short where the disk fills up
-                written += os.pwrite(
-                    self._raw,
-                    self._data.numpy().data[written:],
-                    chunk_index * MESSAGE_NBYTES + written,
+            written_nbytes = 0
+            # A write may be cut short where the disk fills up.
+            while written_nbytes < MESSAGE_NBYTES:
+                written_nbytes += os.pwrite(
+                    self._raw_fd,
+                    self._data.numpy().data[written_nbytes:],
+                    chunk_index * MESSAGE_NBYTES + written_nbytes,
                 )
             if self.durability != "page-cache":
-                os.fdatasync(self._raw)
+                os.fdatasync(self._raw_fd)
 
     def write(self) -> list[Sample]:
         """Run the raw loop, over a file that has just been written whole, as the destination's."""
         self._write_raw()
         # Dirty pages of this pass must not be written back in the timed one.
-        os.fdatasync(self._raw)
+        os.fdatasync(self._raw_fd)
         return self._sample(seconds(self._write_raw))
 
     def destination(self) -> list[Sample]:
@@ -87,10 +88,10 @@ class DiskLoops:
             buffer.fill_(0)  # allocates the file's blocks
         # Level 2 issues one chunk per layer, of exactly one message.
         chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for chunk in chunks:
             self._destination.flush(self._stream, chunk, self._data)
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def naive(self) -> list[Sample]:
         """Time one 16-byte write of the naive loop, in microseconds."""
@@ -98,12 +99,12 @@ class DiskLoops:
         views = self._data.numpy()
         if self.durability == "direct":  # the destination gathers them into pages of its own
             return []
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for offset in range(0, 16 * times, 16):
-            os.pwrite(self._raw, views[offset : offset + 16].data, offset)
+            os.pwrite(self._raw_fd, views[offset : offset + 16].data, offset)
             if self.durability == "fdatasync":
-                os.fdatasync(self._raw)
-        return [((time.perf_counter() - began) / times * 1e6, f"16 B, {self.durability}")]
+                os.fdatasync(self._raw_fd)
+        return [((time.perf_counter() - began_s) / times * 1e6, f"16 B, {self.durability}")]
 
     def _sample(self, duration_s: float) -> list[Sample]:
         shape = f"{DISK_CHUNKS} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"
@@ -111,15 +112,15 @@ class DiskLoops:
 
     def close(self) -> None:
         """Close the raw file, which has no name any more, and the destination's."""
-        os.close(self._raw)
+        os.close(self._raw_fd)
         self._destination.close()
 
 
 def write_overhead() -> list[Sample]:
     """Time the naive loop's write to nowhere, in microseconds: Python and the system call alone."""
-    data = aligned_buffer(16).numpy().data
-    with open(os.devnull, "wb", buffering=0) as nowhere:
+    small_buffer = aligned_buffer(16).numpy().data
+    with open(os.devnull, "wb", buffering=0) as null_device:
         duration_s = seconds(
-            lambda: [os.pwrite(nowhere.fileno(), data, 0) for _ in range(NAIVE_WRITES)]
+            lambda: [os.pwrite(null_device.fileno(), small_buffer, 0) for _ in range(NAIVE_WRITES)]
         )
     return [(duration_s / NAIVE_WRITES * 1e6, "16 B to /dev/null")]

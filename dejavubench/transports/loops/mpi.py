@@ -65,11 +65,11 @@ class MPILoops:
             answer = bytearray(8)
             self._rank_pair.begin()
             if self._is_source:
-                began = time.perf_counter()
+                began_s = time.perf_counter()
                 self._comm.Send(pacing_message, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
                 self._message = nbytes_in_time(
-                    PACING_NBYTES / (time.perf_counter() - began), MESSAGES
+                    PACING_NBYTES / (time.perf_counter() - began_s), MESSAGES
                 )
                 self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
             else:
@@ -87,13 +87,13 @@ class MPILoops:
     def ping_pong(self) -> list[Sample]:
         """Send one message back and forth."""
         samples = []
-        largest = self._choose_message_nbytes()
+        largest_nbytes = self._choose_message_nbytes()
         for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
-            if nbytes > largest:
+            if nbytes > largest_nbytes:
                 break
             buffer = self._slots[0].numpy()[:nbytes]  # its content is no matter
             self._rank_pair.begin()
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             for _ in range(times):
                 if self._is_source:
                     self._comm.Send(buffer, self._peer)
@@ -102,7 +102,7 @@ class MPILoops:
                     self._comm.Recv(buffer, self._peer)
                     self._comm.Send(buffer, self._peer)
             # Both directions count: at any time one message is under way.
-            rate = 2 * times * nbytes / (time.perf_counter() - began) / 1e9
+            rate = 2 * times * nbytes / (time.perf_counter() - began_s) / 1e9
             samples.append((rate, f"{nbytes >> 10} KiB"))
         return samples if self._is_source else []
 
@@ -111,7 +111,7 @@ class MPILoops:
         answer = bytearray(1)
         messages = self._cut_window()
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         # The byte back keeps the source from running ahead: eager sends would measure a copy.
         for _ in range(MESSAGES // WINDOW):
             if self._is_source:
@@ -120,7 +120,7 @@ class MPILoops:
             else:
                 MPI.Request.Waitall([self._comm.Irecv(message, self._peer) for message in messages])
                 self._comm.Send(answer, self._peer)
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def destination(self) -> list[Sample]:
         """Run the destination: flush on this side, receive and acknowledge on the other."""
@@ -129,7 +129,7 @@ class MPILoops:
         slots = [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         if self._is_source:
             destination = MPIDestination(self._comm)
             destination.begin(stream)
@@ -142,21 +142,21 @@ class MPILoops:
                 pass
         else:
             endpoint = MPISinkEndpoint(self._comm)
-            posted = deque(
+            receives = deque(
                 endpoint.receive(stream, slots[chunk_index % WINDOW], _leave_in_slot)
                 for chunk_index in range(WINDOW)
             )
             for chunk_index in range(len(chunks)):
-                while not posted[0].poll():
+                while not receives[0].poll():
                     pass
-                posted.popleft()
+                receives.popleft()
                 endpoint.acknowledge(stream)
                 if chunk_index + WINDOW < len(chunks):
-                    posted.append(
+                    receives.append(
                         endpoint.receive(stream, slots[chunk_index % WINDOW], _leave_in_slot)
                     )
             endpoint.finish()
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def message(self) -> list[Sample]:
         """Time one 16-byte message of the naive loop, in microseconds."""
@@ -168,10 +168,10 @@ class MPILoops:
             return []
         # Synchronous, as the naive level: an eager send returns before the sink has the bytes.
         send = self._comm.Ssend
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for _ in range(NAIVE_MESSAGES):
             send(extent, self._peer)
-        return [((time.perf_counter() - began) / NAIVE_MESSAGES * 1e6, "16 B, MPI_Ssend")]
+        return [((time.perf_counter() - began_s) / NAIVE_MESSAGES * 1e6, "16 B, MPI_Ssend")]
 
     def message_overhead(self) -> list[Sample]:
         """Time the same message to nobody, in microseconds: the loop, the view and mpi4py."""

@@ -35,15 +35,15 @@ class NCCLLoop:
 
     def send(self) -> list[Sample]:
         """Run the raw loop: messages one behind the other, then one byte back by MPI."""
-        move = self._link.send if self._rank_pair.is_source else self._link.recv
+        send_or_receive = self._link.send if self._rank_pair.is_source else self._link.recv
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         for message_index in range(MESSAGES):
-            move(self._slots[message_index % WINDOW].data_ptr(), MESSAGE_NBYTES)
+            send_or_receive(self._slots[message_index % WINDOW].data_ptr(), MESSAGE_NBYTES)
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
         self._rank_pair.confirm()
-        duration_s = time.perf_counter() - began
+        duration_s = time.perf_counter() - began_s
         if not self._rank_pair.is_source:
             return []
         return [

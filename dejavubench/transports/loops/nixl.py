@@ -65,34 +65,34 @@ class NIXLLoops:
         Nothing is scattered or acknowledged.
         """
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         round_number = self._raw_times
         self._raw_times += 1
         if self._destination is not None:
             agent = self._destination.agent
             for _ in range(MESSAGES // WINDOW):
-                begun = [
+                writes_under_way = [
                     agent.write(self._raw_stream, [source], [target])
                     for source, target in self._pairs
                 ]
-                for write in begun:
+                for write in writes_under_way:
                     while not agent.has_finished(write):
                         pass  # asking is what moves bytes: the agent has no thread
             agent.notify(self._raw_stream, Notification.WRITTEN, round_number)
         elif self._endpoint is not None:
             while not self._endpoint.take_written(self._raw_stream, round_number):
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def destination(self) -> list[Sample]:
         """Run the destination: flush on this side, slots and acknowledgements from the other."""
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         if self._destination is not None:
             self._send(self._destination)
         elif self._endpoint is not None:
             self._receive(self._endpoint)
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def _send(self, destination: NIXLDestination) -> None:
         destination.begin(self._stream)
@@ -104,13 +104,15 @@ class NIXLLoops:
             pass
 
     def _receive(self, endpoint: NIXLSinkEndpoint) -> None:
-        posted: list[PackedReceive] = [endpoint.receive(self._stream, slot) for slot in self._slots]
+        receives: list[PackedReceive] = [
+            endpoint.receive(self._stream, slot) for slot in self._slots
+        ]
         for chunk_index in range(len(self._chunks)):
-            while not posted[chunk_index].poll():
+            while not receives[chunk_index].poll():
                 pass
             endpoint.acknowledge(self._stream)
             if chunk_index + WINDOW < len(self._chunks):
-                posted.append(endpoint.receive(self._stream, self._slots[chunk_index % WINDOW]))
+                receives.append(endpoint.receive(self._stream, self._slots[chunk_index % WINDOW]))
         endpoint.finish()
 
     def _sample(self, duration_s: float) -> list[Sample]:

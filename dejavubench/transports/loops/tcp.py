@@ -74,8 +74,8 @@ class TCPLoops:
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
         self._destination = connect([self._stream], torch.float32)
         self._slots = [aligned_buffer(self._message).fill_(slot) for slot in range(WINDOW)]
-        self._small = small_messages()
-        self._naive = connect([self._small], torch.float32)
+        self._small_messages = small_messages()
+        self._naive = connect([self._small_messages], torch.float32)
 
     def probes(self) -> list[Probe]:
         """Return the raw loop, the destination, and the loop of naive messages."""
@@ -88,33 +88,35 @@ class TCPLoops:
     def raw(self) -> list[Sample]:
         """Run the raw loop: whole messages with nothing between them, then one byte back."""
         _begin(self._destination, self._stream)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         self._destination.raw(
             self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks]
         )
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def destination(self) -> list[Sample]:
         """Run the destination's flush, and the sink's receipt and acknowledgement."""
         destination, stream = self._destination, self._stream
         _begin(destination, stream)
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         # At most WINDOW chunks are under way: a slot is sent from until its chunk is complete.
         for chunk in self._chunks:
             _wait(destination, stream, chunk.index - WINDOW)
             destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
         _wait(destination, stream, len(self._chunks) - 1)
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def message(self) -> list[Sample]:
         """Time one 16-byte message that the sink has answered, in microseconds."""
         extent = self._slots[0].numpy().data[:16]
-        (chunk,) = self._small.schedule.all_chunks(LEVELS["0"])
-        _begin(self._naive, self._small)
-        began = time.perf_counter()
-        self._naive.flush_extents(self._small, chunk, [extent] * SMALL_MESSAGES, each_complete=True)
-        _wait(self._naive, self._small, chunk.index)
-        return [((time.perf_counter() - began) / SMALL_MESSAGES * 1e6, "16 B, answered")]
+        (chunk,) = self._small_messages.schedule.all_chunks(LEVELS["0"])
+        _begin(self._naive, self._small_messages)
+        began_s = time.perf_counter()
+        self._naive.flush_extents(
+            self._small_messages, chunk, [extent] * SMALL_MESSAGES, each_complete=True
+        )
+        _wait(self._naive, self._small_messages, chunk.index)
+        return [((time.perf_counter() - began_s) / SMALL_MESSAGES * 1e6, "16 B, answered")]
 
     def _sample(self, duration_s: float) -> list[Sample]:
         return [
@@ -152,9 +154,9 @@ def _message_nbytes(connect: Connect) -> int:
     stream = message_stream(1, nbytes=PACING_NBYTES)
     destination = connect([stream], torch.float32)
     _begin(destination, stream)
-    began = time.perf_counter()
+    began_s = time.perf_counter()
     # Closed below: the message's size is part of a stream, and the real one is made from this rate.
     destination.raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
-    duration_s = time.perf_counter() - began
+    duration_s = time.perf_counter() - began_s
     destination.close()
     return nbytes_in_time(PACING_NBYTES / duration_s, MESSAGES)

@@ -47,8 +47,8 @@ class MeasuredTCPDestination(TCPDestination):
         answer = self.request(stream, COMPARE, byte)
         if not answer:
             return None
-        kv, flat, elements = _DIFFERENCE.unpack(answer)
-        return OutsideWrite(BOTH[kv], flat, elements)
+        kv, flat_index, elements = _DIFFERENCE.unpack(answer)
+        return OutsideWrite(BOTH[kv], flat_index, elements)
 
     def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
         """Send level 3's chunks of a stream bare: the raw loop that flush is held against."""
@@ -79,10 +79,12 @@ def _fill(connection: Connection, frame: Frame, stream: SinkStream) -> None:
 
 def _compare(connection: Connection, frame: Frame, stream: SinkStream) -> None:
     _check(frame)
-    outside = written_outside(stream.cache, stream.schedule.region, frame.number)
+    outside_write = written_outside(stream.cache, stream.schedule.region, frame.number)
     answer = b""
-    if outside is not None:
-        answer = _DIFFERENCE.pack(BOTH.index(outside.kv), outside.flat, outside.elements)
+    if outside_write is not None:
+        answer = _DIFFERENCE.pack(
+            BOTH.index(outside_write.kv), outside_write.flat, outside_write.elements
+        )
     connection.reply(COMPARE, frame, answer)
 
 
@@ -90,18 +92,18 @@ def _receive_raw(connection: Connection, frame: Frame, stream: SinkStream) -> No
     """Receive as many bytes to the same places, without frames and hashes."""
     if frame.nbytes:
         raise RefusalError("a raw loop has no bytes of its own")
-    connected = connection.wire.socket
+    peer_socket = connection.wire.socket
     for chunk in stream.schedule.all_chunks(LEVELS["3"]):
         # Straight into the cache where the chunk lies in few pieces, as its own frames would go.
         for view in stream.walk_chunk(chunk) or iter(
             [connection.staging(chunk.nbytes).numpy().data]
         ):
-            received = 0
-            while received < len(view):
-                count = connected.recv_into(view[received:])
+            received_nbytes = 0
+            while received_nbytes < len(view):
+                count = peer_socket.recv_into(view[received_nbytes:])
                 if not count:
                     raise RefusalError("it closed in the middle of a raw loop")
-                received += count
+                received_nbytes += count
     connection.reply(RAW, frame)
 
 
@@ -127,9 +129,9 @@ def written_outside(
     """
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            changed = _find_changes(cache, region, byte, kv, layer, at_once)
-            if changed is not None:
-                return OutsideWrite(kv, *changed)
+            changes = _find_changes(cache, region, byte, kv, layer, at_once)
+            if changes is not None:
+                return OutsideWrite(kv, *changes)
     return None
 
 
@@ -140,23 +142,25 @@ def _find_changes(
     tensor = cache.tensor(kv)[layer]
     first_element: int | None = None
     count = 0
-    inside = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
+    region_index = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
     for block in _cut_blocks(tensor.shape, at_once):
         elements = tensor[block]
-        changed = (elements.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
-        if inside is not None:
-            changed[_intersect(block, inside, tensor.shape)] = False
-        if changed.any():
+        is_changed = (elements.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
+        if region_index is not None:
+            is_changed[_intersect(block, region_index, tensor.shape)] = False
+        if is_changed.any():
             # Blocks follow one another as elements do: the first one that differs has the first.
             if first_element is None:
-                index = np.unravel_index(int(changed.view(torch.uint8).argmax()), changed.shape)
+                index = np.unravel_index(
+                    int(is_changed.view(torch.uint8).argmax()), is_changed.shape
+                )
                 element_index = [
                     int(offset) + cut.start for offset, cut in zip(index, block, strict=True)
                 ]
                 first_element = layer * tensor.numel() + int(
                     np.ravel_multi_index(element_index, tensor.shape)
                 )
-            count += int(changed.sum())
+            count += int(is_changed.sum())
     return None if first_element is None else (first_element, count)
 
 
@@ -172,18 +176,18 @@ def _cut_blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, .
         if row <= at_once:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
-            yield from ((cut, *rest) for rest in _cut_blocks(shape[1:], at_once))
+            yield from ((cut, *inner_block) for inner_block in _cut_blocks(shape[1:], at_once))
 
 
 def _intersect(
-    block: tuple[slice, ...], inside: tuple[slice, ...], shape: tuple[int, ...]
+    block: tuple[slice, ...], region_index: tuple[slice, ...], shape: tuple[int, ...]
 ) -> tuple[slice, ...]:
     """Return the part of a block that lies inside, counted from the block's beginning.
 
     The slices are empty if no part does.
     """
     slices = []
-    for cut, inside_cut, size in zip(block, inside, shape, strict=True):
+    for cut, inside_cut, size in zip(block, region_index, shape, strict=True):
         start, stop, _ = inside_cut.indices(size)
         begin = max(start - cut.start, 0)
         slices.append(slice(begin, max(begin, min(stop, cut.stop) - cut.start)))

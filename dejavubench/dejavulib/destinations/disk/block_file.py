@@ -57,7 +57,7 @@ class BlockFile:
         # With direct: the bytes of an incomplete page at the end of the last write. They are
         # written again with the next bytes, because the device takes whole pages only.
         self._tail = np.empty(0, np.uint8)
-        self._joined = aligned_buffer(PAGE_NBYTES)
+        self._joined_buffer = aligned_buffer(PAGE_NBYTES)
         try:
             self._fd = os.open(path, open_flags(durability), 0o644)
         except OSError as error:
@@ -90,10 +90,10 @@ class BlockFile:
         # writes the page again from its beginning; one that ends within a page pads it with zeros.
         head = offset % PAGE_NBYTES
         is_aligned = not head and data.ctypes.data % PAGE_NBYTES == 0
-        aligned = data if is_aligned else self._align(self._tail[:head], data)
-        whole_nbytes = len(aligned) // PAGE_NBYTES * PAGE_NBYTES
-        self._pwrite(offset - head, aligned[:whole_nbytes])
-        self._tail = aligned[whole_nbytes:].copy()
+        aligned_data = data if is_aligned else self._align(self._tail[:head], data)
+        whole_nbytes = len(aligned_data) // PAGE_NBYTES * PAGE_NBYTES
+        self._pwrite(offset - head, aligned_data[:whole_nbytes])
+        self._tail = aligned_data[whole_nbytes:].copy()
         if len(self._tail):
             padding = np.zeros(PAGE_NBYTES - len(self._tail), np.uint8)
             self._pwrite(offset - head + whole_nbytes, self._align(self._tail, padding))
@@ -157,15 +157,17 @@ class BlockFile:
     def _align(self, *arrays: np.ndarray) -> np.ndarray:
         """Return the arrays one behind the other in aligned memory."""
         nbytes = sum(map(len, arrays))
-        if self._joined.numel() < nbytes:
-            self._joined = aligned_buffer(nbytes)
-        return np.concatenate(arrays, out=self._joined.numpy()[:nbytes])
+        if self._joined_buffer.numel() < nbytes:
+            self._joined_buffer = aligned_buffer(nbytes)
+        return np.concatenate(arrays, out=self._joined_buffer.numpy()[:nbytes])
 
     def _pwrite(self, offset: int, data: np.ndarray) -> None:
-        written = 0
+        written_nbytes = 0
         try:
-            while written < len(data):
-                written += os.pwrite(self._fd, data.data[written:], offset + written)
+            while written_nbytes < len(data):
+                written_nbytes += os.pwrite(
+                    self._fd, data.data[written_nbytes:], offset + written_nbytes
+                )
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}") from None
 

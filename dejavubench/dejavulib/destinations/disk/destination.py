@@ -121,10 +121,10 @@ class DiskDestination(LocalDestination):
         """
         file = self._files[stream.id]
         schedule = stream.schedule
-        data = packed.numpy()
+        packed_bytes = packed.numpy()
         offset = stream_file.chunk_offset(schedule, chunk)
-        checksum = self._add_to_trailer(file.trailer, data.data)
-        file.blocks.write(offset, data)
+        checksum = self._add_to_trailer(file.trailer, packed_bytes.data)
+        file.blocks.write(offset, packed_bytes)
         if _is_end_of_group(schedule, chunk):
             checksum.result()  # a large chunk was hashed while it was written
             file.blocks.write(offset + chunk.nbytes, file.trailer.pack())
@@ -230,10 +230,10 @@ class DiskDestination(LocalDestination):
             record = blocks.read(
                 offset, nbytes + stream_file.trailer_nbytes(schedule, step)
             ).numpy()
-            wrong = stream_file.first_wrong(schedule, step, record)
-            if wrong is not None:
+            wrong_part = stream_file.first_wrong(schedule, step, record)
+            if wrong_part is not None:
                 raise WrongBytesError(
-                    f"{blocks.path.name}: checksum of step {step}, {wrong} does not agree"
+                    f"{blocks.path.name}: checksum of step {step}, {wrong_part} does not agree"
                 )
 
     def _note_clock(self) -> None:

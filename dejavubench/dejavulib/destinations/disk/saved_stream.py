@@ -65,25 +65,29 @@ class SavedStream:
         """Put keys and values of the complete steps in their place, as far as checksums agree."""
         # The packed order does not depend on the level, so any buffered one reads the file.
         level = LEVELS[DEFAULT_LEVEL]
-        restored = RestoredStream()
+        restored_stream = RestoredStream()
         for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
             try:
                 record = self._read_record(step)
             except StreamingError as error:
-                restored.wrong = (
-                    f"{error}; of {self.watermark} steps under the watermark {restored.steps} "
-                    "are good"
+                restored_stream.wrong = (
+                    f"{error}; of {self.watermark} steps under the watermark "
+                    f"{restored_stream.steps} are good"
                 )
                 break
-            packed = torch.from_numpy(record)
+            packed_step = torch.from_numpy(record)
             for chunk in self.schedule.chunks(level, step):
                 offset = chunk.offset - self.schedule.step_offset(step)
                 scatter(
-                    packed[offset : offset + chunk.nbytes].to(cache.k.device), cache, chunk.region
+                    packed_step[offset : offset + chunk.nbytes].to(cache.k.device),
+                    cache,
+                    chunk.region,
                 )
             tokens = self._copy_tokens(step, record)
-            restored.tokens += [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
-        return restored
+            restored_stream.tokens += (
+                [tokens] if step == 0 else np.split(tokens, tokens.shape[1], axis=1)
+            )
+        return restored_stream
 
     def _read_watermark(self) -> int:
         page = self._read(stream_file.WATERMARK_OFFSET, PAGE_NBYTES, "its watermark")
@@ -105,9 +109,11 @@ class SavedStream:
         """Return a group's record, uint8; StreamingError if its checksums do not agree."""
         nbytes = self.schedule.step_nbytes(step) + stream_file.trailer_nbytes(self.schedule, step)
         record = self._read(stream_file.record_offset(self.schedule, step), nbytes, f"step {step}")
-        wrong = stream_file.first_wrong(self.schedule, step, record)
-        if wrong is not None:
-            raise StreamingError(f"{self.path}: checksum of step {step}, {wrong} does not agree")
+        wrong_part = stream_file.first_wrong(self.schedule, step, record)
+        if wrong_part is not None:
+            raise StreamingError(
+                f"{self.path}: checksum of step {step}, {wrong_part} does not agree"
+            )
         return record
 
     def _copy_tokens(self, step: int, record: np.ndarray) -> np.ndarray:
@@ -134,27 +140,30 @@ _DEFAULTS = {"flush_interval": 1}
 """Entries that a header may lack, and what it means without them."""
 
 
-def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) -> None:
+def _check_header(path: Path, page: np.ndarray, expected_header: Mapping[str, object]) -> None:
     """Raise StreamingError unless page 0 is an undamaged header with the expected content."""
-    packed = page.tobytes()
-    if not packed.startswith(stream_file.MAGIC):
+    header_bytes = page.tobytes()
+    if not header_bytes.startswith(stream_file.MAGIC):
         raise StreamingError(
             f"{path} is no stream's file: it does not begin with {stream_file.MAGIC.decode()}"
         )
-    version, length = struct.unpack_from("<II", packed, len(stream_file.MAGIC))
+    version, length = struct.unpack_from("<II", header_bytes, len(stream_file.MAGIC))
     if version != stream_file.VERSION:
         raise StreamingError(
             f"{path} is of version {version}, this program reads {stream_file.VERSION}"
         )
     begin = len(stream_file.MAGIC) + 8
-    text, digest = packed[begin : begin + length], packed[begin + length : begin + length + 8]
+    text, digest = (
+        header_bytes[begin : begin + length],
+        header_bytes[begin + length : begin + length + 8],
+    )
     if xxhash.xxh3_64_digest(text) != digest:
         raise StreamingError(f"{path}: its header is damaged")
     # Every entry is compared, also one that this version does not know: a newer program may mean
     # something else by the same bytes.
     stored_entries = _DEFAULTS | _flatten(json.loads(text))
     # By JSON, so that tuples become lists here too.
-    expected_entries = _DEFAULTS | _flatten(json.loads(json.dumps(expected)))
+    expected_entries = _DEFAULTS | _flatten(json.loads(json.dumps(expected_header)))
     # Geometry comes last: it differs as a consequence of another model or batch size.
     for key in sorted(
         {*stored_entries, *expected_entries},
@@ -169,9 +178,9 @@ def _check_header(path: Path, page: np.ndarray, expected: Mapping[str, object]) 
 
 def _flatten(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return the values by dotted name, so that a message can name one that differs."""
-    flat: dict[str, object] = {}
+    flat_entries: dict[str, object] = {}
     for key, value in document.items():
-        flat |= (
+        flat_entries |= (
             _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
-    return flat
+    return flat_entries

@@ -112,10 +112,12 @@ def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
         StreamingError: the header does not fit a page.
     """
     text = json.dumps(header(stream, identity), sort_keys=True).encode()
-    packed = MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
-    if len(packed) > PAGE_NBYTES:
-        raise StreamingError(f"a header of {len(packed)} bytes does not fit a page")
-    return np.frombuffer(packed.ljust(PAGE_NBYTES, b"\0"), np.uint8)
+    header_bytes = (
+        MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
+    )
+    if len(header_bytes) > PAGE_NBYTES:
+        raise StreamingError(f"a header of {len(header_bytes)} bytes does not fit a page")
+    return np.frombuffer(header_bytes.ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
 def watermark_page(steps: int) -> np.ndarray:
@@ -135,13 +137,13 @@ def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str 
     """
     layers = schedule.region.layers
     nbytes = schedule.step_nbytes(step)
-    behind = nbytes + tokens_nbytes(schedule, step)
+    checksums_offset = nbytes + tokens_nbytes(schedule, step)
     part_names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
-    contents = [record[nbytes:behind], *np.split(record[:nbytes], layers.size)]
-    for name, content, written in zip(
-        part_names, contents, record[behind:].view("<u8"), strict=True
+    parts = [record[nbytes:checksums_offset], *np.split(record[:nbytes], layers.size)]
+    for name, part, written_checksum in zip(
+        part_names, parts, record[checksums_offset:].view("<u8"), strict=True
     ):
-        if xxhash.xxh3_64_intdigest(content.data) != written:
+        if xxhash.xxh3_64_intdigest(part.data) != written_checksum:
             return name
     return None
 
@@ -161,20 +163,20 @@ class StepTrailer:
         self._tokens = tokens.astype("<i4")
         self._checksums: list[int] = []
         self._hasher = xxhash.xxh3_64()
-        self._hashed = 0  # bytes of the current layer that are in the hash
+        self._hashed_nbytes = 0  # bytes of the current layer that are in the hash
 
     def add(self, data: memoryview) -> None:
         """Hash the next packed bytes. Python's lock is free meanwhile if there are many."""
         offset = 0
         while offset < len(data):
-            take = min(len(data) - offset, self._layer_nbytes - self._hashed)
+            take = min(len(data) - offset, self._layer_nbytes - self._hashed_nbytes)
             self._hasher.update(data[offset : offset + take])
-            self._hashed += take
+            self._hashed_nbytes += take
             offset += take
-            if self._hashed == self._layer_nbytes:
+            if self._hashed_nbytes == self._layer_nbytes:
                 self._checksums.append(self._hasher.intdigest())
                 self._hasher.reset()
-                self._hashed = 0
+                self._hashed_nbytes = 0
 
     def pack(self) -> np.ndarray:
         """Return the trailer, uint8, once all of the step has been added."""

@@ -138,15 +138,15 @@ class Agent:
     def _connect(self, comm: MPI.Intracomm, share: Mapping[int, object]) -> dict[int, Any]:
         """Exchange metadata; everyone sends before anyone waits, so nobody waits in a circle."""
         metadata = self._agent.get_agent_metadata()
-        shared: dict[int, Any] = {}
+        shared_by_peer: dict[int, Any] = {}
         send_requests = [
-            comm.isend((metadata, self._device, extra), peer, _METADATA_TAG)
-            for peer, extra in share.items()
+            comm.isend((metadata, self._device, shared_object), peer, _METADATA_TAG)
+            for peer, shared_object in share.items()
         ]
         for peer in share:
-            awaited = f"the metadata of rank {peer}'s agent"
-            wait_asleep(partial(comm.iprobe, peer, _METADATA_TAG), awaited, CONNECT_S)
-            peer_metadata, self._device_of[str(peer)], shared[peer] = comm.recv(
+            awaited_message = f"the metadata of rank {peer}'s agent"
+            wait_asleep(partial(comm.iprobe, peer, _METADATA_TAG), awaited_message, CONNECT_S)
+            peer_metadata, self._device_of[str(peer)], shared_by_peer[peer] = comm.recv(
                 None, peer, _METADATA_TAG
             )
             self._agent.add_remote_agent(peer_metadata)
@@ -161,9 +161,9 @@ class Agent:
             hello = _NOTIFICATION.pack(Notification.HELLO, 0, 0, 0, 0)
             self._agent.send_notif(str(peer), hello)
         for peer in share:
-            awaited = f"a notification of rank {peer}'s agent"
-            wait_asleep(partial(self._has_come, peer), awaited, CONNECT_S)
-        return shared
+            awaited_message = f"a notification of rank {peer}'s agent"
+            wait_asleep(partial(self._has_come, peer), awaited_message, CONNECT_S)
+        return shared_by_peer
 
     def _has_come(self, peer: int) -> bool:
         self.advance()
@@ -251,12 +251,12 @@ class Agent:
         Raises:
             StreamingError: the write failed.
         """
-        state = self._agent.check_xfer_state(write)
-        if state == "ERR":
+        transfer_state = self._agent.check_xfer_state(write)
+        if transfer_state == "ERR":
             raise StreamingError("NIXL: a write failed")
-        if state == "DONE":
+        if transfer_state == "DONE":
             write.release()  # NIXL keeps the operation until it is told
-        return bool(state == "DONE")
+        return bool(transfer_state == "DONE")
 
     def close(self) -> None:
         """Disconnect from the peers, which may be gone already, and release the memory."""

@@ -36,7 +36,7 @@ class PackedReceive:
         self._stream = stream
         self._number = chunk_number
         self._scatter = scatter
-        self._scattered: torch.cuda.Event | None = None
+        self._scatter_event: torch.cuda.Event | None = None
         self.received = 0  # when it was seen that the chunk is written
 
     def poll(self) -> bool:
@@ -46,8 +46,8 @@ class PackedReceive:
                 return False
             self.received = chunk_times.now()
             if self._scatter is not None:
-                self._scattered = self._scatter()
-        return self._scattered is None or self._scattered.query()
+                self._scatter_event = self._scatter()
+        return self._scatter_event is None or self._scatter_event.query()
 
 
 class NIXLSinkEndpoint:
@@ -79,7 +79,7 @@ class NIXLSinkEndpoint:
         self.agent = Agent(comm, memory, share)
         self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.
-        self._named: Counter[tuple[int | None, int]] = Counter()
+        self._named_counts: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
         # The arrivals of each stream that are not acknowledged yet, oldest first.
         self._arrivals: defaultdict[tuple[int | None, int], deque[PackedReceive]] = defaultdict(
@@ -123,8 +123,8 @@ class NIXLSinkEndpoint:
         return self.agent.take(stream, Notification.WRITTEN, chunk_number) is not None
 
     def _name(self, stream: Stream, address: int = 0, nbytes: int = 0) -> int:
-        chunk_number = self._named[stream.key]
-        self._named[stream.key] += 1
+        chunk_number = self._named_counts[stream.key]
+        self._named_counts[stream.key] += 1
         self.agent.notify(stream, Notification.BUFFER, chunk_number, address, nbytes)
         return chunk_number
 
@@ -134,12 +134,12 @@ class NIXLSinkEndpoint:
         if self._side_stream is None:
             scatter(packed)
             return None
-        scattered = torch.cuda.Event()
+        scatter_event = torch.cuda.Event()
         # NIXL says that the bytes are written, so the scatter waits for no event.
         with torch.cuda.stream(self._side_stream):
             scatter(packed)
-            scattered.record(self._side_stream)
-        return scattered
+            scatter_event.record(self._side_stream)
+        return scatter_event
 
     def finish(self) -> None:
         """Let acknowledgements leave; NIXL does not say when they have."""

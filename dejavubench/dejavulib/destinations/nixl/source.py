@@ -81,11 +81,11 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Queue a packed chunk, and write it once the sink names its buffer; never waits."""
-        sending = self._add(stream)
-        sending.packed = packed
+        sent_chunk = self._add(stream)
+        sent_chunk.packed = packed
         if packed.is_cuda:
-            sending.filled = torch.cuda.Event()
-            sending.filled.record(torch.cuda.current_stream(packed.device))
+            sent_chunk.filled = torch.cuda.Event()
+            sent_chunk.filled.record(torch.cuda.current_stream(packed.device))
         self._issue(stream)
 
     def flush_extents(
@@ -96,9 +96,9 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         each_complete: bool,
     ) -> None:
         """Write extents, given as (address, bytes), into their place in the sink's cache."""
-        sending = self._add(stream)
+        sent_chunk = self._add(stream)
         remote_extents = self._remote_extents_of(stream).of_step(chunk.step)
-        self._await_buffer(stream, chunk, sending.number)
+        self._await_buffer(stream, chunk, sent_chunk.number)
         if each_complete:
             writes = self.agent.write_each(stream, extents, remote_extents)
             for block in self.cut_and_count(extents):
@@ -106,7 +106,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
                     self._finish(next(writes), stream, chunk)
         else:
             at_once = MOST_EXTENTS_PER_WRITE
-            begun = [
+            writes_under_way = [
                 self.agent.write(
                     stream,
                     block,
@@ -114,13 +114,13 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
                 )
                 for block_index, block in enumerate(self.cut_and_count(extents, at_once))
             ]
-            for write in begun:
+            for write in writes_under_way:
                 self._finish(write, stream, chunk)
         # One notification for all: it leaves behind writes that are done already, so nothing
         # overtakes it.
-        self.agent.notify(stream, Notification.WRITTEN, sending.number, nbytes=chunk.nbytes)
-        sending.written = True
-        sending.moved = chunk_times.now()
+        self.agent.notify(stream, Notification.WRITTEN, sent_chunk.number, nbytes=chunk.nbytes)
+        sent_chunk.written = True
+        sent_chunk.moved = chunk_times.now()
 
     def poll_completed(self, stream: Stream) -> int:
         """Issue the writes that can begin; then count the chunks that the sink reports done."""
@@ -144,43 +144,45 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             self.agent.close()
 
     def _add(self, stream: Stream) -> _SentChunk:
-        sending = _SentChunk(self._numbers[stream.key])
+        sent_chunk = _SentChunk(self._numbers[stream.key])
         self._numbers[stream.key] += 1
-        self._under_way[stream.key].append(sending)
-        return sending
+        self._under_way[stream.key].append(sent_chunk)
+        return sent_chunk
 
     def _issue(self, stream: Stream) -> None:
         """Write the chunks that are packed and have a remote buffer."""
         self.agent.advance()
-        for sending in self._under_way[stream.key]:
-            if sending.packed is None or sending.write is not None or sending.written:
+        for sent_chunk in self._under_way[stream.key]:
+            if sent_chunk.packed is None or sent_chunk.write is not None or sent_chunk.written:
                 continue
             # Chunks of a stream are written in order, so the first that cannot go holds the rest:
             # the sink looks for its oldest chunk first.
-            if sending.filled is not None and not sending.filled.query():
+            if sent_chunk.filled is not None and not sent_chunk.filled.query():
                 break
-            buffer = self.agent.take(stream, Notification.BUFFER, sending.number)
+            buffer = self.agent.take(stream, Notification.BUFFER, sent_chunk.number)
             if buffer is None:
                 break
-            packed = sending.packed.data_ptr(), sending.packed.numel()
-            if buffer[1] != packed[1]:
+            packed_extent = sent_chunk.packed.data_ptr(), sent_chunk.packed.numel()
+            if buffer[1] != packed_extent[1]:
                 raise StreamingError(
                     f"rank {stream.peer} has a buffer of {buffer[1]} bytes for a chunk of "
-                    f"{packed[1]} of stream {stream.id}"
+                    f"{packed_extent[1]} of stream {stream.id}"
                 )
-            sending.write = self.agent.write(stream, [packed], [buffer], sending.number)
+            sent_chunk.write = self.agent.write(
+                stream, [packed_extent], [buffer], sent_chunk.number
+            )
 
-    def _is_complete(self, stream: Stream, sending: _SentChunk) -> bool:
-        if sending.write is not None and self.agent.has_finished(sending.write):
-            sending.write = None
-            sending.written = True
-            sending.moved = chunk_times.now()
-        if not sending.written:
+    def _is_complete(self, stream: Stream, sent_chunk: _SentChunk) -> bool:
+        if sent_chunk.write is not None and self.agent.has_finished(sent_chunk.write):
+            sent_chunk.write = None
+            sent_chunk.written = True
+            sent_chunk.moved = chunk_times.now()
+        if not sent_chunk.written:
             return False
-        notification = self.agent.take(stream, Notification.DONE, sending.number)
+        notification = self.agent.take(stream, Notification.DONE, sent_chunk.number)
         if notification is None:
             return False
-        _, sending.sink_ns = notification
+        _, sent_chunk.sink_ns = notification
         return True
 
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:

@@ -50,11 +50,11 @@ class Connection:
             stream_id: SinkStream(stream_id, schedule, dtype)
             for stream_id, schedule in by_stream.items()
         }
-        largest = max(schedule.nbytes for schedule in by_stream.values())
-        self._slot_nbytes = min(offer.slot_nbytes, largest)
+        largest_stream_nbytes = max(schedule.nbytes for schedule in by_stream.values())
+        self._slot_nbytes = min(offer.slot_nbytes, largest_stream_nbytes)
         self._slot: torch.Tensor | None = None
         self.nbytes = self.chunks = 0
-        self._received = 0  # when the chunk under way had come, or the first of its extents
+        self._received_ns = 0  # when the chunk under way had come, or the first of its extents
         streams = "1 stream" if len(by_stream) == 1 else f"{len(by_stream)} streams"
         self.summary = (
             f"{streams}, caches of {offer.geometry.layout} {offer.dtype}, {offer.nbytes >> 20} MiB"
@@ -88,8 +88,8 @@ class Connection:
                 )
             # BEGIN starts the next microbatch; every other frame belongs to the one under way. So a
             # frame that was delayed or repeated cannot write into a later microbatch's cache.
-            expected = stream.microbatch + (frame.kind == FrameKind.BEGIN)
-            if frame.microbatch != expected or not expected:
+            expected_microbatch = stream.microbatch + (frame.kind == FrameKind.BEGIN)
+            if frame.microbatch != expected_microbatch or not expected_microbatch:
                 raise RefusalError(
                     f"stream {stream.id} is at microbatch {stream.microbatch}, "
                     f"not {frame.microbatch}"
@@ -121,10 +121,10 @@ class Connection:
             packed = self.staging(frame.nbytes)
             if not self.wire.receive_payload(frame, [packed.numpy().data]):
                 raise RefusalError(_describe_corruption(stream, chunk))
-            self._received = chunk_times.now()
+            self._received_ns = chunk_times.now()
             scatter(packed, stream.cache, chunk.region)
         elif self.wire.receive_payload(frame, extent_views):
-            self._received = chunk_times.now()
+            self._received_ns = chunk_times.now()
         else:
             raise RefusalError(_describe_corruption(stream, chunk))
         self._complete_chunk(frame, stream, chunk.nbytes)
@@ -138,7 +138,7 @@ class Connection:
                 "hash does not agree with its bytes"
             )
         if stream.extents == 1:
-            self._received = chunk_times.now()
+            self._received_ns = chunk_times.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
         if is_last:
@@ -149,7 +149,7 @@ class Connection:
         stream.note_arrival(nbytes)
         self.nbytes += nbytes
         self.chunks += 1
-        sink_ns = chunk_times.now() - self._received
+        sink_ns = chunk_times.now() - self._received_ns
         self.reply(FrameKind.COMPLETE, frame, sink_ns.to_bytes(DURATION_NBYTES, "little"))
 
     def _read(self, frame: Frame, stream: SinkStream) -> None:
@@ -161,7 +161,12 @@ class Connection:
             raise RefusalError("READ does not carry a region")
         edges = REGION.unpack(packed_region)
         try:
-            region = Region(*(Span(*edges[edge : edge + 2]) for edge in range(0, len(edges), 2)))
+            region = Region(
+                *(
+                    Span(*edges[edge_index : edge_index + 2])
+                    for edge_index in range(0, len(edges), 2)
+                )
+            )
         except ValueError as error:
             raise RefusalError(str(error)) from None
         packed = stream.pack(region, self.staging(self._slot_nbytes))

@@ -71,11 +71,11 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
     """
     sink_text = address_text(address)
     try:
-        connected = socket.create_connection(address, timeout)
+        connected_socket = socket.create_connection(address, timeout)
     except OSError as error:
         raise WireError(f"{sink_text} cannot be reached: {error.strerror or error}") from None
-    set_buffers(connected)
-    wire = Wire(connected, sink_text, timeout)
+    set_buffers(connected_socket)
+    wire = Wire(connected_socket, sink_text, timeout)
     try:
         nonce = secrets.token_bytes(32)
         wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
@@ -93,7 +93,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         if not hmac.compare_digest(proof, _make_proof(token, b"sink", nonce, sink_nonce)):
             raise TokenError(f"{sink_text} does not know this token")
         # A connection from an address to itself never leaves the machine, whatever /proc says.
-        is_own_address = connected.getsockname()[0] == connected.getpeername()[0]
+        is_own_address = connected_socket.getsockname()[0] == connected_socket.getpeername()[0]
         wire.same_machine = machine == machine_digest() or is_own_address
         wire.same_host = network == _network_digest() or is_own_address
         wire.end_handshake(timeout)

@@ -82,7 +82,7 @@ class TCPOffer(_Strict):
             pydantic.ValidationError: a number is beyond what a sink takes.
         """
         (geometry,) = {stream.schedule.geometry for stream in streams}
-        announced = []
+        stream_entries = []
         for stream in streams:
             schedule = stream.schedule
             region = stream.schedule.region
@@ -91,13 +91,13 @@ class TCPOffer(_Strict):
                 name: getattr(schedule, name)
                 for name in ("input_len", "steps", "slot_nbytes", "flush_interval")
             }
-            announced.append({"id": stream.id} | cuts | lengths)
+            stream_entries.append({"id": stream.id} | cuts | lengths)
         sizes = {name: getattr(geometry, name) for name in _Geometry.model_fields}
-        named = {
+        cache_entries = {
             "geometry": {**sizes, "layout": geometry.layout.value},
             "dtype": str(dtype).removeprefix("torch."),
         }
-        return cls.model_validate({**named, "streams": tuple(announced)})
+        return cls.model_validate({**cache_entries, "streams": tuple(stream_entries)})
 
     def text(self) -> str:
         """Return the offer as it is sent."""
@@ -132,12 +132,12 @@ class TCPOffer(_Strict):
             max(0, stop - start) for start, stop in (stream.layers, stream.requests, stream.heads)
         )
         per_position = 2 * heads * self.geometry.head_size * self.geometry.itemsize
-        longest = max(stream.input_len, min(stream.flush_interval, stream.steps))
-        per_request = per_position * longest
+        longest_group = max(stream.input_len, min(stream.flush_interval, stream.steps))
+        per_request = per_position * longest_group
         if per_request <= stream.slot_nbytes:
             return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
         positions = max(1, stream.slot_nbytes // per_position)
-        return layers * requests * -(-longest // positions)
+        return layers * requests * -(-longest_group // positions)
 
     @property
     def slot_nbytes(self) -> int:

@@ -81,9 +81,9 @@ class TCPSinkServer:
         self._services = services or {}
         if any(kind < FIRST_SERVICE for kind in self._services):
             raise ValueError(f"kinds of frames below {FIRST_SERVICE} are the protocol's own")
-        self._listening = _listen(address)
-        set_buffers(self._listening)  # accepted connections have them from the start
-        self.address: Address = self._listening.getsockname()[:2]
+        self._listening_socket = _listen(address)
+        set_buffers(self._listening_socket)  # accepted connections have them from the start
+        self.address: Address = self._listening_socket.getsockname()[:2]
         self._token = token
         self._timeout = timeout
         self._prove_within = prove_within
@@ -93,14 +93,14 @@ class TCPSinkServer:
         self._unauthenticated = UnauthenticatedPeers()
         self._lock = threading.Lock()
         self._wires: dict[Wire, threading.Thread] = {}
-        self._proven: set[Wire] = set()
+        self._proven_wires: set[Wire] = set()
         self._stopping = False
 
     def serve(self) -> None:
         """Take connections until :meth:`stop`."""
         while True:
             try:
-                connected, (host, port, *_) = self._listening.accept()
+                peer_socket, (host, port, *_) = self._listening_socket.accept()
             except OSError as error:
                 if self._stopping:
                     return
@@ -112,18 +112,18 @@ class TCPSinkServer:
             # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
             while not self._stopping and (wait_s := self._unauthenticated.make_room(host)):
                 time.sleep(wait_s)
-            self._accept(connected, host, address_text((host, port)))
+            self._accept(peer_socket, host, address_text((host, port)))
 
-    def _accept(self, connected: socket.socket, host: str, peer: str) -> None:
+    def _accept(self, peer_socket: socket.socket, host: str, peer: str) -> None:
         """Give a new peer a thread and a place among those that have proven nothing yet."""
         if self._stopping:
-            connected.close()
+            peer_socket.close()
             return
         try:
-            wire = Wire(connected, peer, min(self._timeout, self._prove_within))
+            wire = Wire(peer_socket, peer, min(self._timeout, self._prove_within))
         except OSError as error:  # the peer is gone again
             self._log(f"refused {peer}: {error.strerror or error}")
-            connected.close()
+            peer_socket.close()
             return
         thread = threading.Thread(target=self._serve, args=[wire], name=peer, daemon=True)
         self._unauthenticated.enter(wire, host)
@@ -143,11 +143,11 @@ class TCPSinkServer:
         self._stopping = True
         with contextlib.suppress(OSError):  # not a second time
             # close() would leave accept() waiting in the other thread; shutdown() ends it.
-            self._listening.shutdown(socket.SHUT_RDWR)
+            self._listening_socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Wait until everything is released, once :meth:`serve` has returned."""
-        self._listening.close()
+        self._listening_socket.close()
         with self._lock:
             wires = dict(self._wires)
         for wire, thread in wires.items():
@@ -188,7 +188,7 @@ class TCPSinkServer:
             connection = None  # frees its memory before that is counted as free
             self._budget.give_back(needed_nbytes)
             with self._lock:
-                self._proven.discard(wire)
+                self._proven_wires.discard(wire)
                 del self._wires[wire]
             wire.close()
 
@@ -202,17 +202,17 @@ class TCPSinkServer:
         try:
             welcome(wire, self._token)
         finally:
-            dropped = self._unauthenticated.leave(wire)
-            if dropped:
+            was_dropped = self._unauthenticated.leave(wire)
+            if was_dropped:
                 raise WireError(
                     f"{wire.peer} was dropped: it had not authenticated, and all "
                     f"{MOST_UNAUTHENTICATED} waiting places were needed"
                 )
         wire.end_handshake(self._timeout)
         with self._lock:
-            if len(self._proven) >= self._most_peers:
+            if len(self._proven_wires) >= self._most_peers:
                 raise RefusalError(f"{self._most_peers} peers are connected")
-            self._proven.add(wire)
+            self._proven_wires.add(wire)
 
     def _read_offer(self, wire: Wire) -> TCPOffer | None:
         """Return the peer's offer; None if it leaves at once, as a mere test does."""
@@ -238,22 +238,22 @@ class _MemoryBudget:
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
         self._limit = limit
-        self._taken = 0
+        self._taken_nbytes = 0
 
     def take(self, nbytes: int) -> None:
         """Take memory before anything in it is made; RefusalError if not so much is left."""
         with self._lock:
-            free_nbytes = self._limit - self._taken
+            free_nbytes = self._limit - self._taken_nbytes
             if nbytes > free_nbytes:
                 raise RefusalError(
                     f"needs {nbytes / 2**30:.2f} GiB, but only {free_nbytes / 2**30:.2f} GiB of "
                     f"the {self._limit / 2**30:.2f} GiB limit (--max-gib) are free"
                 )
-            self._taken += nbytes
+            self._taken_nbytes += nbytes
 
     def give_back(self, nbytes: int) -> None:
         with self._lock:
-            self._taken -= nbytes
+            self._taken_nbytes -= nbytes
 
 
 def _listen(address: Address) -> socket.socket:
@@ -280,8 +280,8 @@ def _explain(wire: Wire, reason: str) -> None:
         wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)
         wire.socket.shutdown(socket.SHUT_WR)
         wire.socket.settimeout(LAST_WORDS_S)
-        dropped = bytearray(1 << 16)
-        while wire.socket.recv_into(dropped) and time.monotonic() < deadline:
+        ignored_bytes = bytearray(1 << 16)
+        while wire.socket.recv_into(ignored_bytes) and time.monotonic() < deadline:
             pass
     except (WireError, OSError):  # the peer does not listen any more
         return

@@ -44,7 +44,7 @@ class SinkStream:
         self.microbatch = 0
         self.extents = 0
         self._number = self._position = 0  # chunks and packed bytes that have come
-        self._upcoming: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
+        self._upcoming_chunks: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
         self._later_extents: Iterator[memoryview] = iter(())  # of the group under way
         self._next_extent: memoryview | None = None
 
@@ -52,7 +52,7 @@ class SinkStream:
         """Expect the first chunk of a microbatch. The cache stays as it is."""
         self.microbatch = microbatch
         self._number = self._position = self.extents = 0
-        self._upcoming = {
+        self._upcoming_chunks = {
             level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED_LEVELS
         }
 
@@ -77,12 +77,12 @@ class SinkStream:
     def _find_chunk(self, level_name: str) -> Chunk | None:
         """Return a level's chunk that begins where the last one ended."""
         # The iterator of each level follows the position, wherever chunks of the other level end.
-        upcoming, chunk = self._upcoming[level_name]
+        later_chunks, chunk = self._upcoming_chunks[level_name]
         while chunk is None or chunk.offset < self._position:
-            chunk = next(upcoming, None)
+            chunk = next(later_chunks, None)
             if chunk is None:
                 return None
-        self._upcoming[level_name] = upcoming, chunk
+        self._upcoming_chunks[level_name] = later_chunks, chunk
         return chunk if chunk.offset == self._position else None
 
     def walk_chunk(self, chunk: Chunk) -> Iterator[memoryview] | None:
@@ -130,24 +130,24 @@ class SinkStream:
 
     # ---- reading back ----
 
-    def pack(self, region: Region, into: torch.Tensor) -> torch.Tensor:
+    def pack(self, region: Region, slot: torch.Tensor) -> torch.Tensor:
         """Pack a region of the cache by plain indexing, so that no error of gather() is undone.
 
         Args:
-            into: uint8, a staging slot; the result is its beginning.
+            slot: uint8, a staging slot; the result is its beginning.
 
         Raises:
             RefusalError: the region is not inside the stream's, or larger than a packed chunk.
         """
         nbytes = self.schedule.geometry.region_nbytes(region)
-        most_nbytes = min(self.schedule.slot_nbytes, len(into))
+        most_nbytes = min(self.schedule.slot_nbytes, len(slot))
         if region & self.schedule.region != region or not 0 < nbytes <= most_nbytes:
             raise RefusalError(f"{region} is not a part of stream {self.id}, or is too large")
         pieces = [self.cache.piece(kv, region) for kv in BOTH]
-        elements = into[:nbytes].view(self.cache.k.dtype)
+        elements = slot[:nbytes].view(self.cache.k.dtype)
         packed = elements.view(region.layers.size, -1)  # [layers, elements]
         per_layer = pieces[0].numel() // region.layers.size
-        halves = (packed[:, :per_layer], packed[:, per_layer:])
-        for piece, half in zip(pieces, halves, strict=True):
-            half.unflatten(1, piece.shape[1:]).copy_(piece)
-        return into[:nbytes]
+        packed_pieces = (packed[:, :per_layer], packed[:, per_layer:])
+        for piece, packed_piece in zip(pieces, packed_pieces, strict=True):
+            packed_piece.unflatten(1, piece.shape[1:]).copy_(piece)
+        return slot[:nbytes]

@@ -228,8 +228,8 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
                 self._receipts[key].append((None, int.from_bytes(sink_ns_bytes, "little")))
         return reply
 
-    def _receive(self, reply: Frame, into: memoryview) -> None:
-        if reply.nbytes != len(into) or not self.wire.receive_payload(reply, [into]):
+    def _receive(self, reply: Frame, buffer: memoryview) -> None:
+        if reply.nbytes != len(buffer) or not self.wire.receive_payload(reply, [buffer]):
             raise WireError(
                 f"{self.wire.peer} sent other bytes than it announced, or than were asked for: "
                 f"{reply}"

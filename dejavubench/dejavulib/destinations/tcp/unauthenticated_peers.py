@@ -31,7 +31,7 @@ YOUNG_S = 0.5
 class _Entrant:
     wire: Wire
     address: str
-    since: float
+    entered_s: float
 
 
 class UnauthenticatedPeers:
@@ -45,7 +45,7 @@ class UnauthenticatedPeers:
         self._clock = clock
         self._lock = threading.Lock()
         self._entrants: dict[Wire, _Entrant] = {}  # the oldest first
-        self._dropped: set[Wire] = set()
+        self._dropped_wires: set[Wire] = set()
 
     def make_room(self, address: str) -> float:
         """Drop the peer that must go before a peer of this address can come, if any.
@@ -65,13 +65,13 @@ class UnauthenticatedPeers:
             counts: dict[str, int] = {}
             for entrant in self._entrants.values():
                 counts[entrant.address] = counts.get(entrant.address, 0) + 1
-            crowded = max(counts, key=lambda address: counts[address])
-            oldest = next(
-                entrant for entrant in self._entrants.values() if entrant.address == crowded
+            crowded_address = max(counts, key=lambda address: counts[address])
+            oldest_entrant = next(
+                entrant for entrant in self._entrants.values() if entrant.address == crowded_address
             )
-            if self._age(oldest) < YOUNG_S:
+            if self._age(oldest_entrant) < YOUNG_S:
                 return YOUNG_S / 20
-            self._drop(oldest)
+            self._drop(oldest_entrant)
             return 0.0
 
     def drop_oldest(self) -> None:
@@ -93,14 +93,14 @@ class UnauthenticatedPeers:
         """
         with self._lock:
             self._entrants.pop(wire, None)
-            was_dropped = wire in self._dropped
-            self._dropped.discard(wire)
+            was_dropped = wire in self._dropped_wires
+            self._dropped_wires.discard(wire)
             return was_dropped
 
     def _drop(self, entrant: _Entrant) -> None:
         del self._entrants[entrant.wire]
-        self._dropped.add(entrant.wire)
+        self._dropped_wires.add(entrant.wire)
         entrant.wire.shutdown()  # its thread wakes up, and closes it
 
     def _age(self, entrant: _Entrant) -> float:
-        return self._clock() - entrant.since
+        return self._clock() - entrant.entered_s

@@ -93,7 +93,7 @@ class Wire:
     """One end of a connection: exact reads and writes with deadlines. One thread at a time.
 
     Args:
-        connected: a connected socket, which this object owns from now on.
+        connected_socket: a connected socket, which this object owns from now on.
         peer: the other side's address, for messages.
         timeout: seconds that the other side may be silent, or take nothing, within a frame.
 
@@ -103,30 +103,30 @@ class Wire:
         handshake_deadline: ``time.monotonic`` by which the handshake must be over; None after it.
     """
 
-    def __init__(self, connected: socket.socket, peer: str, timeout: float) -> None:
-        self.socket = connected
+    def __init__(self, connected_socket: socket.socket, peer: str, timeout: float) -> None:
+        self.socket = connected_socket
         self.peer = peer
         self.timeout = timeout
         self.same_machine = self.same_host = False
         self.handshake_deadline: float | None = time.monotonic() + timeout
         self._head = memoryview(bytearray(_HEAD.size))
-        self._readable = select.poll()
-        self._readable.register(connected, select.POLLIN)
-        connected.settimeout(timeout)
+        self._readable_poll = select.poll()
+        self._readable_poll.register(connected_socket, select.POLLIN)
+        connected_socket.settimeout(timeout)
         # Without it, a small frame waits for the acknowledgement of the one before: up to 40 ms.
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Keep-alive tells a host that is gone from one that is idle, within 30 s.
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
             (socket.TCP_KEEPIDLE, 15),
             (socket.TCP_KEEPINTVL, 5),
             (socket.TCP_KEEPCNT, 3),
         ):
-            connected.setsockopt(socket.IPPROTO_TCP, option, value)
+            connected_socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
     # ---- bytes ----
 
-    def receive_into(self, into: memoryview, hasher: xxhash.xxh3_64 | None = None) -> None:
+    def receive_into(self, buffer: memoryview, hasher: xxhash.xxh3_64 | None = None) -> None:
         """Receive exactly ``len(into)`` bytes.
 
         Raises:
@@ -134,29 +134,33 @@ class Wire:
             WireError: it is silent or too slow, or the connection broke.
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
-        received = 0
-        deadline = time.monotonic() + self.timeout + len(into) / LEAST_BYTES_PER_S
+        received_nbytes = 0
+        deadline = time.monotonic() + self.timeout + len(buffer) / LEAST_BYTES_PER_S
         if self.handshake_deadline is not None:
             deadline = min(deadline, self.handshake_deadline)
-        while received < len(into):
+        while received_nbytes < len(buffer):
             # The handshake ends as a whole, however its bytes are spread.
             if self.handshake_deadline is not None:
                 self.socket.settimeout(max(self.handshake_deadline - time.monotonic(), 1e-3))
             try:
-                count = self.socket.recv_into(into[received : received + MOST_RECEIVED_NBYTES])
+                count = self.socket.recv_into(
+                    buffer[received_nbytes : received_nbytes + MOST_RECEIVED_NBYTES]
+                )
             except TimeoutError:
-                if received and self.handshake_deadline is not None:
-                    raise WireError(_describe_slow_peer(self.peer, received, len(into))) from None
+                if received_nbytes and self.handshake_deadline is not None:
+                    raise WireError(
+                        _describe_slow_peer(self.peer, received_nbytes, len(buffer))
+                    ) from None
                 raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
             if not count:
                 raise ClosedError(f"{self.peer} has closed the connection")
             if hasher is not None:
-                hasher.update(into[received : received + count])
-            received += count
-            if received < len(into) and time.monotonic() > deadline:
-                raise WireError(_describe_slow_peer(self.peer, received, len(into)))
+                hasher.update(buffer[received_nbytes : received_nbytes + count])
+            received_nbytes += count
+            if received_nbytes < len(buffer) and time.monotonic() > deadline:
+                raise WireError(_describe_slow_peer(self.peer, received_nbytes, len(buffer)))
 
     def send(self, *buffers: memoryview | bytes) -> None:
         """Send all bytes of all buffers; only the kernel copies them.
@@ -164,15 +168,15 @@ class Wire:
         Raises:
             WireError: the other side takes nothing, or is gone.
         """
-        unsent = [memoryview(buffer) for buffer in buffers]
+        unsent_buffers = [memoryview(buffer) for buffer in buffers]
         try:
-            while unsent:
+            while unsent_buffers:
                 # Not sendall(): its timeout covers the whole payload, not a time without progress.
-                sent = self.socket.sendmsg(unsent)
-                while unsent and sent >= len(unsent[0]):
-                    sent -= len(unsent.pop(0))
-                if unsent:
-                    unsent[0] = unsent[0][sent:]
+                sent_nbytes = self.socket.sendmsg(unsent_buffers)
+                while unsent_buffers and sent_nbytes >= len(unsent_buffers[0]):
+                    sent_nbytes -= len(unsent_buffers.pop(0))
+                if unsent_buffers:
+                    unsent_buffers[0] = unsent_buffers[0][sent_nbytes:]
         except TimeoutError:
             raise WireError(f"{self.peer} has taken nothing for {self.timeout:g} s") from None
         except OSError as error:
@@ -181,11 +185,11 @@ class Wire:
     @property
     def is_readable(self) -> bool:
         """Whether something has come, or the other side has closed."""
-        return bool(self._readable.poll(0))
+        return bool(self._readable_poll.poll(0))
 
     def wait_readable(self) -> None:
         """Wait, however long, until something comes or the other side is gone."""
-        self._readable.poll()
+        self._readable_poll.poll()
 
     # ---- frames ----
 
@@ -224,14 +228,14 @@ class Wire:
             raise RefusedError(f"{self.peer} refuses: {self.receive_text(reply)}")
         return reply
 
-    def receive_payload(self, frame: Frame, into: Iterable[memoryview]) -> bool:
+    def receive_payload(self, frame: Frame, buffers: Iterable[memoryview]) -> bool:
         """Receive a frame's payload; return whether its hash, if it has one, agrees.
 
         Args:
-            into: together as large as the payload.
+            buffers: together as large as the payload.
         """
         hasher = xxhash.xxh3_64() if frame.hash else None
-        for view in into:
+        for view in buffers:
             self.receive_into(view, hasher)
         return hasher is None or hasher.intdigest() == frame.hash
 
@@ -269,11 +273,11 @@ class Wire:
         self.socket.close()
 
 
-def _describe_slow_peer(peer: str, received: int, expected: int) -> str:
-    return f"{peer} is too slow: {received} of {expected} bytes came in time"
+def _describe_slow_peer(peer: str, received_nbytes: int, expected_nbytes: int) -> str:
+    return f"{peer} is too slow: {received_nbytes} of {expected_nbytes} bytes came in time"
 
 
-def set_buffers(unconnected: socket.socket) -> None:
+def set_buffers(unconnected_socket: socket.socket) -> None:
     """Ask the kernel for buffers of :data:`SOCKET_BUFFER_NBYTES` bytes."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        unconnected.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_NBYTES)
+        unconnected_socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_NBYTES)

@@ -89,9 +89,9 @@ class CpuBackend:
         slopes: Tensor | None = None,
     ) -> Tensor:
         """Store one position, then attend by :meth:`attend_one`."""
-        newest = int(position)
-        cache.store(layer, newest, qkv.k, qkv.v)
-        return self.attend_one(qkv.q, cache, layer, newest + 1, slopes)
+        newest_position = int(position)
+        cache.store(layer, newest_position, qkv.k, qkv.v)
+        return self.attend_one(qkv.q, cache, layer, newest_position + 1, slopes)
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Find the largest block by block, in vector registers."""
@@ -122,7 +122,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
         blocks.append(x[:, blocked:].amax(-1, keepdim=True))
     value, block = torch.cat(blocks, dim=-1).max(-1)
     # The place within the first block that has the maximum; a last block may be short.
-    within = torch.arange(ELEMENTS_PER_BLOCK) + block.unsqueeze(-1) * ELEMENTS_PER_BLOCK
+    indices = torch.arange(ELEMENTS_PER_BLOCK) + block.unsqueeze(-1) * ELEMENTS_PER_BLOCK
     return value, block * ELEMENTS_PER_BLOCK + x.gather(
-        -1, within.clamp_(max=x.shape[-1] - 1)
+        -1, indices.clamp_(max=x.shape[-1] - 1)
     ).argmax(-1)

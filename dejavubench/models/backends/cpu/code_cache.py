@@ -61,9 +61,9 @@ class Kernel:
         content = read_file(folder / key)
         if content is None:
             return False
-        symbol, needed, code = unpack(content, key)
+        symbol, needed_symbols, code = unpack(content, key)
         _define_numbas_symbols()
-        for name in needed:  # LLVM would put address 0 in place of a missing one
+        for name in needed_symbols:  # LLVM would put address 0 in place of a missing one
             if binding.address_of_symbol(name) is None:
                 raise UntrustedError(f"its code calls {name}, which this process does not have")
         # LLVM makes an engine only from a module, so an empty one carries the object file.
@@ -106,15 +106,15 @@ def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
     Args:
         say: takes one line each about the cache, and about compiling.
     """
-    requested = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_ready]
+    requested_kernels = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_ready]
     folder = open_folder(say)
-    missing = [kernel for kernel in requested if not _load(kernel, folder, say)]
-    if loaded := len(requested) - len(missing):
-        say(f"{count_text(loaded, 'compiled kernel')} found in {folder}")
-    if missing:
-        count = count_text(len(missing), "kernel")
+    missing_kernels = [kernel for kernel in requested_kernels if not _load(kernel, folder, say)]
+    if loaded_count := len(requested_kernels) - len(missing_kernels):
+        say(f"{count_text(loaded_count, 'compiled kernel')} found in {folder}")
+    if missing_kernels:
+        count = count_text(len(missing_kernels), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
-    for kernel in missing:
+    for kernel in missing_kernels:
         with lock(folder, file_name(kernel.name), say) as is_alone:
             if is_alone and _load(kernel, folder, _say_nothing):
                 continue  # another process has compiled it meanwhile

@@ -37,10 +37,10 @@ def file_name(name: str) -> str:
 
 def _environment_key() -> str:
     """Return versions, CPU, and the variables that change what numba makes of a kernel."""
-    forced = {
+    forced_variables = {
         name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
     }
-    return f"{_static_key()} {sorted(cpu_flags())} {forced}"
+    return f"{_static_key()} {sorted(cpu_flags())} {forced_variables}"
 
 
 @functools.cache
@@ -64,14 +64,15 @@ def source_digest(kernels: Path = Path(__file__).parent) -> str:
 def outer_symbols(module: binding.ModuleRef) -> list[str]:
     """Return the names of outer functions and variables in compiled code."""
     symbols = (*module.functions, *module.global_variables)
-    named = [symbol.name for symbol in symbols if symbol.is_declaration]
-    return [name for name in named if not name.startswith("llvm.")]  # those are instructions
+    declared_names = [symbol.name for symbol in symbols if symbol.is_declaration]
+    # Those of LLVM are instructions.
+    return [name for name in declared_names if not name.startswith("llvm.")]
 
 
 def pack(symbol: str, module: binding.ModuleRef, code: bytes, key: str) -> bytes:
     """Return the content of a file: a kernel's symbol, those that it needs, and its object code."""
-    needed = outer_symbols(module)
-    body = f"{symbol}\n{' '.join(needed)}\n".encode() + code
+    needed_symbols = outer_symbols(module)
+    body = f"{symbol}\n{' '.join(needed_symbols)}\n".encode() + code
     return MAGIC + hashlib.sha256(key.encode() + body).digest() + body
 
 
@@ -85,5 +86,5 @@ def unpack(content: bytes, key: str) -> tuple[str, list[str], bytes]:
     digest, body = content[len(MAGIC) : start], content[start:]
     if not content.startswith(MAGIC) or hashlib.sha256(key.encode() + body).digest() != digest:
         raise UntrustedError("it is damaged, or another kernel's; delete it")
-    symbol, needed, code = body.split(b"\n", 2)
-    return symbol.decode(), needed.decode().split(), code
+    symbol, needed_symbols, code = body.split(b"\n", 2)
+    return symbol.decode(), needed_symbols.decode().split(), code

@@ -66,6 +66,6 @@ def read_file(file: Path) -> bytes | None:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    with open(descriptor, "rb") as opened:
+    with open(descriptor, "rb") as opened_file:
         _check_owned(os.fstat(descriptor), stat.S_ISREG, 0o022, "be a regular file")
-        return opened.read()
+        return opened_file.read()

@@ -47,16 +47,16 @@ def lock(folder: Path | None, kernel_file: str, say: Say) -> Iterator[bool]:
 
 def _try_lock(descriptor: int, say: Say) -> bool:
     """Return whether the lock was got, after at most ``PATIENCE_S`` of waiting."""
-    began = time.monotonic()
+    began_s = time.monotonic()
     has_noted = False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waited = time.monotonic() - began
-            if waited > PATIENCE_S:
+            waited_s = time.monotonic() - began_s
+            if waited_s > PATIENCE_S:
                 return False
-            if waited > NOTED_S and not has_noted:
+            if waited_s > NOTED_S and not has_noted:
                 say(f"another process compiles this kernel; waiting up to {PATIENCE_S:g} s for it")
                 has_noted = True
             time.sleep(POLL_S)

@@ -125,9 +125,9 @@ class _Dots:
         lanes = unit // 2 if paired else unit
         # Several totals for each sum: a single one would wait for its last addition. All of them
         # together must fit in registers.
-        apiece = min(max(1, TOTALS // (self.rows * self.columns)), width // unit)
+        totals_each = min(max(1, TOTALS // (self.rows * self.columns)), width // unit)
         totals = {
-            (q, r): [emit.variable(lanes) for _ in range(apiece)]
+            (q, r): [emit.variable(lanes) for _ in range(totals_each)]
             for q in range(self.columns)
             for r in range(self.rows)
         }
@@ -138,7 +138,8 @@ class _Dots:
             # Totals take turns, so that additions that follow one another are independent.
             for unit_index, start in enumerate(range(0, width, unit)):
                 turn = {
-                    place: own_totals[unit_index % apiece] for place, own_totals in totals.items()
+                    place: own_totals[unit_index % totals_each]
+                    for place, own_totals in totals.items()
                 }
                 self._emit_products(emit, turn, k, start, lanes, paired, job)
         for (q, r), own_totals in totals.items():

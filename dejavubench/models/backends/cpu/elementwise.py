@@ -47,8 +47,8 @@ def widen(x, into):  # type: ignore[no-untyped-def]
 def nearest(x):  # type: ignore[no-untyped-def]
     """Return the bf16 nearest to an fp32, of two equally near ones the even one; NaN stays NaN."""
     bits = np.float32(x).view(np.uint32)
-    rounded = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.uint16(rounded) if x == x else np.uint16(0x7FC0)
+    rounded_bits = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.uint16(rounded_bits) if x == x else np.uint16(0x7FC0)
 
 
 @compiled
@@ -79,16 +79,16 @@ def exp(x):  # type: ignore[no-untyped-def]
 
     It has no branch, so that loops of it become vector instructions.
     """
-    clamped = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    power = np.floor(clamped * np.float32(1.44269504088896341) + np.float32(0.5))
-    rest = clamped - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
+    clamped_x = min(max(x, np.float32(-87.0)), np.float32(87.0))
+    power = np.floor(clamped_x * np.float32(1.44269504088896341) + np.float32(0.5))
+    remainder = clamped_x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4)
-    y = y * rest + np.float32(1.3981999507e-3)
-    y = y * rest + np.float32(8.3334519073e-3)
-    y = y * rest + np.float32(4.1665795894e-2)
-    y = y * rest + np.float32(1.6666665459e-1)
-    y = y * rest + np.float32(5.0000001201e-1)
-    y = y * rest * rest + rest + np.float32(1.0)
+    y = y * remainder + np.float32(1.3981999507e-3)
+    y = y * remainder + np.float32(8.3334519073e-3)
+    y = y * remainder + np.float32(4.1665795894e-2)
+    y = y * remainder + np.float32(1.6666665459e-1)
+    y = y * remainder + np.float32(5.0000001201e-1)
+    y = y * remainder * remainder + remainder + np.float32(1.0)
     return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
 
 
@@ -118,11 +118,11 @@ def silu(x):  # type: ignore[no-untyped-def]
 @compiled
 def softmax(x):  # type: ignore[no-untyped-def]
     """Turn scores into shares in place, fp32, less their largest so that none overflows."""
-    top, total = np.float32(-np.inf), np.float32(0)
+    largest_x, total = np.float32(-np.inf), np.float32(0)
     for i in range(len(x)):
-        top = max(top, x[i])
+        largest_x = max(largest_x, x[i])
     for i in range(len(x)):
-        x[i] = exp(x[i] - top)
+        x[i] = exp(x[i] - largest_x)
     for i in range(len(x)):
         total += x[i]
     for i in range(len(x)):

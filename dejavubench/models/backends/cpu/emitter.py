@@ -35,13 +35,13 @@ Emit = Callable[[BaseContext, ir.IRBuilder, Signature, Sequence[Value]], Value]
 """The code generator of an intrinsic, as numba calls it."""
 
 
-def as_pointer(pointed: ir.Type) -> Emit:
+def as_pointer(pointed_type: ir.Type) -> Emit:
     """Return the code generator that turns an integer into the address of such elements."""
 
     def emit(
         context: BaseContext, builder: ir.IRBuilder, signature: Signature, values: Sequence[Value]
     ) -> Value:
-        return builder.inttoptr(values[0], pointed.as_pointer())
+        return builder.inttoptr(values[0], pointed_type.as_pointer())
 
     return emit
 
@@ -106,9 +106,11 @@ class Emitter:
         """
         begin: Value = INT64(0)
         for width in widths:
-            left = self._builder.sub(n, begin)
+            count_left = self._builder.sub(n, begin)
             # Rounded down to whole steps; what is left over is the next width's.
-            whole_steps = self._builder.sub(left, self._builder.urem(left, INT64(width)))
+            whole_steps = self._builder.sub(
+                count_left, self._builder.urem(count_left, INT64(width))
+            )
             stop = self._builder.add(begin, whole_steps)
             with self._builder.if_then(self._builder.icmp_signed("<", begin, stop)):
                 work(width, begin, stop)
@@ -118,9 +120,9 @@ class Emitter:
 
     def call(self, name: str, *values: Value) -> None:
         """Call an instruction of this CPU that returns nothing, by LLVM's name."""
-        declared = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        function_type = ir.FunctionType(ir.VoidType(), [value.type for value in values])
         self._builder.call(
-            cgutils.get_or_insert_function(self._builder.module, declared, name), values
+            cgutils.get_or_insert_function(self._builder.module, function_type, name), values
         )
 
     def fetch(self, address: Value, ahead: Value) -> None:
@@ -132,13 +134,13 @@ class Emitter:
 
     def widen(self, address: Value, dtype: torch.dtype, lanes: int) -> Value:
         """Read neighbouring elements of ``dtype`` as a vector of fp32, which is exact."""
-        read = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
-        pointer = self.pointer(address, ir.VectorType(read, lanes))
+        read_type = {torch.float32: FLOAT, torch.bfloat16: INT16, torch.float16: HALF}[dtype]
+        pointer = self.pointer(address, ir.VectorType(read_type, lanes))
         # Rows of a cache begin anywhere: without ``align`` LLVM would assume a whole vector's.
         value = self._builder.load(pointer, align=dtype.itemsize)
-        if read is HALF:
+        if read_type is HALF:
             return self._builder.fpext(value, ir.VectorType(FLOAT, lanes))
-        if read is INT16:  # bf16 is the upper half of fp32
+        if read_type is INT16:  # bf16 is the upper half of fp32
             words = ir.VectorType(INT32, lanes)
             bits = ir.Constant(words, [16] * lanes)
             value = self._builder.shl(self._builder.zext(value, words), bits)
@@ -152,9 +154,9 @@ class Emitter:
         """Read one fp32 into every lane."""
         value = self._builder.load(self.pointer(address, FLOAT))
         vector = ir.VectorType(FLOAT, lanes)
-        first = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
+        one_lane = self._builder.insert_element(ir.Constant(vector, ir.Undefined), value, INT32(0))
         mask = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
-        return self._builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+        return self._builder.shuffle_vector(one_lane, ir.Constant(vector, ir.Undefined), mask)
 
     # ---- sums ----
 
@@ -187,14 +189,14 @@ class Emitter:
 
     def reduce(self, totals: Sequence[Value], lanes: int) -> Value:
         """Return the sum of all lanes of all totals."""
-        first, *others = (self._builder.load(total) for total in totals)
+        lane_sums, *others = (self._builder.load(total) for total in totals)
         for other in others:
-            first = self._builder.fadd(first, other)
+            lane_sums = self._builder.fadd(lane_sums, other)
         function = self._declare(
             "llvm.vector.reduce.fadd", FLOAT, [FLOAT, ir.VectorType(FLOAT, lanes)], lanes
         )
         # Without "reassoc" LLVM must add the lanes one after another.
-        return self._builder.call(function, [FLOAT(0.0), first], fastmath=("reassoc",))
+        return self._builder.call(function, [FLOAT(0.0), lane_sums], fastmath=("reassoc",))
 
     def add_to(self, address: Value, value: Value) -> None:
         """Add one fp32 to the one in memory."""

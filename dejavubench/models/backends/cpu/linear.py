@@ -104,8 +104,10 @@ def _fused_linear(
 def _widening_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias in fp32, [rows, out]; the weight is widened block by block."""
     most_rows = max(1, WIDENED_NBYTES // (4 * weight.shape[1]))
-    wide = torch.empty(min(most_rows, len(weight)), weight.shape[1])
+    widened_rows = torch.empty(min(most_rows, len(weight)), weight.shape[1])
     out = torch.empty(len(x), len(weight))
     for block in Span(0, len(weight)).cut(most_rows):
-        torch.mm(x, wide[: block.size].copy_(weight[block.slice]).T, out=out[:, block.slice])
+        torch.mm(
+            x, widened_rows[: block.size].copy_(weight[block.slice]).T, out=out[:, block.slice]
+        )
     return out if bias is None else out.add_(bias)

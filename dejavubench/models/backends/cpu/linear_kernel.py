@@ -118,11 +118,17 @@ def linear(
             f"x of {x_dtype} with a weight of {weight.dtype}; bias and residual must be of x's type"
         )
     rows_of_x = x.contiguous()
-    added = None if residual is None else residual.contiguous()
+    contiguous_residual = None if residual is None else residual.contiguous()
     out = x.new_empty((*x.shape[:-1], outs))
     rows = x.numel() // ins
     job = LinearJob(
-        *(rows_of_x.data_ptr(), weight.data_ptr(), address(bias), address(added), out.data_ptr()),
+        *(
+            rows_of_x.data_ptr(),
+            weight.data_ptr(),
+            address(bias),
+            address(contiguous_residual),
+            out.data_ptr(),
+        ),
         *(rows, ins, outs, ACTIVATIONS[activation]),
     )
     run(kernel_for(rows, ins, weight.dtype, x_dtype), job)
@@ -148,7 +154,7 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
     """
     weight_rows, itemsize, x_itemsize = tiling.weight_rows, dtype.itemsize, x_dtype.itemsize
     turns = _make_turns(dtype, x_dtype, tiling)
-    last = dots(dtype, 1, 1, x_dtype=x_dtype)
+    single_dots = dots(dtype, 1, 1, x_dtype=x_dtype)
 
     @compiled
     def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
@@ -160,7 +166,9 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
         for n in range(part * weight_rows, columns):
             for m in range(rows):
                 x_row = x + m * ins * x_itemsize
-                last(weight + n * row, 0, x_row, 0, ins, sums + m * sums_stride + n * 4, 0, 0, 0)
+                single_dots(
+                    weight + n * row, 0, x_row, 0, ins, sums + m * sums_stride + n * 4, 0, 0, 0
+                )
 
     return product
 

@@ -80,10 +80,10 @@ def kernel(job: type[ctypes.Structure]) -> Callable[[Compiled], LoadedCode]:
     return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILED)
 
 
-def run(loaded: LoadedCode, job: ctypes.Structure) -> None:
+def run(code: LoadedCode, job: ctypes.Structure) -> None:
     """Call a kernel on every thread of torch's pool, and wait for all of them."""
     # The same number of threads each time: OpenMP keeps the pool and need not make threads.
-    OPENMP.GOMP_parallel(loaded.address, ctypes.addressof(job), torch.get_num_threads(), 0)
+    OPENMP.GOMP_parallel(code.address, ctypes.addressof(job), torch.get_num_threads(), 0)
 
 
 def address(tensor: Tensor | None) -> int:
