@@ -62,7 +62,7 @@ def _estimate_seconds(point: Point, device: str) -> float:
 
 
 def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
-    """Say what is measured, where records go, and what a reader of the numbers must know."""
+    """Print what is measured, where records go, and what a reader of the numbers must know."""
     runnable = context.runnable
     progress_bar.say(
         f"{count_text(len(runnable.points), 'point')}, {count_text(len(runnable.arms), 'arm')}, "

@@ -134,7 +134,7 @@ class MessageStream(GuardedStream):
     """Standard error: what it does not take is dropped."""
 
     def _report_failure(self, error: Exception) -> None:
-        """Nobody is left to tell."""
+        """Do nothing: nobody is left to read it."""
 
 
 class ClosedStream(GuardedStream):
@@ -163,7 +163,7 @@ def _open_null() -> TextIO:
 
 
 def guard() -> None:
-    """Guard this process's standard streams; once is enough."""
+    """Replace this process's standard streams by guarded ones; once is enough."""
     if isinstance(sys.stdout, GuardedStream):
         return
     codecs.register_error(ERROR_HANDLER, _replace_missing)
@@ -193,7 +193,7 @@ def _fill_closed_descriptors() -> None:
 
 
 def status_of(error: OutputError) -> int:
-    """Say, unless a reader has just gone away, why standard output failed; the exit status."""
+    """Print why standard output failed, unless its reader is gone; return the exit status."""
     # Python flushes standard output when it exits, which would fail again.
     sys.stdout = _open_null()
     if isinstance(error.__cause__, BrokenPipeError):

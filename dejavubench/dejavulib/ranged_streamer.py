@@ -37,7 +37,7 @@ def range_name(lane: str, title: str) -> str:
 
 @contextmanager
 def within(ranges: Ranges, name: str) -> Iterator[None]:
-    """Have a range last as long as the block."""
+    """Push a range, and pop it at the end of the block."""
     ranges.push(name)
     try:
         yield

@@ -83,7 +83,7 @@ class Streamer:
         self._is_closing, self._nap = False, NAP_BESIDE_COMPUTE_S
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
-        self._thread = start_helper("streamer", self._work, self._fail, self._say_missing)
+        self._thread = start_helper("streamer", self._work, self._fail, self._describe_missing)
 
     # ---- the model's thread ----
 
@@ -138,7 +138,7 @@ class Streamer:
                 moved_before, since_s = count_moved(), time.monotonic()
             elif time.monotonic() - since_s > timeout:
                 raise StreamingError(
-                    f"no chunk became complete within {timeout:g} s; {self._say_missing()}"
+                    f"no chunk became complete within {timeout:g} s; {self._describe_missing()}"
                 )
 
     def raise_error(self) -> None:
@@ -172,7 +172,7 @@ class Streamer:
         if self._thread.is_alive():
             raise StreamingError(
                 f"the {self.destination.entry.name} helper thread did not stop within "
-                f"{CLOSE_TIMEOUT_S:g} s; {self._say_missing()}"
+                f"{CLOSE_TIMEOUT_S:g} s; {self._describe_missing()}"
             )
         if self._error is not None and self.device is not None:
             self.device.give_up()  # other streamers use it, too
@@ -195,7 +195,7 @@ class Streamer:
         """Return the next transfer that can start; None to look at what is under way, or to end."""
         while not self._is_closing:
             if self._inbox and self._can_start(self._inbox[0]):
-                # Appended before it is popped, so that _say_missing() always sees it.
+                # Appended before it is popped, so that _describe_missing() always sees it.
                 self._under_way.append(self._inbox[0])
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
@@ -280,12 +280,14 @@ class Streamer:
         if byte_progress is self._awaited_progress and not byte_progress.lag_nbytes:
             self._wake_model.set()
 
-    def _say_missing(self) -> str:
-        return _describe_missing(next(iter([*self._under_way, *self._inbox]), None))
+    def _describe_missing(self) -> str:
+        return _describe_first([*self._under_way, *self._inbox])
 
 
-def _describe_missing(transfer: Transfer | None) -> str:
-    if transfer is None:
+def _describe_first(transfers: Sequence[Transfer]) -> str:
+    """Return which chunk is missing first."""
+    if not transfers:
         return "no chunk is under way"
-    chunk, stream = transfer.planned_chunk.chunk, transfer.planned_chunk.stream
+    stream = transfers[0].planned_chunk.stream
+    chunk = transfers[0].planned_chunk.chunk
     return f"the first missing is chunk {chunk.index} (step {chunk.step}) of stream {stream.id}"

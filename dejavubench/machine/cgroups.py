@@ -135,7 +135,7 @@ def _read_cpus(group: ControlGroup) -> float | None:
 
 @dataclass(frozen=True)
 class Throttling:
-    """How often and how long groups had to wait for CPU time because their quota was used up.
+    """Waits of groups for CPU time after their quota was used up: their number and length.
 
     Attributes:
         periods: periods with a wait, summed over the groups of this process.

@@ -15,7 +15,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """``fp32`` → ``torch.float32``, and so on.
+    """Return the type of torch: ``fp32`` → ``torch.float32``.
 
     Raises:
         ValueError: not one of :data:`DTYPES`.
@@ -27,7 +27,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """``torch.float32`` → ``fp32``, and so on.
+    """Return our name of a type: ``torch.float32`` → ``fp32``.
 
     Raises:
         ValueError: not one of :data:`DTYPES`.

@@ -180,7 +180,7 @@ class GPT:
         return self.output_head(hidden[:, -1])
 
     def _split_heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
-        """[B, n, (H + 2·G)·D] → queries [B, H, n, D], keys and values [B, G, n, D]."""
+        """Cut [B, n, (H + 2·G)·D] into queries [B, H, n, D], keys and values [B, G, n, D]."""
         keys = self.kv_heads.size
         requests, positions, _ = qkv.shape
         rows = qkv.view(requests, positions, -1, self.spec.size_per_head).transpose(1, 2)

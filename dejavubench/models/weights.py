@@ -29,7 +29,7 @@ SCORE_GAIN = 1.4
 
 @dataclass(frozen=True)
 class InitialScales:
-    """How large the first layer's input and a layer's two outputs are.
+    """Sizes of the first layer's input and of a layer's two outputs.
 
     ``embed`` is the standard deviation of the first layer's input, ``out`` and ``down`` are gains.
 
@@ -50,7 +50,7 @@ NORM_AFTER = InitialScales(embed=0.1, out=0.3, down=0.5)  # each norm shrinks wh
 
 @dataclass(frozen=True)
 class TensorRecipe:
-    """How one full tensor is drawn.
+    """Shape and distribution that one full tensor is drawn from.
 
     Attributes:
         std: standard deviation of values uniform around 0; where it is 0, all values are ``fill``.

@@ -31,7 +31,7 @@ class PhysicalGpu(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopbackFacts:
-    """How NCCL was made to work between ranks of one GPU, for records and labels.
+    """The way in which NCCL works between ranks of one GPU, for records and labels.
 
     Attributes:
         way: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).

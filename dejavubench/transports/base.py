@@ -32,7 +32,7 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """How a figure draws a destination.
+    """Colour and marks by which a figure draws a destination.
 
     Attributes:
         colour: ``#RRGGBB``.

@@ -127,5 +127,5 @@ def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE
 
 
 def size_text(nbytes: int) -> str:
-    """``16 MiB``, ``512 KiB``."""
+    """Return a size in words: ``16 MiB``, ``512 KiB``."""
     return f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes >> 10} KiB"

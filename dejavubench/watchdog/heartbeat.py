@@ -140,7 +140,7 @@ def start_heartbeat(name: str) -> Heartbeat:
     return _heartbeat
 
 
-def say_last(make_last_words: Callable[[], str | None]) -> None:
+def set_last_words(make_last_words: Callable[[], str | None]) -> None:
     """Have ``make_last_words`` follow the message of a rank that Ctrl-C ends within a call."""
     if _heartbeat is not None:
         _heartbeat.make_last_words = make_last_words

@@ -266,7 +266,7 @@ class Watchdog:
         self._note(first_ranks, late_reasons)
 
     def _end_job(self, hang_reasons: dict[int, str]) -> None:
-        """Say and note who hangs, then kill the ranks here; the launcher kills the others."""
+        """Print and note who hangs, then kill the ranks here; the launcher kills the others."""
         phases = {rank: self._pages[rank].phase for rank in hang_reasons}
         for rank, reason in hang_reasons.items():
             _say(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.failures.abort import describe_error, report, status_of
+from dejavubench.bench.failures.abort import describe_error, describe_failure, status_of
 from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import ClosedStream, GuardedStream
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
@@ -41,24 +41,24 @@ def with_traceback(error: BaseException, cause: BaseException | None = None) -> 
     ],
 )
 def test_an_error_that_a_user_can_cause_is_one_line(error: BaseException, message: str) -> None:
-    text = report(with_traceback(error), 3, "tokens")
+    text = describe_failure(with_traceback(error), 3, "tokens")
     assert text.startswith(f"dejavubench: rank 3 failed in phase tokens: {message}")
     assert text.count("\n") == 1
 
 
 def test_a_mistake_of_the_program_has_its_traceback() -> None:
-    text = report(with_traceback(ZeroDivisionError("division by zero")), 0, "load")
+    text = describe_failure(with_traceback(ZeroDivisionError("division by zero")), 0, "load")
     assert text.startswith("Traceback")
     assert text.endswith(
         "dejavubench: rank 0 failed in phase load: ZeroDivisionError: division by zero\n"
     )
     wrapped = StreamingError("KeyError: 3; the first missing is chunk 0")
-    assert "\nTraceback" in report(with_traceback(wrapped, KeyError(3)), 0, "drain")
-    assert report(
+    assert "\nTraceback" in describe_failure(with_traceback(wrapped, KeyError(3)), 0, "drain")
+    assert describe_failure(
         with_traceback(wrapped, OSError(errno.EIO, "Input/output error")), 0, "drain"
     ).startswith("dejavubench: ")
     assert (
-        report(with_traceback(KeyboardInterrupt()), 1, "verify")
+        describe_failure(with_traceback(KeyboardInterrupt()), 1, "verify")
         == "dejavubench: rank 1 interrupted in phase verify\n"
     )
 
@@ -112,7 +112,7 @@ def test_a_standard_output_that_takes_nothing_is_named(
             recorder.text([make_microbatch()], 2.0)
     recorder.close()
     words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {message}\n"
-    assert report(caught.value, 0, "verify") == ("" if message is None else words)
+    assert describe_failure(caught.value, 0, "verify") == ("" if message is None else words)
     assert status_of(caught.value) == status
 
 

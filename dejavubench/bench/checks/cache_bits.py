@@ -35,7 +35,7 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int)
 def difference_text(
     view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, count: int
 ) -> str:
-    """Say where a cache differs.
+    """Return where a cache differs, in words.
 
     Args:
         element: the first one that differs, counted in the whole K or V of this worker.

@@ -116,7 +116,7 @@ def _locate_difference(
 def _describe_outside_write(
     outside_writes: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
 ) -> str | None:
-    """Say what a sink that compares for itself has found, in the whole model's numbers."""
+    """Return the first difference that a sink has found by itself, in the whole model's numbers."""
     for outside_write in outside_writes:
         if outside_write is not None:
             return difference_text(

@@ -6,7 +6,7 @@ import torch
 
 
 def first_wrong_token(generated_tokens: torch.Tensor, expected_tokens: torch.Tensor) -> str | None:
-    """Say which token differs first; None if all are equal.
+    """Return which token differs first, in words; None if all are equal.
 
     Args:
         generated_tokens, expected_tokens: [microbatches, B, T] on a source, [requests, T] on a

@@ -19,7 +19,7 @@ from dejavubench.records import RankFailure, RecordError
 
 
 def describe_error(error: BaseException) -> str:
-    """Say in one line what is wrong, with the file if there is one."""
+    """Return in one line what is wrong, with the file if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error}"
@@ -38,7 +38,7 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, StreamingError | DeadlineError | RecordError | DataError)
 
 
-def report(error: BaseException, rank: int, phase: str) -> str:
+def describe_failure(error: BaseException, rank: int, phase: str) -> str:
     """Return the lines for stderr."""
     if isinstance(error, KeyboardInterrupt):
         return f"dejavubench: rank {rank} interrupted in phase {phase}\n"
@@ -78,13 +78,13 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
 
 
 def abort_all(error: BaseException, phase: str) -> NoReturn:
-    """Say which rank failed in which phase, and end every rank's process at once.
+    """Print which rank failed in which phase, and end every rank's process at once.
 
     Also if this is the only rank: threads of a failed session must not keep the process alive.
     """
     world = MPI.COMM_WORLD
     status = status_of(error)
-    say(report(error, world.rank, phase))
+    say(describe_failure(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

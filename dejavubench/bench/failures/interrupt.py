@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from dejavubench.bench.failures.abort import describe_error, report, say
+from dejavubench.bench.failures.abort import describe_error, describe_failure, say
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.hooks import MakeTables
 from dejavubench.bench.startup.ranks import Ranks
@@ -24,7 +24,7 @@ from dejavubench.errors import ExitStatus
 from dejavubench.machine.launcher import abort_job
 from dejavubench.records import RankFailure
 from dejavubench.records.sessions import continue_command
-from dejavubench.watchdog.heartbeat import MAIN_THREAD_TURN_S, say_last
+from dejavubench.watchdog.heartbeat import MAIN_THREAD_TURN_S, set_last_words
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Interruption:
         self._continues = continues
         self._patience = patience
         self._speaking = threading.Lock()
-        say_last(self.words_of_heartbeat)
+        set_last_words(self.words_of_heartbeat)
 
     def end(self, error: KeyboardInterrupt) -> NoReturn:
-        """Say what was measured, and end every rank's process."""
+        """Print what was measured, and end every rank's process."""
         # Another rank may interrupt this one again. Without others, a second Ctrl-C ends it at
         # once.
         is_alone = self._ranks.world.size == 1
@@ -89,7 +89,7 @@ class Interruption:
                 recorder.write(RankFailure(phase=phase, error=describe_error(error)))
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
-        say(f"{report(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
+        say(f"{describe_failure(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
         say(f"{self._last_lines()}\n")
         abort_job(self._ranks.world, ExitStatus.INTERRUPTED)
         raise SystemExit(ExitStatus.INTERRUPTED)  # not reached; for the type checker

@@ -81,7 +81,7 @@ class ProgressBar:
             self._last_line_s = time.monotonic()
 
     def announce(self, text: str) -> None:
-        """Say what begins: always before the first iteration, later where it was quiet so long."""
+        """Print what begins: before the first iteration always, later after a long silence."""
         if self._bar:
             self._bar.update(self._task, description=text)
         if self._completed_count == 0 or (self._is_quiet() and not self._bar):

@@ -114,7 +114,7 @@ class TimeLeft:
         return UNKNOWN_TEXT if left_s is None else f"about {seconds_text(left_s)} left"
 
     def _describe_precision(self, precision: float) -> str:
-        """Say how exactly overheads are known: nobody knows how many rounds that takes."""
+        """Return how exactly overheads are known: nobody knows how many rounds that takes."""
         if not self._round_durations_s:
             return f"±{100 * precision:g} % asked"
         reached_text = (

@@ -73,7 +73,7 @@ class Workspace:
 
     @property
     def stream_id(self) -> str:
-        """Begin of the names of streamed files: none may replace those of an earlier session."""
+        """Beginning of the names of streamed files: none replaces those of an earlier session."""
         return stream_id(self.run_id, self.session)
 
     def bring_together(self, ranks: Ranks) -> None:

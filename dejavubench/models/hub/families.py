@@ -19,7 +19,7 @@ from dejavubench.models.hub.tensor_file import CheckpointError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """How one of our tensors is kept.
+    """Name and form that a folder keeps one of our tensors in.
 
     Attributes:
         name: name in the files, without the family's prefix.

@@ -199,7 +199,7 @@ class ModelSpec:
         return self.vocab_size * (self.embed_size or self.hidden)
 
     def layer_cuts(self, stages: int) -> tuple[int, ...]:
-        """Layer boundaries of pipeline stages, as even as can be: 13 layers in 2 → (0, 7, 13).
+        """Return even layer boundaries of pipeline stages: 13 layers in 2 → (0, 7, 13).
 
         Raises:
             ValueError: more stages than layers.

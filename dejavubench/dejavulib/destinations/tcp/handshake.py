@@ -173,7 +173,7 @@ def make_offer(wire: Wire, offer: TCPOffer) -> None:
 
 
 def leave(wire: Wire) -> None:
-    """Say that there is nothing more, and wait until the sink has released its memory."""
+    """Send that there is nothing more, and wait until the sink has released its memory."""
     try:
         wire.send_frame(Frame(FrameKind.BYE))
         while True:

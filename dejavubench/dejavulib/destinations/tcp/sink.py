@@ -178,12 +178,12 @@ class TCPSinkServer:
             self._log(f"ended {wire.peer}: {connection.nbytes} bytes in {connection.chunks} chunks")
         except RefusalError as error:
             self._log(f"{verb} {wire.peer}: {error}")
-            _explain(wire, str(error))
+            _send_refusal(wire, str(error))
         except WireError as error:
             self._log(f"{verb} {wire.peer}: {str(error).removeprefix(f'{wire.peer}: ')}")
         except Exception as error:  # noqa: BLE001 - the other sources go on
             self._log(f"{verb} {wire.peer}: {type(error).__name__}: {error}")
-            _explain(wire, f"the sink failed: {type(error).__name__}: {error}")
+            _send_refusal(wire, f"the sink failed: {type(error).__name__}: {error}")
         finally:
             connection = None  # frees its memory before that is counted as free
             self._budget.give_back(needed_nbytes)
@@ -268,7 +268,7 @@ def _listen(address: Address) -> socket.socket:
     raise OSError(f"{address[0]} has no address")
 
 
-def _explain(wire: Wire, reason: str) -> None:
+def _send_refusal(wire: Wire, reason: str) -> None:
     """Send the reason before closing.
 
     What the peer still sends is read and dropped. A socket that closes with unread bytes resets the

@@ -24,7 +24,7 @@ from dejavubench.whole_file import write_whole
 
 
 def _say_nothing(text: str) -> None:
-    """Say nothing: for kernels that are made when they are first used."""
+    """Print nothing: for kernels that are made when they are first used."""
 
 
 class Kernel:

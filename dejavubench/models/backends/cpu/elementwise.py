@@ -117,7 +117,7 @@ def silu(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def softmax(x):  # type: ignore[no-untyped-def]
-    """Turn scores into shares in place, fp32, less their largest so that none overflows."""
+    """Turn scores into shares in place, fp32. The largest is subtracted, so none overflows."""
     largest_x, total = np.float32(-np.inf), np.float32(0)
     for i in range(len(x)):
         largest_x = max(largest_x, x[i])

@@ -62,7 +62,7 @@ LinearJob = struct(
 
 @dataclass(frozen=True)
 class CpuTiling:
-    """How rows of x meet a weight.
+    """Sizes of the tiles in which rows of x are multiplied by a weight.
 
     Attributes:
         rows: rows of x at once; rows that are left over come one by one.

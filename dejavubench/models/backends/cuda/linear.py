@@ -50,7 +50,7 @@ MOST_PARTS, SHORTEST = 8, 512
 
 @dataclass(frozen=True)
 class GpuTiling:
-    """How a product is cut: a block reads ``outs`` rows of the weight, ``ins`` columns at once."""
+    """Tile sizes: a block reads ``outs`` rows of the weight, ``ins`` columns at once."""
 
     outs: int
     ins: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PositionSplit:
-    """How positions are cut: ``splits`` parts, a power of two, read ``positions`` at once."""
+    """Parts that positions are cut into: ``splits``, a power of two, read ``positions`` at once."""
 
     positions: int
     splits: int
