@@ -395,7 +395,8 @@ class Worker:
     def __init__(self, name: str, settings: Settings) -> None:
         # Spawned, so that it has nothing of what this process has loaded, threads included.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
-        self.name, self.about = name, ""
+        self.name = name
+        self.about = ""
         self.about = self.ask(start, name, settings)
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:

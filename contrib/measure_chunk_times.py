@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import torch
 
 from dejavubench.analysis.numbers.stats import Estimate, estimate
 from dejavubench.bench.scenarios.plain import PlainSource
@@ -35,8 +36,10 @@ from dejavubench.dejavulib.chunk_times import BEGUN, GATHERED, POSTED, Receipt, 
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.host import HostDestination
 from dejavubench.dejavulib.geometry import KVGeometry
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
+from dejavubench.dejavulib.packing import Packing
 from dejavubench.dejavulib.posting import note_complete
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
@@ -74,8 +77,11 @@ def _loop(is_timed: bool) -> int:
     geometry = KVGeometry(1, 1, 1, 2, 16, 2)
     stream = Stream(0, StreamSchedule(geometry, geometry.whole, 1, 1, 1 << 16))
     chunk = next(stream.schedule.all_chunks(LEVELS["3"]))
-    planned_chunk = PlannedChunk(stream, chunk, None, None, each_complete=False)
-    progress, stats, destination = ByteProgress(), StreamStats(), Noted()
+    packing = Packing(KVCache.allocate(geometry, torch.float16), chunk.region)
+    planned_chunk = PlannedChunk(stream, chunk, packing, each_complete=False)
+    progress = ByteProgress()
+    stats = StreamStats()
+    destination = Noted()
     block = TimesBlock(1) if is_timed else None
     began_ns = time.thread_time_ns()
     for _ in range(CHUNKS):

@@ -46,7 +46,8 @@ class Rounds:
         # Each session has orders of its own, so that none repeats those of the session before.
         self._seed = context.experiment.seed + 2 * (context.workspace.session - 1)
         self._progress_bar = progress_bar
-        self._worker = worker = connect_worker(context, point, model)
+        worker = connect_worker(context, point, model)
+        self._worker = worker
         self._scenarios = Scenarios(lambda kind: kind.make_part(worker))
         self._iterations = Iterations(context, point, self._scenarios, progress_bar)
         self._ceiling_rounds = CeilingRounds(

@@ -16,8 +16,11 @@ from dejavubench.config.points import Point
 from dejavubench.planning.duration import Rates, compute_seconds
 from dejavubench.units import count_text
 
-CPU_RATES, GPU_RATES = Rates(matmul=5e10, read=1e10), Rates(matmul=2e14, read=3e12)
-"""Rough rates of one core and of one GPU: only the relation of two points' times is used."""
+CPU_RATES = Rates(matmul=5e10, read=1e10)
+"""Rough rates of one core: only the relation of two points' times is used."""
+
+GPU_RATES = Rates(matmul=2e14, read=3e12)
+"""Rough rates of one GPU, for the same use."""
 
 
 def rounds_with_ceilings(point_index: int) -> int:

@@ -189,7 +189,9 @@ def _need_cells(
     """Return a point's last cells, in the order of :func:`_need_headings`."""
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_need_headings(plan)) - 1), "SKIPPED"]
-    needs, sources, sinks = memory(plan, point), plan.sources, plan.sinks
+    needs = memory(plan, point)
+    sources = plan.sources
+    sinks = plan.sinks
     texts = [
         nbytes_text(needs.source.host_nbytes),
         nbytes_text(needs.sink.host_nbytes) if sinks else "-",

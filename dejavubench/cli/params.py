@@ -14,7 +14,8 @@ class ParsedType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
     """A value that ``read_value`` understands; its ValueError is the message."""
 
     def __init__(self, name: str, read_value: Callable[[Any], Any]) -> None:
-        self.name, self.read = name, read_value
+        self.name = name
+        self.read = read_value
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value as read; a ValueError becomes a usage error with its message."""

@@ -160,7 +160,8 @@ def _choose_cuts(
     spec: ModelSpec, sizes: dict[str, Any], side: str, default: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the cuts of a side: given ones, even ones for a given depth, or the default."""
-    cuts, stages = sizes[f"{side}layer_cuts"], sizes[f"{side}pipeline_para_size"]
+    cuts = sizes[f"{side}layer_cuts"]
+    stages = sizes[f"{side}pipeline_para_size"]
     cuts_flag, stages_flag = (
         f"--{side}{key}".replace("_", "-") for key in ("layer_cuts", "pipeline_para_size")
     )

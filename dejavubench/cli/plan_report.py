@@ -86,7 +86,8 @@ class PlanReport:
             [_place_text(row, "source_"), _place_text(row, "sink_"), *_share_cells(row)]
             for row in self.rows.pairs
         ]
-        worker, counts = f"worker\n{PLACE_HEADING}", ["peers", "region\npairs"]
+        worker = f"worker\n{PLACE_HEADING}"
+        counts = ["peers", "region\npairs"]
         workers = [
             [f"{row['role']} {_place_text(row)}", str(row["peers"]), format_count(row["transfers"])]
             for row in self.rows.workers

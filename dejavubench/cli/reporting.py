@@ -57,7 +57,8 @@ class FinalReport:
     """
 
     def __init__(self, result_file: ResultFile | None, gate: bool) -> None:
-        self._results, self._gate = result_file, gate
+        self._results = result_file
+        self._gate = gate
         self.status = ExitStatus.OK
 
     def show(self, folder: Path) -> None:

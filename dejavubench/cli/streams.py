@@ -71,7 +71,8 @@ class GuardedStream:
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name = stream, name
+        self._stream = stream
+        self._name = name
         self._error: Exception | None = None
 
     def write(self, text: str) -> int:

@@ -89,7 +89,8 @@ def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[in
         parts: in order; the last one ends at ``complete``.
         stamps: the chunk's stamps by name, by one clock; None for what is not known.
     """
-    begin_ns, complete_ns = stamps["ready"], stamps["complete"]
+    begin_ns = stamps["ready"]
+    complete_ns = stamps["complete"]
     assert begin_ns is not None
     assert complete_ns is not None
     lengths = []
@@ -135,7 +136,8 @@ class TimesBlock:
 
     def reset(self) -> None:
         """Forget the last microbatch. Called before any of the next one's chunks is submitted."""
-        self.finished = self.beyond = 0
+        self.finished = 0
+        self.beyond = 0
         self.beyond_ns: dict[str, int] = dict.fromkeys(STAMPS[1:], 0)
 
     def row(self, row_index: int) -> tuple[array[int], int]:

@@ -7,6 +7,7 @@ one event per microbatch is waited for, outside any clock: the *anchor*.
 from __future__ import annotations
 
 from array import array
+from operator import itemgetter
 
 import torch
 
@@ -33,17 +34,14 @@ class DeviceClock:
 
     def set(self) -> None:
         """Make a new anchor. It waits for the device, so it is called outside any clock."""
-        shortest_anchor: tuple[int, int, torch.cuda.Event] | None = None
+        anchors: list[tuple[int, int, torch.cuda.Event]] = []
         for _ in range(EVENTS_PER_ANCHOR):
             event = torch.cuda.Event(enable_timing=True)
             began_ns = chunk_times.now()
             event.record(self._stream)
             event.synchronize()
-            waited_ns = chunk_times.now() - began_ns
-            if shortest_anchor is None or waited_ns < shortest_anchor[0]:
-                shortest_anchor = waited_ns, began_ns, event
-        assert shortest_anchor is not None
-        waited_ns, began_ns, self._anchor = shortest_anchor
+            anchors.append((chunk_times.now() - began_ns, began_ns, event))
+        waited_ns, began_ns, self._anchor = min(anchors, key=itemgetter(0))
         self.error_ns = waited_ns // 2
         self._anchor_ns = began_ns + self.error_ns
 
@@ -80,7 +78,8 @@ class DeviceMarks:
             stamps, first_stamp: the chunk's row of times: an array, and where it begins.
         """
         (_, ready_event), *later_events = self._events
-        stamps[first_stamp + READY] = ready_ns = self._clock.time_of(ready_event)
+        ready_ns = self._clock.time_of(ready_event)
+        stamps[first_stamp + READY] = ready_ns
         for name, event in later_events:
             # CUDA gives a single-precision float: over a short time its error is small.
             stamps[first_stamp + STAMPS.index(name)] = ready_ns + round(

@@ -102,7 +102,8 @@ class _Sampled(Sequence[Any]):
         if not self._block:
             yield from self._extents
             return
-        sample_interval, samples = self._sampler.interval, self._sampler.samples
+        sample_interval = self._sampler.interval
+        samples = self._sampler.samples
         for extent_number, extent in enumerate(self._extents, self._first_number):
             if extent_number % sample_interval:
                 yield extent

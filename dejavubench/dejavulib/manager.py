@@ -91,9 +91,9 @@ class CacheManager:
             extents = self._sampler.sample(extents)
         pack = Packing if self._streamer.destination.entry.moves_cache else NoPacking
         for chunk in stream.schedule.all_chunks(level):
-            packing = pack(self.cache, chunk.region) if level.buffered else None
+            source = pack(self.cache, chunk.region) if extents is None else extents
             planned_chunk = PlannedChunk(
-                stream, chunk, packing, extents, level.each_complete, len(self.chunks)
+                stream, chunk, source, level.each_complete, len(self.chunks)
             )
             self.chunks.append(planned_chunk)
             # A layerwise prompt leaves with its layers, everything else at the end of its group.

@@ -10,14 +10,14 @@ import torch
 from . import chunk_times
 from .chunk_times import COMPLETE, GATHERED, MOVED, POSTED, SINK_NS
 from .destinations.base import Destination
+from .extents import StepExtents
 from .transfers import PlannedChunk, Transfer
 
 
-def prepare_next_step(planned_chunk: PlannedChunk) -> None:
+def prepare_next_step(planned_chunk: PlannedChunk, extents: StepExtents) -> None:
     """Find the extents of the step after this chunk's, while the model computes."""
-    assert planned_chunk.extents is not None
     schedule = planned_chunk.stream.schedule
-    planned_chunk.extents.prepare(schedule.step_after(planned_chunk.chunk.step))
+    extents.prepare(schedule.step_after(planned_chunk.chunk.step))
 
 
 def post_packed(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
@@ -29,15 +29,14 @@ def post_packed(destination: Destination, transfer: Transfer, packed: torch.Tens
     transfer.stats.copies += 1
 
 
-def post_extents(destination: Destination, transfer: Transfer) -> None:
+def post_extents(destination: Destination, transfer: Transfer, step_extents: StepExtents) -> None:
     """Post a chunk extent by extent, straight from the cache."""
     planned_chunk = transfer.planned_chunk
-    assert planned_chunk.extents is not None
     if transfer.ready is not None:
         # Whoever reads single extents does not wait for the event, so this thread does.
         transfer.ready.synchronize()
     _announce(destination, transfer)
-    extents = planned_chunk.extents.of_step(planned_chunk.chunk.step)
+    extents = step_extents.of_step(planned_chunk.chunk.step)
     transfer.stamp(GATHERED)
     destination.flush_extents(
         planned_chunk.stream, planned_chunk.chunk, extents, planned_chunk.each_complete
@@ -68,6 +67,7 @@ def note_complete(destination: Destination, transfer: Transfer) -> None:
 
 def _announce(destination: Destination, transfer: Transfer) -> None:
     """Tell the destination that a decode step begins, before the step's first chunk."""
-    stream, chunk = transfer.planned_chunk.stream, transfer.planned_chunk.chunk
+    stream = transfer.planned_chunk.stream
+    chunk = transfer.planned_chunk.chunk
     if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
         destination.step(stream, chunk.step, transfer.tokens)

@@ -15,6 +15,7 @@ import torch
 from .chunk_times import LatencyPart
 from .destinations.base import Destination
 from .device import BounceBuffer, DeviceStaging
+from .packing import Packing
 from .streamer import Streamer
 from .titles import chunk_title
 from .transfers import Transfer
@@ -107,15 +108,18 @@ class RangedStreamer(Streamer):
         later_parts = [
             part.name for part in parts if part.until not in ("gathered", "copied", "seen")
         ]
-        if transfer.planned_chunk.packing is None:  # one call moves all extents of a chunk
+        if not isinstance(
+            transfer.planned_chunk.source, Packing
+        ):  # one call moves all extents of a chunk
             moving_lane = " + ".join([*gathering, later_parts[0]])
             return moving_lane, moving_lane
         return " + ".join(gathering) or later_parts[0], later_parts[0]
 
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
         entry = self.destination.entry
-        planned_chunk, on_device = transfer.planned_chunk, transfer.ready is not None
-        if planned_chunk.packing is None:
+        planned_chunk = transfer.planned_chunk
+        on_device = transfer.ready is not None
+        if not isinstance(planned_chunk.source, Packing):
             if not on_device or self.destination.by_address:
                 return entry.extent_parts
             return entry.bounced_parts(planned_chunk.each_complete)

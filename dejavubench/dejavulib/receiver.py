@@ -27,10 +27,11 @@ rate.
 LONGEST_FIRST_NAP_S = 10e-3
 """Most seconds by which a chunk may be taken late when chunks begin to come faster."""
 
-NAP_SHARE, LONGEST_NAP_S = 1 / 40, 5e-3
-"""Most time by which a chunk that comes as the one before did is taken late: a share of the step,
-and seconds.
-"""
+NAP_SHARE = 1 / 40
+"""Share of the step by which a chunk that comes as the one before did is taken late at most."""
+
+LONGEST_NAP_S = 5e-3
+"""Most seconds by which such a chunk is taken late."""
 
 
 class PendingReceive(Protocol):
@@ -172,7 +173,9 @@ class CacheReceiver:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
         self._pending_chunks: deque[_PendingChunk] = deque()
-        self.left = self.nbytes = self.messages = 0
+        self.left = 0
+        self.nbytes = 0
+        self.messages = 0
 
     def _make_slots(self) -> list[torch.Tensor]:
         nbytes = largest_chunk(self.stream)
@@ -194,13 +197,14 @@ class CacheReceiver:
             torch.cuda.synchronize(self._cache.k.device)
         self._chunks = self.stream.schedule.all_chunks(self._level)
         self.left = self.stream.schedule.count(self._level)
-        self.nbytes = self.messages = 0
+        self.nbytes = 0
+        self.messages = 0
         self.arrivals = []
-        if self._level.buffered:
+        if self._extents is None:
             for slot in self.slots:
                 self._receive(slot)  # one receive per slot: the source may run that far ahead
-        else:
-            self._receive_extents()  # one chunk: its extents go to the cache, which has no slots
+        else:  # one chunk: its extents go to the cache, which has no slots
+            self._receive_extents(self._extents)
 
     @property
     def done(self) -> bool:
@@ -231,10 +235,10 @@ class CacheReceiver:
             return False
         arrived_chunk = self._pending_chunks.popleft()
         self._finish_chunk(arrived_chunk)  # acknowledge first: the source may be waiting
-        if arrived_chunk.slot is None:
-            self._receive_extents()
-        else:
+        if arrived_chunk.slot is not None:
             self._receive(arrived_chunk.slot)
+        elif self._extents is not None:
+            self._receive_extents(self._extents)
         return True
 
     def _receive(self, slot: torch.Tensor) -> None:
@@ -245,11 +249,10 @@ class CacheReceiver:
             request = self._endpoint.receive(self.stream, packed, scatter)
             self._pending_chunks.append(_PendingChunk(request, chunk, slot, 1))
 
-    def _receive_extents(self) -> None:
+    def _receive_extents(self, step_extents: StepExtents) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
-            assert self._extents is not None
-            extents = self._extents.of_step(chunk.step)
+            extents = step_extents.of_step(chunk.step)
             request = self._endpoint.receive_extents(
                 self.stream, extents, self._level.each_complete
             )

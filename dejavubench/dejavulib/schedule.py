@@ -22,10 +22,16 @@ from .geometry import BOTH, Extents, KVGeometry
 from .levels import Level
 from .regions import Region, Span
 
-HOST_SLOTS, DEVICE_SLOTS = 2, 8
-"""Chunks of a stream that a sink receives at a time, into host memory or into a device's.
+HOST_SLOTS = 2
+"""Chunks of a stream that a sink receives into host memory at a time.
 
-One chunk arrives while another is scattered. On a device, the source runs further ahead.
+One chunk arrives while another is scattered.
+"""
+
+DEVICE_SLOTS = 8
+"""Chunks of a stream that a sink receives into a device's memory at a time.
+
+The source runs further ahead there.
 """
 
 

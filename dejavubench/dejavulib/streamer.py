@@ -17,9 +17,11 @@ from . import progress
 from .chunk_times import BEGUN, GATHERED, SEEN
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
+from .extents import StepExtents
 from .helper_thread import cpu_seconds, start_helper
+from .packing import Packing
 from .posting import note_complete, post_extents, post_packed, prepare_next_step
-from .transfers import ByteProgress, Transfer
+from .transfers import ByteProgress, PlannedChunk, Transfer
 from .waiting import FIRST_NAP_S, Wake
 
 NAP_BESIDE_COMPUTE_S = 500e-6
@@ -68,9 +70,7 @@ class Streamer:
         self.bounce = bounce or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = list(slots)  # the last one freed is taken first: it is in this core's cache
-        on_device = bool(slots) and slots[0].is_cuda
-        # Slots on a device are filled on this stream, beside the model's.
-        self._side_stream = SideStream(slots[0].device) if on_device else None
+        self._side_stream = _make_side_stream(slots)
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
@@ -79,8 +79,9 @@ class Streamer:
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
         self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
-        self._to_prepare: Transfer | None = None  # in idle time: the extents of its next step
-        self._is_closing, self._nap = False, NAP_BESIDE_COMPUTE_S
+        self._to_prepare: tuple[PlannedChunk, StepExtents] | None = None  # in idle time
+        self._is_closing = False
+        self._nap = NAP_BESIDE_COMPUTE_S
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._describe_missing)
@@ -125,17 +126,19 @@ class Streamer:
             finally:
                 self._awaited_progress = None
 
-    def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
-        def count_moved() -> tuple[int, int]:
-            return self._finished, self.destination.blocks_moved
+    def _count_moved(self) -> tuple[int, int]:
+        return self._finished, self.destination.blocks_moved
 
-        moved_before, since_s = count_moved(), time.monotonic()
+    def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
+        moved_before = self._count_moved()
+        since_s = time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
             # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
             self._wake_model.wait(min(1.0, timeout))
             self.raise_error()
-            if count_moved() != moved_before:
-                moved_before, since_s = count_moved(), time.monotonic()
+            if self._count_moved() != moved_before:
+                moved_before = self._count_moved()
+                since_s = time.monotonic()
             elif time.monotonic() - since_s > timeout:
                 raise StreamingError(
                     f"no chunk became complete within {timeout:g} s; {self._describe_missing()}"
@@ -203,8 +206,8 @@ class Streamer:
                 nap = FIRST_NAP_S if self._awaited_progress else self._nap
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
-                planned_chunk, self._to_prepare = self._to_prepare.planned_chunk, None
-                prepare_next_step(planned_chunk)
+                prepare_next_step(*self._to_prepare)
+                self._to_prepare = None
                 continue
             self._wake_helper.wait(nap)
             self._nap = NAP_BESIDE_COMPUTE_S
@@ -213,7 +216,7 @@ class Streamer:
         return None
 
     def _can_start(self, transfer: Transfer) -> bool:
-        if transfer.planned_chunk.packing is None:
+        if not isinstance(transfer.planned_chunk.source, Packing):
             return True  # extents move from the cache itself and take no slot
         if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
@@ -223,15 +226,15 @@ class Streamer:
         """Gather a chunk and post it, or begin its way from the device; extents move at once."""
         transfer.stamp(BEGUN)
         planned_chunk = transfer.planned_chunk
-        packing, chunk = planned_chunk.packing, planned_chunk.chunk
-        if packing is None:
-            post_extents(self.destination, transfer)
-            self._to_prepare = transfer
+        packing = planned_chunk.source
+        if not isinstance(packing, Packing):
+            post_extents(self.destination, transfer, packing)
+            self._to_prepare = planned_chunk, packing
             return
-        packed = self.destination.place(planned_chunk.stream, chunk)
+        packed = self.destination.place(planned_chunk.stream, planned_chunk.chunk)
         if packed is None:  # the destination has no memory of its own to gather into
             transfer.slot = self._slots.pop()
-            packed = transfer.slot[: chunk.nbytes]
+            packed = transfer.slot[: planned_chunk.chunk.nbytes]
         if transfer.ready is None:
             packing.gather(packed)
             transfer.stamp(GATHERED)
@@ -282,6 +285,12 @@ class Streamer:
 
     def _describe_missing(self) -> str:
         return _describe_first([*self._under_way, *self._inbox])
+
+
+def _make_side_stream(slots: Sequence[torch.Tensor]) -> SideStream | None:
+    """Return the stream on which slots of a device are filled, beside the model's."""
+    on_device = bool(slots) and slots[0].is_cuda
+    return SideStream(slots[0].device) if on_device else None
 
 
 def _describe_first(transfers: Sequence[Transfer]) -> str:

@@ -111,16 +111,15 @@ class PlannedChunk:
     """A chunk that will be streamed, with what can be prepared beforehand.
 
     Attributes:
-        packing: gathers the chunk into one buffer; None at the unbuffered levels.
-        extents: extents that the unbuffered levels move one by one; None at other levels.
+        source: gathers the chunk into one buffer; at the unbuffered levels, the extents that move
+            one by one.
         each_complete: an extent is complete before the next one begins.
         row: the chunk's row among the chunks of its manager.
     """
 
     stream: Stream
     chunk: Chunk
-    packing: Packing | None
-    extents: StepExtents | None
+    source: Packing | StepExtents
     each_complete: bool
     row: int = 0
 
@@ -135,7 +134,7 @@ class PlannedChunk:
         """Contiguous pieces of the cache that the chunk is gathered from, or moved as."""
         schedule = self.stream.schedule
         step = self.chunk.step
-        if self.packing is not None:
+        if isinstance(self.source, Packing):
             return schedule.geometry.count_extents(self.chunk.region)
         atoms = schedule.atoms(step)
         other_geometry = schedule.other_geometry

@@ -39,7 +39,8 @@ class MissingRanksError(Exception):
         rank_list = ", ".join(map(str, ranks))
         noun = "rank" if len(ranks) == 1 else "ranks"
         super().__init__(f"no answer from {noun} {rank_list} within {seconds:g} s: {phase}")
-        self.ranks, self.phase = ranks, phase
+        self.ranks = ranks
+        self.phase = phase
 
 
 class BoundedCollectives:
@@ -80,7 +81,8 @@ class BoundedCollectives:
             self._complete(self._comm.isend(value, 0, _TO_RANK_0), 0, phase)
             return None
         # One by one and not MPI's gather, which would wait for ever for a rank that hangs.
-        value_by_rank, missing_ranks = {0: value}, set(range(1, self.size))
+        value_by_rank = {0: value}
+        missing_ranks = set(range(1, self.size))
 
         def all_came() -> bool:
             for rank in sorted(missing_ranks):

@@ -61,7 +61,8 @@ def probe_folders(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], paths: Sequence[Path]
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
-    facts_of_rank, first_by_host = ranks[collectives.rank], first_ranks(ranks)
+    facts_of_rank = ranks[collectives.rank]
+    first_by_host = first_ranks(ranks)
     own_folders = (
         [read_folder_facts(path) for path in paths]
         if first_by_host[facts_of_rank.host] == facts_of_rank.rank
@@ -112,7 +113,8 @@ def probe_ports(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], requested_port: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
-    facts_of_rank, first_by_host = ranks[collectives.rank], first_ranks(ranks)
+    facts_of_rank = ranks[collectives.rank]
+    first_by_host = first_ranks(ranks)
     network = read_network_facts()
     if first_by_host[facts_of_rank.host] != facts_of_rank.rank:
         # The same two collective steps as below, or the other ranks would wait for this one.

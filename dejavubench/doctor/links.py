@@ -170,7 +170,9 @@ class LinkProbe:
 
     def _pace(self, peer: int, leads: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
-        payload, answer, rate = memoryview(self._large_buffer)[:PACING_NBYTES], bytearray(8), 0.0
+        payload = memoryview(self._large_buffer)[:PACING_NBYTES]
+        answer = bytearray(8)
+        rate = 0.0
         for _ in range(2):  # the second one counts: TCP begins slowly
             began_s = time.perf_counter()
             if leads:
@@ -197,7 +199,8 @@ class LinkProbe:
         ]
         send_or_receive = self._comm.Isend if sends else self._comm.Irecv
         window_times_s: list[float] = []
-        goes_on, deadline = bytearray(b"\1"), time.perf_counter() + BANDWIDTH_S
+        goes_on = bytearray(b"\1")
+        deadline = time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
             began_s = time.perf_counter()
             requests = [send_or_receive(message, peer) for message in messages]

@@ -52,8 +52,10 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
 
 
 def _read_device(driver: Any, device_index: int) -> CudaDevice:
-    device, nbytes = ctypes.c_int(), ctypes.c_size_t()
-    name, identity = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
+    device = ctypes.c_int()
+    nbytes = ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    identity = ctypes.create_string_buffer(16)
     _ask(driver, "cuDeviceGet", ctypes.byref(device), device_index)
     _ask(driver, "cuDeviceGetName", name, len(name), device)
     # The second versions: sizes of 64 bits, and of a part of a GPU (MIG) its own identifier.

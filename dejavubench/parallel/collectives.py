@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 # MPI only moves bytes here, so any integer of the size will do.
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_HIDDEN, _TOKENS = 0, 1  # kinds of messages: the last bit of a tag
+# Kinds of messages: the last bit of a tag.
+_HIDDEN = 0
+_TOKENS = 1
 
 
 def _bits(x: Tensor) -> np.ndarray:

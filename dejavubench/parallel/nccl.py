@@ -30,7 +30,8 @@ _TYPES = {
     torch.float64: 8,
     torch.bfloat16: 9,
 }
-_UINT8, _SUM = 1, 0
+_UINT8 = 1
+_SUM = 0
 
 
 class _CupyCommunicator(Protocol):

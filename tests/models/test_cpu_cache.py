@@ -317,7 +317,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile_lock, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(compile_lock, "NOTED_S", 0.1)
+    monkeypatch.setattr(compile_lock, "NOTE_AFTER_S", 0.1)
     folder.mkdir(mode=0o700)
     with (folder / f"{code_file.file_name('forty-two')}.lock").open("w") as lock_of_another:
         fcntl.flock(lock_of_another, fcntl.LOCK_EX)

@@ -13,7 +13,8 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region
 from dejavubench.dejavulib.waiting import wait_asleep
 
-_ASK_TAG, _PIECE_TAG = 1, 2
+_ASK_TAG = 1
+_PIECE_TAG = 2
 _MESSAGE_NBYTES = 256 << 20  # far below MPI's limit of 2^31 − 1
 
 

@@ -24,7 +24,8 @@ class DeviceSteps:
     thorough = False
 
     def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
-        self._model, self.ahead = model, model.is_first_stage and model.is_last_stage
+        self._model = model
+        self.ahead = model.is_first_stage and model.is_last_stage
         self._in_flight = [
             _InFlight.capture(model, cache, sampler)
             for cache, sampler in zip(caches, samplers, strict=True)

@@ -73,7 +73,9 @@ class NoStreaming:
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Reset the counters, which stay at zero."""
-        self.prompt, self.tokens, self.draining = StreamStats(), StreamStats(), StreamStats()
+        self.prompt = StreamStats()
+        self.tokens = StreamStats()
+        self.draining = StreamStats()
 
     def layer_ready(self, layer: int) -> None:
         """Do nothing: no layer leaves."""

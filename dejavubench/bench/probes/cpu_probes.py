@@ -28,8 +28,10 @@ STRIDE_NBYTES = 4096
 The vectors of a key in ``ft`` are as far apart at some 256 positions.
 """
 
-EXTENTS, EXTENT_NBYTES = 4096, 16
-"""Extents of one measurement, and the bytes of each."""
+EXTENTS = 4096
+"""Extents of one measurement."""
+
+EXTENT_NBYTES = 16
 
 
 def last_level_nbytes() -> int:

@@ -91,7 +91,7 @@ class DeviceToHostCopies:
         ready_event = torch.cuda.Event()
         ready_event.record(torch.cuda.current_stream(self._device))
         planned_chunk = PlannedChunk(
-            self._moved_stream, self._chunk, self._packing, None, each_complete=False
+            self._moved_stream, self._chunk, self._packing, each_complete=False
         )
         # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
         transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready=ready_event)

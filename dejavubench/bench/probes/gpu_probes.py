@@ -61,8 +61,11 @@ extern "C" __global__ void read_all(
     if (seen == 0x9E3779B9u) *out = seen;
 }
 """
-READ_THREADS, READ_BLOCKS = 256, 8
-"""Threads of a block of that kernel, and its blocks on each multiprocessor."""
+READ_THREADS = 256
+"""Threads of a block of that kernel."""
+
+READ_BLOCKS = 8
+"""Blocks of that kernel on each multiprocessor."""
 
 
 def buffer_nbytes(l2_nbytes: int, free_nbytes: int) -> int:

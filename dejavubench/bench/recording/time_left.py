@@ -58,7 +58,9 @@ class TimeLeft:
         self._half_width: float | None = None
         self._round_durations_s: list[float] = []  # rounds of this point
         self._ceiling_durations_s: list[float] = []  # measurements of the machine at this point
-        self._began_s = self._rounds_began_s = self._newest_end_s = 0.0
+        self._began_s = 0.0
+        self._rounds_began_s = 0.0
+        self._newest_end_s = 0.0
         self._in_rounds = False
         self._unit_s: float | None = None  # seconds of a round of size 1, from the last point
         self._last_ceiling_s = 0.0
@@ -80,7 +82,9 @@ class TimeLeft:
 
     def begin_rounds(self) -> None:
         """Note that the reference and warm-up of the point are over."""
-        self._rounds_began_s = self._newest_end_s = self._clock()
+        now_s = self._clock()
+        self._rounds_began_s = now_s
+        self._newest_end_s = now_s
         self._in_rounds = True
 
     def end_round(self) -> None:

@@ -34,7 +34,8 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import sleeping_bcast
 from dejavubench.parallel.topology import Topology
 
-_TOKENS_TAG, _GOES_ON_TAG = 1, 2
+_TOKENS_TAG = 1
+_GOES_ON_TAG = 2
 
 
 def token_sender(topology: Topology) -> int:

@@ -173,11 +173,9 @@ class RestartSource(PlainSource):
         Returns:
             No total, because the arm is no whole request.
         """
-        rank_at_point, restored_caches, clocks = (
-            self.rank_at_point,
-            self._restored_caches,
-            self._clocks,
-        )
+        rank_at_point = self.rank_at_point
+        restored_caches = self._restored_caches
+        clocks = self._clocks
         restart_request = rank_at_point.context.plan.restart_request
         assert restart_request is not None
         undisturbed_ms = (

@@ -145,7 +145,8 @@ def _write_run(context: RunContext, command: list[str]) -> None:
 
 
 def _write_session(context: RunContext, command: list[str]) -> None:
-    workspace, continued_run = context.workspace, context.plan.continued_run
+    workspace = context.workspace
+    continued_run = context.plan.continued_run
     assert continued_run is not None, "a further session goes on with a run"
     header = records.SessionHeader(
         schema_version=records.SCHEMA,

@@ -26,8 +26,10 @@ VECTOR_TYPES = {16: "uint4", 8: "uint2", 4: "unsigned int", 2: "unsigned short",
 GATHER_VALUES = ("true", "false")
 """Values of the template parameter ``GATHER``: into the packed buffer, or out of it."""
 
-THREADS_PER_BLOCK, VECTORS_PER_THREAD = 256, 4
-"""Threads of a block, and vectors of a thread (``EACH`` in ``regions.cu``)."""
+THREADS_PER_BLOCK = 256
+
+VECTORS_PER_THREAD = 4
+"""Vectors that a thread moves (``EACH`` in ``regions.cu``)."""
 
 # The fields named "_" pad each struct to a multiple of its largest field, as C++ does.
 DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("_", "u4")])
@@ -85,14 +87,17 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
                 "the kernel counts"
             )
         fields = content["kinds"][kind_index]
-        fields["first"], fields["layer"] = piece.first_offset // vector, piece.layer // vector
+        fields["first"] = piece.first_offset // vector
+        fields["layer"] = piece.layer // vector
         fields["axis0"], fields["axis1"], fields["axis2"] = (
             stride // vector for stride in piece.strides
         )
         # A layer's K comes first in the packed buffer, so V begins behind it.
-        fields["packed"], fields["size"] = sum(sizes[:kind_index]) // vector, size // vector
+        fields["packed"] = sum(sizes[:kind_index]) // vector
+        fields["size"] = size // vector
         fields["row"] = divider(piece.row // vector)
-        fields["inner"], fields["middle"] = divider(piece.counts[2]), divider(piece.counts[1])
+        fields["inner"] = divider(piece.counts[2])
+        fields["middle"] = divider(piece.counts[1])
     return KernelArguments(vector, region.layers.size, content)
 
 
@@ -171,7 +176,8 @@ class RegionCopy:
 
         arguments = kernel_arguments(cache.geometry, region)
         self._cache = cache
-        self._vector, self._blocks = arguments.vector, arguments.blocks
+        self._vector = arguments.vector
+        self._blocks = arguments.blocks
         # Copied to the device once: each launch then passes a pointer, not 216 bytes.
         content = bytearray(arguments.content.tobytes())
         self._arguments = torch.frombuffer(content, dtype=torch.uint8).to(cache.k.device)

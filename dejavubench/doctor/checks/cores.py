@@ -24,7 +24,8 @@ STEAL_SHARE = 0.02
 
 def judge_affinity(rank: RankFacts) -> Iterator[Finding]:
     """Judge how many of the host's cores a rank may use."""
-    granted_count, machine_count = len(rank.cores.granted), rank.cores.machine
+    granted_count = len(rank.cores.granted)
+    machine_count = rank.cores.machine
     # Launchers bind a rank to one core unless they are told otherwise. The helper thread would then
     # take its time from the model, and every overhead would show it.
     if granted_count == 1 < machine_count:
@@ -40,7 +41,8 @@ def judge_affinity(rank: RankFacts) -> Iterator[Finding]:
 
 def judge_quota(rank: RankFacts) -> Iterator[Finding]:
     """Judge whether a control group grants less CPU time than its cores could use."""
-    limit, throttling = rank.cores.quota, rank.cores.throttling
+    limit = rank.cores.quota
+    throttling = rank.cores.throttling
     if limit is None:
         yield ok("none")
         return

@@ -42,7 +42,8 @@ def judge_gpus(host: HostFacts) -> Iterator[Finding]:
         models_text = ", ".join(
             f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
         )
-        ranks, count = len(host.ranks), len(facts.gpus)
+        ranks = len(host.ranks)
+        count = len(facts.gpus)
         yield ok(models_text + (f"; {ranks} ranks share {count}" if ranks > count else ""))
 
 
@@ -134,7 +135,8 @@ def judge_nvlink(host: HostFacts) -> Iterator[Finding]:
 
 def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
     """Judge whether each pair of GPUs reads the other one's memory directly."""
-    facts, count = host.gpus, len(host.gpus.gpus)
+    facts = host.gpus
+    count = len(facts.gpus)
     if count < 2:
         return
     # Access is asked for in both directions: some boards grant it in one alone.
@@ -155,7 +157,8 @@ def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
 
 def judge_mps(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ranks that share a GPU may compute at the same time."""
-    facts, ranks = host.gpus, len(host.ranks)
+    facts = host.gpus
+    ranks = len(host.ranks)
     if not facts.gpus:
         return
     # Without the service, kernels of two processes never overlap: they take turns.

@@ -47,7 +47,8 @@ def judge_nixl(host: HostFacts) -> Iterator[Finding]:
             "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
         )
     else:
-        backends, plugins = ", ".join(facts.backends), ", ".join(facts.plugins)
+        backends = ", ".join(facts.backends)
+        plugins = ", ".join(facts.plugins)
         yield ok(f"{facts.version}: would use {backends}; plug-ins {plugins}")
 
 

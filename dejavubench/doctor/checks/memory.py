@@ -21,7 +21,8 @@ NCCL_SHM_NBYTES = 512 << 20
 
 def judge_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the host's free memory suffices for its ranks."""
-    facts, ranks = host.memory, len(host.ranks)
+    facts = host.memory
+    ranks = len(host.ranks)
     limit = ""
     if facts.group_room is not None:
         limit = f"; the control group leaves {nbytes_text(facts.group_room)}"

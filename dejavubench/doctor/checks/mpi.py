@@ -25,7 +25,8 @@ def judge_library(rank: RankFacts) -> Iterator[Finding]:
 
 def judge_launcher(rank: RankFacts) -> Iterator[Finding]:
     """Judge whether the launcher belongs to the MPI library that mpi4py loads."""
-    mpi, program = rank.mpi, rank.mpi.launcher
+    mpi = rank.mpi
+    program = mpi.launcher
     if mpi.problem is not None:
         return
     if program is None:

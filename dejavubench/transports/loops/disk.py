@@ -19,8 +19,11 @@ from dejavubench.transports.probe import (
     seconds,
 )
 
-NAIVE_WRITES, SYNCED_WRITES = 4096, 32
-"""Writes of 16 bytes in one measurement of them, and where each waits for the device."""
+NAIVE_WRITES = 4096
+"""Writes of 16 bytes in one measurement of them."""
+
+SYNCED_WRITES = 32
+"""The same if each write waits for the device."""
 
 
 class DiskLoops:

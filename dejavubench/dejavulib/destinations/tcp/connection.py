@@ -53,7 +53,8 @@ class Connection:
         largest_stream_nbytes = max(schedule.nbytes for schedule in by_stream.values())
         self._slot_nbytes = min(offer.slot_nbytes, largest_stream_nbytes)
         self._slot: torch.Tensor | None = None
-        self.nbytes = self.chunks = 0
+        self.nbytes = 0
+        self.chunks = 0
         self._received_ns = 0  # when the chunk under way had come, or the first of its extents
         streams = "1 stream" if len(by_stream) == 1 else f"{len(by_stream)} streams"
         self.summary = (

@@ -43,7 +43,8 @@ class SinkStream:
         self.cache = KVCache.allocate(schedule.geometry, dtype)
         self.microbatch = 0
         self.extents = 0
-        self._number = self._position = 0  # chunks and packed bytes that have come
+        self._number = 0  # chunks that have come
+        self._position = 0  # packed bytes that have come
         self._upcoming_chunks: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
         self._later_extents: Iterator[memoryview] = iter(())  # of the group under way
         self._next_extent: memoryview | None = None
@@ -51,7 +52,9 @@ class SinkStream:
     def begin(self, microbatch: int) -> None:
         """Expect the first chunk of a microbatch. The cache stays as it is."""
         self.microbatch = microbatch
-        self._number = self._position = self.extents = 0
+        self._number = 0
+        self._position = 0
+        self.extents = 0
         self._upcoming_chunks = {
             level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED_LEVELS
         }

@@ -107,7 +107,8 @@ class Wire:
         self.socket = connected_socket
         self.peer = peer
         self.timeout = timeout
-        self.same_machine = self.same_host = False
+        self.same_machine = False
+        self.same_host = False
         self.handshake_deadline: float | None = time.monotonic() + timeout
         self._head = memoryview(bytearray(_HEAD.size))
         self._readable_poll = select.poll()

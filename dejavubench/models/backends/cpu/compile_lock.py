@@ -15,8 +15,11 @@ from dejavubench.models.backends.protocol import Say
 PATIENCE_S = 120.0
 """Seconds to wait for another process that compiles the same kernel; then this one does, too."""
 
-NOTED_S, POLL_S = 5.0, 0.02
-"""Seconds of waiting until a line says so, and between two looks for the other process's file."""
+NOTE_AFTER_S = 5.0
+"""Seconds of waiting until a line says so."""
+
+POLL_S = 0.02
+"""Seconds between two looks for the other process's file."""
 
 
 @contextmanager
@@ -56,7 +59,7 @@ def _try_lock(descriptor: int, say: Say) -> bool:
             waited_s = time.monotonic() - began_s
             if waited_s > PATIENCE_S:
                 return False
-            if waited_s > NOTED_S and not has_noted:
+            if waited_s > NOTE_AFTER_S and not has_noted:
                 say(f"another process compiles this kernel; waiting up to {PATIENCE_S:g} s for it")
                 has_noted = True
             time.sleep(POLL_S)

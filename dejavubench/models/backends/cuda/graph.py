@@ -29,9 +29,12 @@ class DecodeGraph:
     """
 
     def __init__(self, model: GPT, cache: KVCache, sampler: Sampler) -> None:
-        self._model, self._cache, self._sampler = model, cache, sampler
+        self._model = model
+        self._cache = cache
+        self._sampler = sampler
         requests = len(sampler.requests)
-        takes_tokens, width = model.is_first_stage, model.spec.hidden
+        takes_tokens = model.is_first_stage
+        width = model.spec.hidden
         shape, dtype = (
             ((requests, 1), torch.long)
             if takes_tokens

@@ -44,8 +44,11 @@ from dejavubench.models.backends.protocol import Activation
 TILE = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""
 
-MOST_PARTS, SHORTEST = 8, 512
-"""Most parts of a weight's columns, and least columns of a part; see :func:`tiling`."""
+MOST_PARTS = 8
+"""Most parts of a weight's columns; see :func:`tiling`."""
+
+LEAST_PART_COLUMNS = 512
+"""Least columns of such a part."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
             # Each part costs its share of the sum.
             return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
 
-        splits = max(range(1, max(1, min(MOST_PARTS, ins // SHORTEST)) + 1), key=worth)
+        splits = max(range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1), key=worth)
     if splits == 1 and ins >= 4096:
         return GpuTiling(outs=TILE, ins=256, splits=1, warps=4, stages=4, ahead=256)
     return GpuTiling(outs=TILE, ins=128, splits=splits, warps=4, stages=5, ahead=256)
