@@ -215,7 +215,7 @@ def test_two_parts_of_a_cost_say_that_medians_do_not_add_up() -> None:
     limit = limit_of(Evidence(halved))
     assert limit.name == NOT_KNOWN
     assert limit.numbers == (
-        "of 100.0 ms of cost, 55.00 ms are the model itself running slower; 40.00 ms are wait "
+        "of 100.0 ms of cost, 55.00 ms are the model itself running slower; 40.00 ms are stall "
         "(medians over rounds; they do not add up)"
     )
     assert "add up" not in limit_of(Evidence(SLOWER)).numbers

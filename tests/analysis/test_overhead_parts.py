@@ -77,8 +77,8 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
 @pytest.mark.parametrize(
     ("cause", "place"),
     [
-        ("prompt_stall", ("prompt", "wait")),
-        ("tokens_stall", ("tokens", "wait")),
+        ("prompt_stall", ("prompt", "stall")),
+        ("tokens_stall", ("tokens", "stall")),
         ("drain", ("total", "drain")),
         ("rest", ("tokens", "rest")),
     ],
@@ -119,9 +119,9 @@ def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: P
     assert total.part_high_pct == pytest.approx(arm_row["overhead_high_pct"])
     overhead_ms = arm_row["overhead_pct"] / 100 * arm_row["total_ms"]
     assert total.part_ms == pytest.approx(overhead_ms, rel=0.3)
-    assert rows["total", "wait"].part_ms == arm_row["stall_ms"]
+    assert rows["total", "stall"].part_ms == arm_row["stall_ms"]
     assert rows["total", "drain"].part_ms == arm_row["drain_ms"]
-    assert rows["tokens", "wait"].part_ms == pytest.approx(0.1)
+    assert rows["tokens", "stall"].part_ms == pytest.approx(0.1)
     rest = rows["total", "rest"]
     assert rest.part_low_pct is not None
     assert rest.part_high_pct is not None
@@ -140,7 +140,7 @@ def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Pat
     rows = read_part_rows(write_run(tmp_path / "bad", arms, bad=failed_check))
     assert {row.arm_phase.arm for row in rows} == {"host@3"}
     text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
-    assert "wait + drain + rest" not in text
+    assert "stall + drain + rest" not in text
 
 
 def test_one_round_has_no_interval(tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_microbatches_of_a_source_wait_and_drain_one_after_another(tmp_path: Pat
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], extra, lines[-1]]))
     part_ms = {(row.arm_phase.phase, row.part): row.part_ms for row in read_part_rows(folder)}
-    assert part_ms["prompt", "wait"] == pytest.approx((0.2 + 2.2) / 2)
-    assert part_ms["tokens", "wait"] == pytest.approx((0.1 + 1.1) / 2)
-    assert part_ms["total", "wait"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
+    assert part_ms["prompt", "stall"] == pytest.approx((0.2 + 2.2) / 2)
+    assert part_ms["tokens", "stall"] == pytest.approx((0.1 + 1.1) / 2)
+    assert part_ms["total", "stall"] == pytest.approx(0.2 + 2.2 + 0.1 + 1.1)
     drains = [
         microbatch.drain_ms
         for _, microbatch in run.records_of(Microbatch)
@@ -193,7 +193,7 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
     assert "where the overhead comes from" in shown
     assert max(map(len, shown.splitlines())) <= 80
     markdown = stdout_of("process", folder, "--format", "markdown")
-    assert "| prompt | arm | phase | overhead % | wait % | drain % | rest % |" in markdown
+    assert "| prompt | arm | phase | overhead % | stall % | drain % | rest % |" in markdown
     message = usage_error_of("process", folder, "--table", "overhead")
     assert "Add --format csv" in message
 
@@ -210,7 +210,7 @@ def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> No
     assert group[0][4] == "–"  # a prompt has no drain
 
 
-def test_a_gpu_report_says_that_wait_may_be_hidden(tmp_path: Path) -> None:
+def test_a_gpu_report_says_that_stall_may_be_hidden(tmp_path: Path) -> None:
     infos = [on_gpu(), on_gpu("bbbb")]
     folder = write_run(tmp_path / "g", environment=GPU_ENVIRONMENT, infos=infos)
     notes = report(read_run(folder)).note_texts

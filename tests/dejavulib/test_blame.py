@@ -222,7 +222,7 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     overhead = parts["overhead"]
     assert overhead > 0
     assert parts["rest"] >= LEAST_SHARE * overhead, parts
-    assert max(parts["wait"], parts["drain"]) <= (1 - LEAST_SHARE) * overhead, parts
+    assert max(parts["stall"], parts["drain"]) <= (1 - LEAST_SHARE) * overhead, parts
     # Summed over all chunks of an iteration, no part of their latency grows by much of that.
     grown = sum_parts(job.folder, "mpi@3", True) - sum_parts(job.folder, "mpi@3", False)
     assert set(grown) <= {"queue", "gather", "post", "wire", "acknowledgement"}

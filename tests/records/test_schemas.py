@@ -134,7 +134,7 @@ def test_a_fresh_run_and_its_table_keep_to_the_schemas(sweep: Path) -> None:
     assert find_complaints("table", documents) == []
     described = print_schema("table")["items"]["properties"]
     assert set(documents[0]) == set(described)
-    assert documents[0]["schema_version"] == described["schema_version"]["const"] == 1
+    assert documents[0]["schema_version"] == described["schema_version"]["const"] == 2
 
 
 def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _gather_cost(
         return None
     total_ms = part_medians["overhead"]
     drain_ms = part_medians.get("drain", 0.0)
-    stalled_ms = part_medians["wait"] + drain_ms
+    stalled_ms = part_medians["stall"] + drain_ms
     rest_ms = part_medians["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.

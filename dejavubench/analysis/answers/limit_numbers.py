@@ -35,9 +35,9 @@ def _kind_of_stall(evidence: Evidence) -> str:
     if is_only_drain(evidence):
         return "drain"
     return (
-        "wait"
+        "stall"
         if evidence.cost.drain_ms <= (1 - NEARLY_ALL_SHARE) * evidence.cost.stalled_ms
-        else "wait and drain"
+        else "stall and drain"
     )
 
 

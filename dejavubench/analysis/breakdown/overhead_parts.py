@@ -1,12 +1,11 @@
-"""Overhead, split into the stall (printed as wait), the drain and the rest, from paired rounds.
+"""Overhead, split into the stall, the drain and the rest, from paired rounds.
 
 In each round, a part is compared with the geometric mean of that round's baselines:
 
 - overhead: the arm's time less that of the baselines;
-- wait: the stall, the time that the model's thread spent in the library, to hand chunks over or
-  to wait;
+- stall: the time that the model's thread spent in the library, to hand chunks over or to wait;
 - drain: the wait at the end for the last byte, part of the total alone;
-- rest: the overhead less wait and drain. The arm slowed down the model itself, by contention.
+- rest: the overhead less stall and drain. The arm slowed down the model itself, by contention.
 
 Each part is the median over rounds, so parts need not add up to the overhead.
 """
@@ -23,7 +22,7 @@ from dejavubench.analysis.numbers import stats
 Phase = Literal["prompt", "tokens", "total"]
 """Phases of a request: the prompt, all steps together, and the whole."""
 
-PartName = Literal["overhead", "wait", "drain", "rest"]
+PartName = Literal["overhead", "stall", "drain", "rest"]
 """Parts that an overhead is cut into; ``overhead`` is their sum."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -32,7 +31,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 PARTS: tuple[PartName, ...] = get_args(PartName)
 """The parts in the order of tables."""
 
-MEASURED_PARTS: tuple[PartName, ...] = ("wait", "drain")
+MEASURED_PARTS: tuple[PartName, ...] = ("stall", "drain")
 """Parts that a clock measures. The others are differences of two arms."""
 
 
@@ -74,11 +73,11 @@ def _measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundVa
     """Return the measured parts of a phase by round."""
     match phase:
         case "prompt":
-            return {"wait": samples.stalls.prompt}
+            return {"stall": samples.stalls.prompt}
         case "tokens":
-            return {"wait": samples.stalls.tokens}
+            return {"stall": samples.stalls.tokens}
         case "total":
-            return {"wait": samples.stalls.iteration, "drain": samples.stalls.drain}
+            return {"stall": samples.stalls.iteration, "drain": samples.stalls.drain}
 
 
 def _parts_by_round(

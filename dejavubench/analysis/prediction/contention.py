@@ -20,7 +20,7 @@ from dejavubench.dejavulib.levels import LEVELS, Level
 
 
 def prompt_rest_ms(run: RunInputs, mode: str, level_name: str, target: Target) -> TimesMs:
-    """Return how much longer the prompt takes beside streaming, its wait apart; 0 if unknown."""
+    """Return how much longer the prompt takes beside streaming, stall apart; 0 if unknown."""
 
     def growth(arm: ArmInputs) -> float:
         return _byte_ratio(arm, target) * target.point.input_len / arm.point.info.input_len
@@ -30,7 +30,7 @@ def prompt_rest_ms(run: RunInputs, mode: str, level_name: str, target: Target) -
 
 
 def token_rest_ms(run: RunInputs, mode: str, level_name: str, target: Target) -> TimesMs:
-    """Return how much longer a decode step takes beside streaming, its wait apart; 0 if unknown."""
+    """Return how much longer a decode step takes beside streaming, stall apart; 0 if unknown."""
 
     def growth(arm: ArmInputs) -> float:
         return _byte_ratio(arm, target)

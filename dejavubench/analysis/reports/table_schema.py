@@ -12,7 +12,7 @@ from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import Note
 from dejavubench.records.json_schemas import DIALECT, described_schema, file_schema
 
-TABLE_SCHEMA = 1
+TABLE_SCHEMA = 2
 """Version of the documents. It rises only where an older reader would misread them."""
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}

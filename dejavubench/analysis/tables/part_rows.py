@@ -27,7 +27,7 @@ from dejavubench.records import Note, NoteKind, Run
 OVERHEAD_PARTS = NoteKind("overhead-parts", "info")
 """Kind of the note on how the parts of an overhead are made."""
 
-WAIT_BESIDE_GPU = NoteKind("wait-beside-gpu", "info")
+STALL_BESIDE_GPU = NoteKind("stall-beside-gpu", "info")
 """Kind of the note that a stall beside a GPU is not lost as such."""
 
 TITLE = "where the overhead comes from, % of the total without streaming"
@@ -46,7 +46,7 @@ class PartRow:
     """
 
     arm_phase: ArmPhase
-    part: Annotated[str, "overhead, wait (in the library), drain, or rest (overhead less both)."]
+    part: Annotated[str, "overhead, stall, drain, or rest (overhead less stall and drain)."]
     samples: Annotated[int, "Rounds that the arm and its baselines have in common."]
     part_ms: Annotated[float, "The part in one request."]
     part_low_ms: Annotated[float | None, "Lower end of its 95 % interval."]
@@ -88,7 +88,7 @@ def _make_row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
 def _make_blocks(rows: list[Row], rows_of_parts: Sequence[PartRow]) -> list[Block]:
     """Return the table for people: a line for each arm and phase, a column for each part.
 
-    Wait and drain are measured by themselves, so the table has room for the other intervals alone.
+    Stall and drain are measured by themselves, so the table has room for the other intervals alone.
     """
     by_arm: dict[tuple[str | None, str, str], dict[str, PartRow]] = {}
     for row in rows_of_parts:
@@ -119,12 +119,12 @@ def _make_blocks(rows: list[Row], rows_of_parts: Sequence[PartRow]) -> list[Bloc
 
 
 PARTS_TEXT = (
-    "An overhead is wait + drain + rest, each the median over rounds, so they need not add up. "
-    "Wait is the model's time in the library, rest is how much slower the model itself ran."
+    "An overhead is stall + drain + rest, each the median over rounds, so they need not add up. "
+    "Stall is the model's time in the library, rest is how much slower the model itself ran."
 )
-GPU_WAIT_TEXT = (
-    "On a GPU the model's thread is in the library while the device computes. So wait is not lost "
-    "time as such, and rest can be negative. ANSWER counts wait + rest of level 3 as the model "
+GPU_STALL_TEXT = (
+    "On a GPU the model's thread is in the library while the device computes. So stall is not lost "
+    "time as such, and rest can be negative. ANSWER counts stall + rest of level 3 as the model "
     "itself running slower, and each phase in percent of that phase."
 )
 
@@ -134,7 +134,7 @@ def _make_notes(run: Run, rows_of_parts: Sequence[PartRow]) -> list[Note]:
     if not rows_of_parts:
         return []
     notes = [OVERHEAD_PARTS.note(PARTS_TEXT)]
-    return [*notes, WAIT_BESIDE_GPU.note(GPU_WAIT_TEXT)] if on_gpu(run) else notes
+    return [*notes, STALL_BESIDE_GPU.note(GPU_STALL_TEXT)] if on_gpu(run) else notes
 
 
 def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
@@ -143,7 +143,7 @@ def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
         row = rows_by_part.get(part)
         if row is None:
             texts.append("–")
-        # Wait and drain need no interval of their own: a clock measured them.
+        # Stall and drain need no interval of their own: a clock measured them.
         elif part in MEASURED_PARTS:
             texts.append(f"{row.part_pct:.2f}")
         else:
@@ -161,7 +161,7 @@ OVERHEAD = RunPart(
     "overhead",
     "where the overhead comes from",
     _make_content,
-    (OVERHEAD_PARTS, WAIT_BESIDE_GPU),
+    (OVERHEAD_PARTS, STALL_BESIDE_GPU),
     row=PartRow,
     long=True,
 )
