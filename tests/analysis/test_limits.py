@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.answers.evidence import (
+from dejavubench.analysis.answers.limits.collect_chunks import gather_chunks
+from dejavubench.analysis.answers.limits.evidence import (
     ChunkFacts,
     CostFacts,
     Evidence,
@@ -17,8 +18,7 @@ from dejavubench.analysis.answers.evidence import (
     PartKind,
     StreamFacts,
 )
-from dejavubench.analysis.answers.gather_chunks import gather_chunks
-from dejavubench.analysis.answers.limits import NOT_KNOWN, RULES, limit_of
+from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, RULES, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
 STALLED = CostFacts(total_ms=100.0, stalled_ms=90.0, drain_ms=1.0, rest_ms=10.0, request_ms=1000.0)

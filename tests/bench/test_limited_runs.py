@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.answers.gather_evidence import evidence_of
-from dejavubench.analysis.answers.limits import Limit, limit_of
+from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
+from dejavubench.analysis.answers.limits.rules import Limit, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import host_rounds

@@ -22,8 +22,8 @@ from statistics import median, quantiles
 
 import pytest
 
-from dejavubench.analysis.answers.gather_evidence import evidence_of
-from dejavubench.analysis.answers.limits import limit_of
+from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
+from dejavubench.analysis.answers.limits.rules import limit_of
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.breakdown.overhead_parts import overhead_parts
 from dejavubench.analysis.facts.collect_samples import collect

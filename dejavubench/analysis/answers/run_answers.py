@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dejavubench.analysis.answers.gather_evidence import evidence_of
 from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
-from dejavubench.analysis.answers.limits import NOT_LOOKED_FOR, Limit, limit_of
+from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
+from dejavubench.analysis.answers.limits.rules import NOT_LOOKED_FOR, Limit, limit_of
 from dejavubench.analysis.answers.pairs import Pair, pairs_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase

@@ -13,7 +13,7 @@ from dejavubench.analysis.answers.difference_texts import (
     with_range,
 )
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
-from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR, Limit
+from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
 from dejavubench.analysis.number_texts import ms_text

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from dejavubench.analysis.answers.difference_texts import reach_text, with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
-from dejavubench.analysis.answers.limits import NOT_KNOWN, NOT_LOOKED_FOR
+from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers
 from dejavubench.analysis.answers.sentences import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.answers.evidence import Evidence, MovingSide
+from dejavubench.analysis.answers.limits.evidence import Evidence, MovingSide
 from dejavubench.analysis.number_texts import (
     format_count,
     ms_text,

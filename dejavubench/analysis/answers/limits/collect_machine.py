@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.evidence import MachineFacts, MovingSide
+from dejavubench.analysis.answers.limits.evidence import MachineFacts, MovingSide
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds

@@ -9,19 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dejavubench.analysis.answers.evidence import Evidence, PartKind
-from dejavubench.analysis.answers.limit_conditions import (
-    arithmetic_suffers,
-    is_extent_bound,
-    is_memory_bound,
-    is_rate_bound,
-    is_short_of_cores,
-    is_slowed_by_programs,
-    largest_part_is,
-    largest_part_scales,
-    polls,
-)
-from dejavubench.analysis.answers.limit_numbers import (
+from dejavubench.analysis.answers.limits.evidence import Evidence, PartKind
+from dejavubench.analysis.answers.limits.evidence_texts import (
     describe_copies,
     describe_cpu_wait,
     describe_extents,
@@ -34,6 +23,17 @@ from dejavubench.analysis.answers.limit_numbers import (
     describe_rates,
     describe_sending,
     is_only_drain,
+)
+from dejavubench.analysis.answers.limits.rule_conditions import (
+    arithmetic_suffers,
+    is_extent_bound,
+    is_memory_bound,
+    is_rate_bound,
+    is_short_of_cores,
+    is_slowed_by_programs,
+    largest_part_is,
+    largest_part_scales,
+    polls,
 )
 
 

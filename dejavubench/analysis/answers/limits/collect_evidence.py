@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.evidence import CostFacts, Evidence, StreamFacts
-from dejavubench.analysis.answers.gather_chunks import gather_chunks
-from dejavubench.analysis.answers.gather_machine import gather_machine
+from dejavubench.analysis.answers.limits.collect_chunks import gather_chunks
+from dejavubench.analysis.answers.limits.collect_machine import gather_machine
+from dejavubench.analysis.answers.limits.evidence import CostFacts, Evidence, StreamFacts
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, overhead_parts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dejavubench.analysis.answers.evidence import (
+from dejavubench.analysis.answers.limits.evidence import (
     MAJORITY,
     Evidence,
     MachineFacts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.evidence import ChunkFacts, LongestPart, PartKind
+from dejavubench.analysis.answers.limits.evidence import ChunkFacts, LongestPart, PartKind
 from dejavubench.analysis.breakdown.chunk_bill import LATENCY, QUEUE, Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
 
