@@ -11,9 +11,10 @@ import numpy as np
 from dejavubench.analysis.prediction.chunk_rounds import PhaseShape
 from dejavubench.analysis.prediction.compute import Basis, ComputeTimes, compute_times
 from dejavubench.analysis.prediction.contention import (
+    PROMPT,
+    STEP,
     busy_arms,
-    prompt_rest_ms,
-    token_rest_ms,
+    rest_beside_streaming_ms,
 )
 from dejavubench.analysis.prediction.inputs import MS_PER_S, ArmInputs, RunInputs
 from dejavubench.analysis.prediction.request import (
@@ -139,8 +140,8 @@ def predict(
         step_nbytes=step_nbytes,
         flush_interval=target.flush_interval,
         burst_nbytes=target.burst_nbytes,
-        prompt_rest_ms=prompt_rest_ms(run, mode, level_name, target),
-        token_rest_ms=token_rest_ms(run, mode, level_name, target),
+        prompt_rest_ms=rest_beside_streaming_ms(PROMPT, run, mode, level_name, target),
+        token_rest_ms=rest_beside_streaming_ms(STEP, run, mode, level_name, target),
         # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
         rest_rate_per_ms=None if run.on_gpu else arm.link.rate_per_ms,
         early_layers=_early_layers(run, mode, arm),
