@@ -410,13 +410,13 @@ def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
 
 def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
     cost = Difference(percent(5.22, low=2.0, high=8.0), noise(1.0))
-    turned = ArmAnswer("p000", "disk@3", cost, medians=(1962.9, 1819.4))
+    turned = ArmAnswer("p000", "disk@3", cost, median_totals_ms=(1962.9, 1819.4))
     assert sentences(RunAnswers([turned]))[1] == (
         "disk@3: the medians of the times point the other way (none 1962.9 ms, disk@3 1819.4 ms). "
         "A cost is the median of the ratios within rounds, from which the machine's drift cancels."
     )
     for medians in ((1962.9, 1999.0), (1962.9, 1962.0)):  # the same sign, and hardly any
-        texts = sentences(RunAnswers([ArmAnswer("p000", "disk@3", cost, medians=medians)]))
+        texts = sentences(RunAnswers([ArmAnswer("p000", "disk@3", cost, median_totals_ms=medians)]))
         assert not any("the other way" in text for text in texts)
     texts = sentences(RunAnswers([turned, ArmAnswer("p001", "disk@3", cost)]))
     assert "the other way (of disk@3 at p000 none 1962.9 ms, " in " ".join(texts)
@@ -427,7 +427,7 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
     added_rounds = hidden_cost.more_rounds
     assert added_rounds is not None
     answers = RunAnswers(
-        [ArmAnswer("p000", "host@3", hidden_cost, token=hidden_cost)], round_ms=30e3
+        [ArmAnswer("p000", "host@3", hidden_cost, token_cost=hidden_cost)], round_ms=30e3
     )
     rounds = hidden_cost.estimate.samples + added_rounds
     assert sentences(answers)[1] == (
@@ -440,7 +440,7 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
 
 def test_more_rounds_name_the_cost_that_they_would_show() -> None:
     hidden_cost = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
-    text = cost_sentence(ArmAnswer("p000", "host@3", hidden_cost, token=hidden_cost))
+    text = cost_sentence(ArmAnswer("p000", "host@3", hidden_cost, token_cost=hidden_cost))
     assert re.search(r"; about [0-9]+ more rounds would show a cost of \+0\.07 %\.$", text)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.answers.limits.collect_chunks import gather_chunks
+from dejavubench.analysis.answers.limits.collect_chunks import collect_chunk_facts
 from dejavubench.analysis.answers.limits.evidence import (
     ChunkFacts,
     CostFacts,
@@ -322,7 +322,7 @@ def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
         chunks_beyond=0,
         parts=parts,
     )
-    facts = gather_chunks([bill], "total")
+    facts = collect_chunk_facts([bill], "total")
     assert facts is not None
-    assert facts.largest.name == ("post" if gather else "copy to host + copy into place")
-    assert facts.largest.kind is (PartKind.POST if gather else PartKind.MOVE)
+    assert facts.longest_part.name == ("post" if gather else "copy to host + copy into place")
+    assert facts.longest_part.kind is (PartKind.POST if gather else PartKind.MOVE)

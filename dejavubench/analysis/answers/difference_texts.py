@@ -24,13 +24,16 @@ MOST_DECIMALS = 3
 def decimals_of(estimate: stats.Estimate) -> int:
     """Return the decimals of percentages that an interval justifies, so that its ends differ."""
     # Of a lopsided interval the narrower side tells how exactly the median is known.
-    sides = estimate.high - estimate.median, estimate.median - estimate.low
-    half = 100 * (min(sides) or (estimate.high - estimate.low) / 2)
+    side_widths = (estimate.high - estimate.median, estimate.median - estimate.low)
+    half_width_pct = 100 * (min(side_widths) or (estimate.high - estimate.low) / 2)
     if abs(estimate.median) >= 1:  # a request takes twice as long, or more
         return 0
-    if math.isnan(half):
-        half = abs(estimate.median)
-    return next((decimals for least, decimals in DECIMALS if half >= least), MOST_DECIMALS)
+    if math.isnan(half_width_pct):
+        half_width_pct = abs(estimate.median)
+    return next(
+        (decimals for least_half_width, decimals in DECIMALS if half_width_pct >= least_half_width),
+        MOST_DECIMALS,
+    )
 
 
 def _range_decimals(estimate: stats.Estimate) -> int:
@@ -48,16 +51,18 @@ def with_range(difference: Difference, more_digits: int = 0) -> str:
     """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
     estimate = difference.estimate
     decimals = _range_decimals(estimate) + more_digits
-    middle = f"{format_signed(100 * estimate.median, decimals)} %"
+    signed_median = f"{format_signed(100 * estimate.median, decimals)} %"
     if math.isnan(estimate.low):
-        return f"{middle} (1 round)"
+        return f"{signed_median} (1 round)"
     low, high = 100 * estimate.low, 100 * estimate.high
     if low >= 0:
         range_text = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
     else:
         range_text = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
     has_too_few = difference.judgement is Judgement.TOO_FEW
-    return f"{middle} ({range_text}{f' over {estimate.samples} rounds' if has_too_few else ''})"
+    return (
+        f"{signed_median} ({range_text}{f' over {estimate.samples} rounds' if has_too_few else ''})"
+    )
 
 
 def median_text(difference: Difference) -> str:
@@ -85,14 +90,17 @@ def cost_and_noise(cost: Difference) -> tuple[str, str]:
 
 def noise_text(noise: Noise, more_digits: int = 0) -> str:
     """Return noise as ``±2.8 %``, with about two digits; large noise as the table's interval."""
-    percent = 100 * noise.reach
+    reach_pct = 100 * noise.reach
     # A factor up and the same factor down differ in percent as soon as the noise is large. The
     # rule takes both for noise: "either way".
     if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
         return f"{noise_range_text(100 * noise.low, 100 * noise.high)} %, either way"
-    return f"±{percent:.{noise_decimals(percent) + more_digits}f} %"
+    return f"±{reach_pct:.{noise_decimals(reach_pct) + more_digits}f} %"
 
 
-def noise_decimals(percent: float) -> int:
+def noise_decimals(noise_pct: float) -> int:
     """Return the decimals of noise of this size, so that it has about two digits."""
-    return next((decimals for least, decimals in REACH_DECIMALS if percent >= least), MOST_DECIMALS)
+    return next(
+        (decimals for least_reach, decimals in REACH_DECIMALS if noise_pct >= least_reach),
+        MOST_DECIMALS,
+    )

@@ -143,31 +143,32 @@ def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     digit, or None where it is unknown or above :data:`MOST_ROUNDS`.
     """
     judgement = judge(difference, noise)
-    size = abs(math.log1p(difference.median))
-    if judgement.is_shown or noise is None or judgement is Judgement.TOO_FEW or size == 0:
+    log_change = abs(math.log1p(difference.median))
+    if judgement.is_shown or noise is None or judgement is Judgement.TOO_FEW or log_change == 0:
         return None
     # Only the side towards 0 decides; the intervals of medians are often lopsided.
-    near_end = difference.low if difference.median > 0 else difference.high
-    towards_zero = abs(math.log1p(difference.median) - math.log1p(near_end))
+    end_near_zero = difference.low if difference.median > 0 else difference.high
+    near_half_width = abs(math.log1p(difference.median) - math.log1p(end_near_zero))
     needed_distance = max(
-        towards_zero * (1 + POWER_HALF_WIDTHS), noise.log_reach + POWER_HALF_WIDTHS * towards_zero
+        near_half_width * (1 + POWER_HALF_WIDTHS),
+        noise.log_reach + POWER_HALF_WIDTHS * near_half_width,
     )
-    rounds_to_add = difference.samples * ((needed_distance / size) ** 2 - 1)
-    return None if rounds_to_add > MOST_ROUNDS else _one_digit(max(rounds_to_add, 1.0))
+    rounds_to_add = difference.samples * ((needed_distance / log_change) ** 2 - 1)
+    return None if rounds_to_add > MOST_ROUNDS else _round_up(max(rounds_to_add, 1.0))
 
 
-def _one_digit(number: float) -> int:
-    """Round up to one significant digit."""
-    scale = 10 ** math.floor(math.log10(number))
-    return math.ceil(number / scale) * int(scale)
+def _round_up(rounds: float) -> int:
+    """Return a number of rounds, rounded up to one significant digit."""
+    scale = 10 ** math.floor(math.log10(rounds))
+    return math.ceil(rounds / scale) * int(scale)
 
 
 def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
     """Return the interval of the noise floor at a point; None if it is unknown."""
-    floor = stats.noise_floor(point.baselines(quantity))
-    if floor is None or floor.samples < stats.COVERING_ROUNDS:
+    noise_floor = stats.noise_floor(point.baselines(quantity))
+    if noise_floor is None or noise_floor.samples < stats.COVERING_ROUNDS:
         return None
-    return Noise(floor.low, floor.high)
+    return Noise(noise_floor.low, noise_floor.high)
 
 
 def cost_of(

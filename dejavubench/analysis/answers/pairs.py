@@ -49,15 +49,15 @@ def pairs_of(point: PointSamples) -> list[Pair]:
 
 def _pair_levels(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
     """Yield each level against the one below it."""
-    order = list(LEVELS)
+    level_names = list(LEVELS)
     ladders: dict[str, list[ArmSamples]] = {}
     for arm in arms:
-        if arm.info.level in order:
+        if arm.info.level in level_names:
             ladders.setdefault(_name_without_level(arm), []).append(arm)
     for destination, ladder in ladders.items():
-        ladder.sort(key=lambda arm: order.index(str(arm.info.level)))
-        for lower, higher in pairwise(ladder):
-            yield from _make_pair(point, higher, lower, destination)
+        ladder.sort(key=lambda arm: level_names.index(str(arm.info.level)))
+        for lower_arm, higher_arm in pairwise(ladder):
+            yield from _make_pair(point, higher_arm, lower_arm, destination)
 
 
 def _pair_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Iterator[Pair]:
@@ -66,23 +66,21 @@ def _pair_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Itera
     level_name = max(level_names, key=str, default=None)
     if DEFAULT_LEVEL in level_names:
         level_name = DEFAULT_LEVEL
-    rivals = [arm for arm in arms if arm.info.level == level_name]
-    if len(rivals) <= MOST_PAIRED_DESTINATIONS:
-        for arm, other_arm in combinations(rivals, 2):
+    arms_at_level = [arm for arm in arms if arm.info.level == level_name]
+    if len(arms_at_level) <= MOST_PAIRED_DESTINATIONS:
+        for arm, other_arm in combinations(arms_at_level, 2):
             yield from _make_pair(point, arm, other_arm)
         return
-    costs = {arm.info.name: cost_of(point, arm) for arm in rivals}
-    arms_with_cost = [arm for arm in rivals if costs[arm.info.name] is not None]
-    if arms_with_cost:
-        cheapest = min(arms_with_cost, key=lambda arm: _cost_median(costs[arm.info.name]))
-        for arm in arms_with_cost:
-            if arm is not cheapest:
-                yield from _make_pair(point, arm, cheapest)
-
-
-def _cost_median(cost: Difference | None) -> float:
-    assert cost is not None
-    return cost.estimate.median
+    arms_and_costs = [
+        (arm, cost.estimate.median)
+        for arm in arms_at_level
+        if (cost := cost_of(point, arm)) is not None
+    ]
+    if arms_and_costs:
+        cheapest_arm, _ = min(arms_and_costs, key=lambda arm_and_cost: arm_and_cost[1])
+        for arm, _ in arms_and_costs:
+            if arm is not cheapest_arm:
+                yield from _make_pair(point, arm, cheapest_arm)
 
 
 def _name_without_level(arm: ArmSamples) -> str:

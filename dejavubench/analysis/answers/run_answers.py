@@ -33,21 +33,21 @@ class ArmAnswer:
 
     Attributes:
         cost: its overhead; None without a baseline.
-        token: the overhead of its median token; None without a baseline or a token.
+        token_cost: the overhead of its median token; None without a baseline or a token.
         limit: what limits it; None where nothing is decided about its cost.
         target: the largest overhead that was asked for, as a fraction.
-        medians: median TOTAL in ms of the first none and of the arm; None without a none.
-        busy: what other processes took, in words, if a host was busy; else None.
+        median_totals_ms: median TOTAL of the first none and of the arm; None without a none.
+        others_text: what other processes took, in words, if a host was busy; else None.
     """
 
     point_id: str
     arm_name: str
     cost: Difference | None
-    token: Difference | None = None
+    token_cost: Difference | None = None
     limit: Limit | None = None
     target: float | None = None
-    medians: tuple[float, float] | None = None
-    busy: str | None = None
+    median_totals_ms: tuple[float, float] | None = None
+    others_text: str | None = None
 
     @property
     def median(self) -> float:
@@ -60,9 +60,9 @@ class ArmAnswer:
 
         Both must be large enough to catch the eye.
         """
-        if self.medians is None:
+        if self.median_totals_ms is None:
             return False
-        none_ms, arm_ms = self.medians
+        none_ms, arm_ms = self.median_totals_ms
         median_change = arm_ms / none_ms - 1
         return (
             self.median * median_change < 0
@@ -82,8 +82,8 @@ class ArmAnswer:
         """
         return (
             self.judgement in NOT_SHOWN
-            and self.token is not None
-            and self.token.judgement is Judgement.SLOWER
+            and self.token_cost is not None
+            and self.token_cost.judgement is Judgement.SLOWER
         )
 
     @property
@@ -122,9 +122,8 @@ def answers_of(
     for point in points.values():
         for samples in point.arms.values():
             if samples.info.is_streaming and samples.why_failed is None and samples.times.total:
-                arm_bills = [
-                    bill for bill in bills if (bill.point_id, bill.arm_name) == _key_of(samples)
-                ]
+                key = _point_and_arm(samples)
+                arm_bills = [bill for bill in bills if (bill.point_id, bill.arm_name) == key]
                 arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
         pairs.extend(pairs_of(point))
     round_ms = sum(
@@ -135,7 +134,7 @@ def answers_of(
     return RunAnswers(arms, pairs, round_ms)
 
 
-def _key_of(samples: ArmSamples) -> tuple[str, str]:
+def _point_and_arm(samples: ArmSamples) -> tuple[str, str]:
     return samples.point_info.id, samples.info.name
 
 
@@ -148,12 +147,12 @@ def _answer_arm(
 ) -> ArmAnswer:
     """Answer about one arm; its limit is looked for only where a cost is shown."""
     answer = ArmAnswer(
-        *_key_of(samples),
+        *_point_and_arm(samples),
         cost=cost_of(point, samples),
-        token=cost_of(point, samples, "token"),
+        token_cost=cost_of(point, samples, "token"),
         target=run.header.experiment.get("target_overhead"),
-        medians=_medians_of(point, samples),
-        busy=_describe_others(hosts, samples),
+        median_totals_ms=_median_totals_ms(point, samples),
+        others_text=_describe_others(hosts, samples),
     )
     phase: Phase | None = "tokens" if answer.has_token_cost else None
     if answer.judgement is Judgement.SLOWER:
@@ -166,7 +165,7 @@ def _answer_arm(
 
 def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | None:
     """Say what others took of the busiest host; None without one that was busy."""
-    point_id, arm_name = _key_of(samples)
+    point_id, arm_name = _point_and_arm(samples)
     busy_hosts = []
     for host in hosts:
         iterations = host.iterations_of_arm(point_id, arm_name)
@@ -184,7 +183,7 @@ def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | 
     return f"other processes took {taken_cores:.2g} of {cores} cores"
 
 
-def _medians_of(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
+def _median_totals_ms(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
     baselines = point.baselines()
     arm_ms = stats.median_of(samples.times.total)
     none_ms = stats.median_of(baselines[0]) if baselines else None

@@ -41,23 +41,23 @@ def cost_sentence(answer: ArmAnswer) -> str:
 
 def _describe_others(answer: ArmAnswer) -> str:
     """Say beside a cost what others took: an equal run on an idle machine may cost less."""
-    if answer.judgement is not Judgement.SLOWER or answer.busy is None:
+    if answer.judgement is not Judgement.SLOWER or answer.others_text is None:
         return ""
-    return f", while {answer.busy}"
+    return f", while {answer.others_text}"
 
 
 def _describe_tokens(answer: ArmAnswer) -> str:
     """Say that the tokens cost something where the whole request does not show it."""
     if answer.cost is None:
         return ""
-    if answer.has_token_cost and answer.token is not None:
-        token_cost, noise = cost_and_noise(answer.token)
+    if answer.has_token_cost and answer.token_cost is not None:
+        token_cost, noise = cost_and_noise(answer.token_cost)
         return f", but its tokens cost {token_cost}, beyond their noise ({noise})"
     if not proposes_rounds(answer):
         return ""
-    cost = median_text(answer.cost)
+    cost_text = median_text(answer.cost)
     more_rounds = answer.cost.more_rounds
-    return f"; about {more_rounds:,} more rounds would show a cost of {cost}"
+    return f"; about {more_rounds:,} more rounds would show a cost of {cost_text}"
 
 
 def proposes_rounds(answer: ArmAnswer) -> bool:
@@ -115,8 +115,8 @@ def pair_sentence(pair: Pair) -> str:
     text = f"{pair.arm_name} against {pair.other_name}: {with_range(pair.difference)}"
     judgement = pair.difference.judgement
     if judgement.is_shown:
-        faster = pair.arm_name if judgement is Judgement.FASTER else pair.other_name
-        return f"{text}: {faster} is faster."
+        faster_arm_name = pair.arm_name if judgement is Judgement.FASTER else pair.other_name
+        return f"{text}: {faster_arm_name} is faster."
     return f"{text}: cannot be ranked{_describe_rounds_needed(pair.difference)}."
 
 
@@ -146,27 +146,29 @@ def limit_sentence(
     """
     arms = ", ".join(arm_names)
     if limit.name == NOT_LOOKED_FOR:
-        shows = "show" if len(arm_names) > 1 else "shows"
-        return f"limit: {NOT_LOOKED_FOR}, as {arms} {shows} no cost."
+        verb = "show" if len(arm_names) > 1 else "shows"
+        return f"limit: {NOT_LOOKED_FOR}, as {arms} {verb} no cost."
     remedy = f" Try {limit.remedy}." if limit.remedy else ""
     where_text = f"at {example_label}" if example_label else ""
     if limit.name == NOT_KNOWN:
-        texts = (f"for {example_arm_name}" if example_arm_name else "", where_text)
-        prefix = " ".join(filter(None, texts))
-        evidence = f"{prefix}, {limit.numbers}" if prefix else limit.numbers
+        owner_texts = (f"for {example_arm_name}" if example_arm_name else "", where_text)
+        prefix = " ".join(filter(None, owner_texts))
+        evidence_text = f"{prefix}, {limit.numbers}" if prefix else limit.numbers
         subject = _name_tokens(arm_names) or arms
-        return f"{subject}: cause not known. {evidence[0].upper()}{evidence[1:]}.{remedy}"
-    texts = (f"numbers of {example_arm_name}" if example_arm_name else "", where_text)
-    owner = " ".join(filter(None, texts))
-    in_brackets = f" ({owner})" if owner else ""
-    return f"limited by {limit.name}: {arms}{in_brackets}: {limit.numbers}.{remedy}"
+        return f"{subject}: cause not known. {evidence_text[0].upper()}{evidence_text[1:]}.{remedy}"
+    owner_texts = (f"numbers of {example_arm_name}" if example_arm_name else "", where_text)
+    owner = " ".join(filter(None, owner_texts))
+    bracketed_owner = f" ({owner})" if owner else ""
+    return f"limited by {limit.name}: {arms}{bracketed_owner}: {limit.numbers}.{remedy}"
 
 
-def _name_tokens(names: Sequence[str]) -> str | None:
+def _name_tokens(marked_names: Sequence[str]) -> str | None:
     """Return ``tokens of disk@3 and mpi@3``; None unless only the tokens of each arm are meant."""
-    arm_names = [name.removesuffix(TOKENS_MARK) for name in names]
-    only_tokens = all(name != arm_name for name, arm_name in zip(names, arm_names, strict=True))
-    if len(arm_names) < 2 or not only_tokens:
+    arm_names = [name.removesuffix(TOKENS_MARK) for name in marked_names]
+    are_tokens_alone = all(
+        name != arm_name for name, arm_name in zip(marked_names, arm_names, strict=True)
+    )
+    if len(arm_names) < 2 or not are_tokens_alone:
         return None
     return f"tokens of {', '.join(arm_names[:-1])} and {arm_names[-1]}"
 
@@ -180,32 +182,32 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     Args:
         labels: names of the points; empty if the run has one.
     """
-    turned = [answer for answer in answers if answer.medians and answer.is_turned_by_drift]
-    if not turned:
+    turned_answers = [answer for answer in answers if answer.is_turned_by_drift]
+    if not turned_answers:
         return None
-    example = max(turned, key=lambda answer: abs(answer.median))
-    assert example.medians is not None
-    none_ms, arm_ms = example.medians
-    names = list(dict.fromkeys(answer.arm_name for answer in turned))
+    example = max(turned_answers, key=lambda answer: abs(answer.median))
+    assert example.median_totals_ms is not None
+    none_ms, arm_ms = example.median_totals_ms
+    arm_names = list(dict.fromkeys(answer.arm_name for answer in turned_answers))
     point_text = f" at {labels[example.point_id]}" if labels else ""
-    owner = f"of {example.arm_name}{point_text} " if len(names) > 1 or point_text else ""
+    owner = f"of {example.arm_name}{point_text} " if len(arm_names) > 1 or point_text else ""
     return (
-        f"{', '.join(names)}: the medians of the times point the other way ({owner}none "
+        f"{', '.join(arm_names)}: the medians of the times point the other way ({owner}none "
         f"{ms_text(none_ms)} ms, {example.arm_name} {ms_text(arm_ms)} ms). A cost is the median of "
         "the ratios within rounds, from which the machine's drift cancels."
     )
 
 
-def rounds_sentence(rounds: int, added: int, round_ms: float) -> str:
+def rounds_sentence(all_rounds: int, added_rounds: int, round_ms: float) -> str:
     """Say which options measure that many rounds, and how long the added ones take.
 
     Args:
-        rounds: those measured and those to add.
-        added: those to add.
+        all_rounds: those measured and those to add.
+        added_rounds: those to add.
         round_ms: time of the requests of one round, over all points and arms.
     """
-    minutes = math.ceil(added * round_ms / 60e3)
+    minutes = math.ceil(added_rounds * round_ms / 60e3)
     return (
-        f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
+        f"For more rounds go on with this run, by run --continue DIR --rounds {all_rounds}: the "
         f"requests of the added rounds take about {minutes:,} min."
     )

@@ -43,14 +43,14 @@ def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     """
     if not answers.arms:
         return []
-    costs = [NO_BASELINE]
+    cost_sentences = [NO_BASELINE]
     if any(answer.cost is not None for answer in answers.arms):
-        costs = _describe_costs(answers, labels)
+        cost_sentences = _describe_costs(answers, labels)
     is_sweep = len(answers.point_ids) > 1
-    turned = medians_sentence(answers.arms, labels if is_sweep else {})
+    drift_sentence = medians_sentence(answers.arms, labels if is_sweep else {})
     return [
-        *costs,
-        *([turned] if turned else []),
+        *cost_sentences,
+        *([drift_sentence] if drift_sentence else []),
         *_describe_pairs(answers, labels),
         *_propose_rounds(answers),
         *_describe_limits(answers.arms, labels),
@@ -71,10 +71,10 @@ def _describe_costs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]
 
 def _group_by_arm(arms: Iterable[ArmAnswer]) -> dict[str, list[ArmAnswer]]:
     """Return the answers by arm. Arms of the default level come first: they are the question."""
-    groups: dict[str, list[ArmAnswer]] = {}
+    answers_by_arm: dict[str, list[ArmAnswer]] = {}
     for answer in sorted(arms, key=lambda answer: _level_of(answer.arm_name) != DEFAULT_LEVEL):
-        groups.setdefault(answer.arm_name, []).append(answer)
-    return groups
+        answers_by_arm.setdefault(answer.arm_name, []).append(answer)
+    return answers_by_arm
 
 
 TOKENS_ALONE = "a cost of tokens alone"
@@ -94,32 +94,36 @@ JUDGEMENT_PHRASES = {
 def _describe_cost_over_points(
     arm_name: str, group: list[ArmAnswer], labels: Mapping[str, str]
 ) -> str:
-    """Count the points of each judgement, and show the largest cost; one point speaks alone."""
+    """Count the points of each judgement, and show the largest cost of an arm."""
     answers_with_cost = [(answer, answer.cost) for answer in group if answer.cost is not None]
     if not answers_with_cost or len(group) == 1:
         suffix = f", at {labels[group[0].point_id]} alone" if len(group) == 1 else ""
         return cost_sentence(group[0]).replace(arm_name, f"{arm_name}{suffix}", 1)
-    counts: dict[str, list[Difference]] = {}
+    costs_by_phrase: dict[str, list[Difference]] = {}
     for answer, cost in answers_with_cost:
-        if answer.has_token_cost and answer.token is not None:
-            counts.setdefault(TOKENS_ALONE, []).append(answer.token)
+        if answer.has_token_cost and answer.token_cost is not None:
+            costs_by_phrase.setdefault(TOKENS_ALONE, []).append(answer.token_cost)
         else:
-            counts.setdefault(JUDGEMENT_PHRASES[cost.judgement], []).append(cost)
+            costs_by_phrase.setdefault(JUDGEMENT_PHRASES[cost.judgement], []).append(cost)
     clauses = [
         f"{phrase} at {len(costs)} of {len(group)} points ({_format_range(costs)})"
-        for phrase, costs in sorted(counts.items(), key=lambda phrase_costs: -len(phrase_costs[1]))
+        for phrase, costs in sorted(
+            costs_by_phrase.items(), key=lambda phrase_costs: -len(phrase_costs[1])
+        )
     ]
-    worst, worst_cost = max(
+    worst_answer, worst_cost = max(
         answers_with_cost, key=lambda answer_cost: answer_cost[1].estimate.median
     )
-    noise = f", noise {reach_text(worst_cost)}" if worst_cost.reach is not None else ""
+    noise_clause = f", noise {reach_text(worst_cost)}" if worst_cost.reach is not None else ""
     # A median that is not told from noise is no cost.
     noun = (
         "cost of a request"
         if worst_cost.judgement is Judgement.SLOWER
         else "median, not yet a cost,"
     )
-    worst_text = f"largest {noun} at {labels[worst.point_id]}: {with_range(worst_cost)}{noise}"
+    worst_text = (
+        f"largest {noun} at {labels[worst_answer.point_id]}: {with_range(worst_cost)}{noise_clause}"
+    )
     return f"{arm_name}: {', '.join(clauses)}; {worst_text}{_describe_targets(group)}."
 
 
@@ -130,15 +134,17 @@ def _format_range(costs: Sequence[Difference]) -> str:
 
 
 def _format_rough(percent: float) -> str:
-    size = abs(percent)
-    return format_signed(percent, 2 if size < 1 else 1 if size < 10 else 0)
+    size_pct = abs(percent)
+    return format_signed(percent, 2 if size_pct < 1 else 1 if size_pct < 10 else 0)
 
 
 def _describe_targets(group: Sequence[ArmAnswer]) -> str:
-    counts = Counter(answer.verdict for answer in group if answer.verdict is not None)
-    if not counts or group[0].target is None:
+    verdict_counts = Counter(answer.verdict for answer in group if answer.verdict is not None)
+    if not verdict_counts or group[0].target is None:
         return ""
-    verdicts = ", ".join(f"{verdict} at {number}" for verdict, number in counts.most_common())
+    verdicts = ", ".join(
+        f"{verdict} at {point_count}" for verdict, point_count in verdict_counts.most_common()
+    )
     return f"; target ≤ {100 * group[0].target:g} %: {verdicts}"
 
 
@@ -150,13 +156,15 @@ def _propose_rounds(answers: RunAnswers) -> list[str]:
     if len(answers.point_ids) > 1:
         return []
     costs = [answer.cost for answer in answers.arms if proposes_rounds(answer)]
-    pairs = [pair.difference for pair in answers.pairs if pair.destination is None]
-    rounds = [
+    destination_differences = [
+        pair.difference for pair in answers.pairs if pair.destination is None
+    ]
+    proposed_rounds = [
         (difference.estimate.samples + difference.more_rounds, difference.more_rounds)
-        for difference in (*costs, *pairs)
+        for difference in (*costs, *destination_differences)
         if difference is not None and difference.more_rounds is not None
     ]
-    return [rounds_sentence(*max(rounds), answers.round_ms)] if rounds else []
+    return [rounds_sentence(*max(proposed_rounds), answers.round_ms)] if proposed_rounds else []
 
 
 # ---- pairs ----
@@ -175,16 +183,16 @@ def _describe_pairs(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]
 
 def _describe_ladders(pairs: Iterable[Pair]) -> list[str]:
     """Return a sentence for each destination: what each level buys over the one below it."""
-    ordered = sorted(pairs, key=lambda pair: str(pair.destination))
+    pairs_by_destination = sorted(pairs, key=lambda pair: str(pair.destination))
     texts = []
-    for destination, ladder in groupby(ordered, key=lambda pair: pair.destination):
-        steps: dict[tuple[str, str], list[Difference]] = {}
+    for destination, ladder in groupby(pairs_by_destination, key=lambda pair: pair.destination):
+        differences_by_levels: dict[tuple[str, str], list[Difference]] = {}
         for pair in ladder:
             key = (_level_of(pair.arm_name), _level_of(pair.other_name))
-            steps.setdefault(key, []).append(pair.difference)
+            differences_by_levels.setdefault(key, []).append(pair.difference)
         clauses = [
             f"{level} {_describe_ranking(differences, lower_level)}"
-            for (level, lower_level), differences in steps.items()
+            for (level, lower_level), differences in differences_by_levels.items()
         ]
         texts.append(f"{destination} by level: {'; '.join(clauses)}.")
     return texts
@@ -195,34 +203,37 @@ def _level_of(arm_name: str) -> str:
 
 
 def _describe_over_points(pairs: Iterable[Pair]) -> list[str]:
-    groups: dict[tuple[str, str], list[Difference]] = {}
+    differences_by_arms: dict[tuple[str, str], list[Difference]] = {}
     for pair in pairs:
-        groups.setdefault((pair.arm_name, pair.other_name), []).append(pair.difference)
+        differences_by_arms.setdefault((pair.arm_name, pair.other_name), []).append(pair.difference)
     return [
         f"{arm_name} against {other_name}: {_describe_ranking(differences)}."
-        for (arm_name, other_name), differences in groups.items()
+        for (arm_name, other_name), differences in differences_by_arms.items()
     ]
 
 
 def _describe_ranking(differences: Sequence[Difference], other_name: str = "") -> str:
     """Return ``faster than 0 (−67 to −33 %)``, with the number of points if there are several."""
-    than, against = (f" than {other_name}", f" against {other_name}") if other_name else ("", "")
+    than_other = f" than {other_name}" if other_name else ""
+    against_other = f" against {other_name}" if other_name else ""
     phrases = {
-        Judgement.FASTER: f"faster{than}",
-        Judgement.SLOWER: f"slower{than}",
-        Judgement.WITHIN_NOISE: f"cannot be ranked{against}",
-        Judgement.OPEN: f"cannot be ranked{against}",
-        Judgement.TOO_FEW: f"undecided{against} after too few rounds",
-        Judgement.NOISE_UNKNOWN: f"undecided{against} as the noise is unknown",
+        Judgement.FASTER: f"faster{than_other}",
+        Judgement.SLOWER: f"slower{than_other}",
+        Judgement.WITHIN_NOISE: f"cannot be ranked{against_other}",
+        Judgement.OPEN: f"cannot be ranked{against_other}",
+        Judgement.TOO_FEW: f"undecided{against_other} after too few rounds",
+        Judgement.NOISE_UNKNOWN: f"undecided{against_other} as the noise is unknown",
     }
-    groups: dict[str, list[Difference]] = {phrase: [] for phrase in phrases.values()}
+    differences_by_phrase: dict[str, list[Difference]] = {phrase: [] for phrase in phrases.values()}
     for difference in differences:
-        groups[phrases[difference.judgement]].append(difference)
+        differences_by_phrase[phrases[difference.judgement]].append(difference)
     clauses = []
-    for phrase, group in groups.items():
-        count = f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
+    for phrase, group in differences_by_phrase.items():
+        count_text = (
+            f" at {len(group)} of {len(differences)} points" if len(differences) > 1 else ""
+        )
         if group:
-            clauses.append(f"{phrase}{count} ({_format_range(group)}{_describe_noise(group)})")
+            clauses.append(f"{phrase}{count_text} ({_format_range(group)}{_describe_noise(group)})")
     return ", ".join(clauses)
 
 
@@ -239,15 +250,17 @@ def _describe_noise(group: Sequence[Difference]) -> str:
 
 
 def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> list[str]:
-    groups: dict[str, list[ArmAnswer]] = {}
+    answers_by_limit: dict[str, list[ArmAnswer]] = {}
     for answer in arms:
         if answer.limit is not None:
-            groups.setdefault(answer.limit.name, []).append(answer)
+            answers_by_limit.setdefault(answer.limit.name, []).append(answer)
     is_sweep = len({answer.point_id for answer in arms}) > 1
-    without_cost = groups.pop(NOT_LOOKED_FOR, [])
+    answers_without_limit = answers_by_limit.pop(NOT_LOOKED_FOR, [])
     texts = []
     # Known limits come first.
-    for _, group in sorted(groups.items(), key=lambda name_group: name_group[0] == NOT_KNOWN):
+    for _, group in sorted(
+        answers_by_limit.items(), key=lambda name_group: name_group[0] == NOT_KNOWN
+    ):
         example = _choose_example(group)
         assert example.limit is not None
         arm_names = _name_arms(group, arms)
@@ -255,11 +268,13 @@ def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> li
         example_label = labels[example.point_id] if is_sweep else ""
         texts.append(limit_sentence(example.limit, arm_names, example_arm_name, example_label))
     # An arm with a cost at some point has its sentence above.
-    costly = {answer.arm_name for group in groups.values() for answer in group}
-    answers_without_cost = [answer for answer in without_cost if answer.arm_name not in costly]
-    if answers_without_cost and answers_without_cost[0].limit is not None:
-        arm_names = list(dict.fromkeys(answer.arm_name for answer in answers_without_cost))
-        texts.append(limit_sentence(answers_without_cost[0].limit, arm_names))
+    arms_with_limit = {answer.arm_name for group in answers_by_limit.values() for answer in group}
+    answers_of_costless_arms = [
+        answer for answer in answers_without_limit if answer.arm_name not in arms_with_limit
+    ]
+    if answers_of_costless_arms and answers_of_costless_arms[0].limit is not None:
+        arm_names = list(dict.fromkeys(answer.arm_name for answer in answers_of_costless_arms))
+        texts.append(limit_sentence(answers_of_costless_arms[0].limit, arm_names))
     return texts
 
 
@@ -268,24 +283,27 @@ def _arm_with_tokens(answer: ArmAnswer) -> str:
 
 
 def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[str]:
-    """Return each arm once; with its tokens alone only if that holds at all points.
+    """Return the name of each arm once, marked if at all of its points only tokens cost something.
 
     An arm that has another limit elsewhere is named with the number of its points.
 
     Args:
         arms: the answers of all limits.
     """
-    costly_requests = {answer.arm_name for answer in group if not answer.has_token_cost}
+    arms_with_request_cost = {answer.arm_name for answer in group if not answer.has_token_cost}
     points_here = Counter(answer.arm_name for answer in group)
     points_in_all = Counter(
         answer.arm_name for answer in arms if answer.limit and answer.limit.name != NOT_LOOKED_FOR
     )
     arm_names: dict[str, None] = {}
     for answer in group:
-        name = answer.arm_name if answer.arm_name in costly_requests else _arm_with_tokens(answer)
-        count = points_here[answer.arm_name]
-        is_elsewhere = count < points_in_all[answer.arm_name]
-        arm_names[f"{name} at {count} point{'s' * (count > 1)}" if is_elsewhere else name] = None
+        has_request_cost = answer.arm_name in arms_with_request_cost
+        name = answer.arm_name if has_request_cost else _arm_with_tokens(answer)
+        point_count = points_here[answer.arm_name]
+        is_elsewhere = point_count < points_in_all[answer.arm_name]
+        if is_elsewhere:
+            name += f" at {point_count} point{'s' * (point_count > 1)}"
+        arm_names[name] = None
     return list(arm_names)
 
 

@@ -17,7 +17,7 @@ from dejavubench.records import PointInfo
 LEAST_LINE_SHARE = 0.3
 """Least part of the time scaled by the work that a line may give."""
 
-_OTHER_SIZES = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
+_SIZES_BESIDE_LENGTH = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
 
 
 class Basis(StrEnum):
@@ -43,50 +43,51 @@ class ComputeTimes:
 
 
 def compute_times(
-    points: Sequence[PointInputs], measured: PointInputs, target: PointInfo
+    points: Sequence[PointInputs], measured_point: PointInputs, target: PointInfo
 ) -> ComputeTimes:
     """Return the compute times of a target.
 
-    They are measured if the target has the sizes of ``measured``. If the run has several prompt
-    lengths of the same model and batch, they lie on the line through the two nearest. Otherwise
-    they are those of ``measured``, scaled: the prompt's by its arithmetic, a token's by the bytes
-    that it reads.
+    They are measured if the target has the sizes of ``measured_point``. If the run has several
+    prompt lengths of the same model and batch, they lie on the line through the two nearest.
+    Otherwise they are those of ``measured_point``, scaled: the prompt's by its arithmetic, a
+    token's by the bytes that it reads.
     """
-    prompt_ms, token_ms = _times(measured)
+    prompt_ms, token_ms = _phase_times(measured_point)
     target_work = least_work(target, target.weight_nbytes)
-    if target_work == measured.work:
+    if target_work == measured_point.work:
         return ComputeTimes(prompt_ms, token_ms, Basis.MEASURED)
-    flop_ratio = target_work.prompt_flop / measured.work.prompt_flop
-    read_ratio = _read_nbytes(target_work) / _read_nbytes(measured.work)
-    pair = nearest_two(points, target)
-    if pair is None:
+    flop_ratio = target_work.prompt_flop / measured_point.work.prompt_flop
+    read_ratio = _read_nbytes(target_work) / _read_nbytes(measured_point.work)
+    two_points = nearest_two(points, target)
+    if two_points is None:
         return ComputeTimes(prompt_ms * flop_ratio, token_ms * read_ratio, Basis.SCALED)
-    shorter, longer = pair
-    works = (shorter.work, longer.work, target_work)
-    shorter_prompt_ms, shorter_token_ms = _times(shorter)
-    longer_prompt_ms, longer_token_ms = _times(longer)
+    shorter_point, longer_point = two_points
+    works = (shorter_point.work, longer_point.work, target_work)
+    shorter_prompt_ms, shorter_token_ms = _phase_times(shorter_point)
+    longer_prompt_ms, longer_token_ms = _phase_times(longer_point)
     prompt_on_line = on_line(
         shorter_prompt_ms, longer_prompt_ms, [work.prompt_flop for work in works]
     )
     token_on_line = on_line(
         shorter_token_ms, longer_token_ms, [_read_nbytes(work) for work in works]
     )
-    between = shorter.info.input_len < target.input_len < longer.info.input_len
+    is_between = shorter_point.info.input_len < target.input_len < longer_point.info.input_len
     return ComputeTimes(
         # Far below the measured lengths, a line can fall to nothing.
         np.maximum(prompt_on_line, LEAST_LINE_SHARE * flop_ratio * prompt_ms),
         np.maximum(token_on_line, LEAST_LINE_SHARE * read_ratio * token_ms),
-        Basis.INTERPOLATED if between else Basis.EXTRAPOLATED,
+        Basis.INTERPOLATED if is_between else Basis.EXTRAPOLATED,
     )
 
 
-def on_line(first: TimesMs, last: TimesMs, abscissas: Sequence[float]) -> TimesMs:
+def on_line(first_ms: TimesMs, last_ms: TimesMs, abscissas: Sequence[float]) -> TimesMs:
     """Return the value at the last of three abscissas, given those at the first two."""
-    begin, end, abscissa = abscissas
-    if begin == end:  # the work is not known, or does not grow with what the two differ in
-        return (first + last) / 2
-    share = (abscissa - begin) / (end - begin)
-    return (1 - share) * first + share * last
+    first_abscissa, last_abscissa, abscissa = abscissas
+    # The work is not known, or does not grow with what the two differ in.
+    if first_abscissa == last_abscissa:
+        return (first_ms + last_ms) / 2
+    share = (abscissa - first_abscissa) / (last_abscissa - first_abscissa)
+    return (1 - share) * first_ms + share * last_ms
 
 
 def nearest_two(
@@ -96,24 +97,26 @@ def nearest_two(
 
     The shorter comes first. None if there are fewer.
     """
-    lengths = {
+    points_by_length = {
         point.info.input_len: point
         for point in points
-        if all(getattr(point.info, key) == getattr(target, key) for key in _OTHER_SIZES)
+        if all(getattr(point.info, key) == getattr(target, key) for key in _SIZES_BESIDE_LENGTH)
     }
-    nearest = sorted(lengths, key=lambda length: abs(math.log(length / target.input_len)))[:2]
+    nearest_lengths = sorted(
+        points_by_length, key=lambda length: abs(math.log(length / target.input_len))
+    )[:2]
     # Around the target, if it lies between two.
-    below = [length for length in lengths if length < target.input_len]
-    above = [length for length in lengths if length > target.input_len]
-    if below and above:
-        nearest = [max(below), min(above)]
-    if len(nearest) < 2:
+    shorter_lengths = [length for length in points_by_length if length < target.input_len]
+    longer_lengths = [length for length in points_by_length if length > target.input_len]
+    if shorter_lengths and longer_lengths:
+        nearest_lengths = [max(shorter_lengths), min(longer_lengths)]
+    if len(nearest_lengths) < 2:
         return None
-    shorter, longer = sorted(nearest)
-    return lengths[shorter], lengths[longer]
+    shorter_length, longer_length = sorted(nearest_lengths)
+    return points_by_length[shorter_length], points_by_length[longer_length]
 
 
-def _times(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
+def _phase_times(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
     """Return the times of prompt and token, in ms, with one element per resample."""
     return point.medians["prompt"], point.medians["tokens"] / max(1, point.steps)
 

@@ -60,7 +60,7 @@ class Prediction:
         return np.asarray(self.request.overhead_pct(self.level, self._rate_per_ms(rate)))
 
     def predicted_ms(self, rate: float) -> np.ndarray:
-        """Return TOTAL, as :meth:`overhead_pct`."""
+        """Return TOTAL over a link of ``rate`` bytes/s, one element per resample."""
         return np.asarray(self.request.predicted_ms(self.level, self._rate_per_ms(rate)))
 
     def slowest_rate_near_zero(self, limit_pct: float) -> float | None:
@@ -95,14 +95,14 @@ TimedT = TypeVar("TimedT", StreamedRequest, ChunkCosts)
 
 
 def _take_first_elements(timed: TimedT) -> TimedT:
-    changed: dict[str, Any] = {}
+    changed_fields: dict[str, Any] = {}
     for field in fields(timed):
-        value = getattr(timed, field.name)
-        if isinstance(value, np.ndarray):
-            changed[field.name] = float(value[0])
-        elif isinstance(value, ChunkCosts):
-            changed[field.name] = _take_first_elements(value)
-    return replace(timed, **changed)
+        field_value = getattr(timed, field.name)
+        if isinstance(field_value, np.ndarray):
+            changed_fields[field.name] = float(field_value[0])
+        elif isinstance(field_value, ChunkCosts):
+            changed_fields[field.name] = _take_first_elements(field_value)
+    return replace(timed, **changed_fields)
 
 
 def arm_for(run: RunInputs, mode: str, level_name: str, target: PointInfo) -> ArmInputs | None:
@@ -116,26 +116,26 @@ def predict(
     mode: str,
     level_name: str,
     target: Target,
-    compute: ComputeTimes | None = None,
+    known_times: ComputeTimes | None = None,
 ) -> Prediction | None:
     """Return the request of a level to predict; None if the run tells nothing of the level.
 
     Args:
-        compute: the compute times, if they are known; None to take them from the run.
+        known_times: the compute times, if they are known; None to take them from the run.
     """
     arm = arm_for(run, mode, level_name, target.point)
     if arm is None:
         return None
     point = target.point
-    times = compute or compute_times(run.points, arm.point, point)
+    phase_times = known_times or compute_times(run.points, arm.point, point)
     # Every worker has its share of the layers, of the heads, and of the bytes.
-    share = 1 / target.workers
-    step_nbytes = share * target.position_nbytes
+    worker_share = 1 / target.workers
+    step_nbytes = worker_share * target.position_nbytes
     request = StreamedRequest(
         layers=max(1, round(point.layer_num / point.pipeline_para_size)),
         steps=target.steps,
-        prompt_ms=share * times.prompt_ms,
-        token_ms=share * times.token_ms,
+        prompt_ms=worker_share * phase_times.prompt_ms,
+        token_ms=worker_share * phase_times.token_ms,
         prompt_nbytes=point.input_len * step_nbytes,
         step_nbytes=step_nbytes,
         flush_interval=target.flush_interval,
@@ -154,7 +154,7 @@ def predict(
         request,
         level_name,
         arm,
-        times.basis,
+        phase_times.basis,
         max(1.0, target.sources_per_sink),
         tuple(busy_arms(run, mode, level_name, target)),
     )
@@ -165,10 +165,10 @@ def _early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
 
     Only levels that stream layer by layer stamp each layer.
     """
-    arms = [arm, *(other for other in run.arms if other.point is arm.point and other.mode == mode)]
-    for candidate in arms:
-        if "early_layers" in candidate.medians:
-            return candidate.medians["early_layers"]
+    arms_of_point = [other for other in run.arms if other.point is arm.point and other.mode == mode]
+    for candidate_arm in (arm, *arms_of_point):
+        if "early_layers" in candidate_arm.medians:
+            return candidate_arm.medians["early_layers"]
     return 0.0
 
 
@@ -181,38 +181,38 @@ def _fit_line(arm: ArmInputs, part: str) -> tuple[TimesMs, TimesMs]:
     medians = arm.medians
     if f"{part}_prompt" not in medians:
         return 0.0, 0.0
-    prompt = medians[f"{part}_prompt"]
+    prompt_ms = medians[f"{part}_prompt"]
     if chunks.step is None:
-        return 0.0, prompt / chunks.prompt.nbytes
-    step = medians[f"{part}_tokens"]
+        return 0.0, prompt_ms / chunks.prompt.nbytes
+    step_ms = medians[f"{part}_tokens"]
     added_nbytes = chunks.prompt.nbytes - chunks.step.nbytes
     # Chunks of about one size cannot tell the two apart.
     if abs(added_nbytes) < 0.1 * chunks.step.nbytes:
-        return step, 0.0
-    slope = np.clip((prompt - step) / added_nbytes, 0.0, step / chunks.step.nbytes)
-    return step - slope * chunks.step.nbytes, slope
+        return step_ms, 0.0
+    ms_per_byte = np.clip((prompt_ms - step_ms) / added_nbytes, 0.0, step_ms / chunks.step.nbytes)
+    return step_ms - ms_per_byte * chunks.step.nbytes, ms_per_byte
 
 
 def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
     """Return the time of a chunk beside its bytes; the latency is what no station explains."""
     medians = arm.medians
     link = arm.link
-    helper, helper_per_byte = _fit_line(arm, "gather")
+    helper_ms, helper_ms_per_byte = _fit_line(arm, "gather")
     if not arm.chunks.from_device:
         # A post can block while the link is busy, so only that of the small chunks counts. Chunks
         # from a device are packed by the device while the helper posts earlier ones.
-        helper = helper + medians.get("post_tokens", medians["post_prompt"])
-    sink, sink_per_byte = _fit_line(arm, "sink")
-    shape = arm.chunks.step or arm.chunks.prompt
-    stations_ms = helper + sink + shape.nbytes * (helper_per_byte + sink_per_byte)
-    on_link = max(0.0, shape.nbytes - link.burst_nbytes) / link.rate_per_ms
-    latency = np.maximum(medians.get("alone", 0.0) - stations_ms - on_link, 0.0)
+        helper_ms = helper_ms + medians.get("post_tokens", medians["post_prompt"])
+    sink_ms, sink_ms_per_byte = _fit_line(arm, "sink")
+    chunk_shape = arm.chunks.step or arm.chunks.prompt
+    stations_ms = helper_ms + sink_ms + chunk_shape.nbytes * (helper_ms_per_byte + sink_ms_per_byte)
+    link_ms = max(0.0, chunk_shape.nbytes - link.burst_nbytes) / link.rate_per_ms
+    latency_ms = np.maximum(medians.get("alone", 0.0) - stations_ms - link_ms, 0.0)
     return ChunkCosts(
-        helper_ms=helper,
-        helper_ms_per_byte=helper_per_byte,
-        sink_ms=sink,
-        sink_ms_per_byte=sink_per_byte,
-        latency_ms=latency + 2 * target.latency_ms,
+        helper_ms=helper_ms,
+        helper_ms_per_byte=helper_ms_per_byte,
+        sink_ms=sink_ms,
+        sink_ms_per_byte=sink_ms_per_byte,
+        latency_ms=latency_ms + 2 * target.latency_ms,
         slot_nbytes=arm.staging.slot_nbytes,
         slots=arm.staging.slots,
         least_pieces=target.sinks_per_source,
@@ -241,25 +241,25 @@ def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> 
     )
 
 
-def _message_ms(arm: ArmInputs, waited: np.ndarray, shape: PhaseShape) -> np.ndarray:
+def _message_ms(arm: ArmInputs, waited_ms: np.ndarray, phase_shape: PhaseShape) -> np.ndarray:
     """Return the time of one message of a phase beside that of its bytes and packets."""
-    nbytes = shape.nbytes + shape.extents * arm.link.packet_nbytes
-    on_link = nbytes / arm.link.rate_per_ms
+    nbytes = phase_shape.nbytes + phase_shape.extents * arm.link.packet_nbytes
+    link_ms = nbytes / arm.link.rate_per_ms
     if arm.link.burst_nbytes:
         # A bucket fills while a message is answered, so the slower of the two is what was waited
         # for. Where that was the link, the probe tells the message's own time.
-        is_own = waited > OWN_TIME_RATIO * on_link
-        return np.where(is_own, waited / shape.extents, arm.link.message_ms)
-    return np.maximum(waited - on_link, 0.0) / shape.extents
+        is_message_time = waited_ms > OWN_TIME_RATIO * link_ms
+        return np.where(is_message_time, waited_ms / phase_shape.extents, arm.link.message_ms)
+    return np.maximum(waited_ms - link_ms, 0.0) / phase_shape.extents
 
 
 def _extents_ratio(measured: PointInfo, target: PointInfo) -> float:
     """Return how many times as many extents a target of the same layout has."""
 
-    def extents(info: PointInfo) -> float:
+    def count_extents(info: PointInfo) -> float:
         # In nhd all heads of a position lie together.
         heads = 1 if info.kv_layout == "nhd" else info.kv_head_num or info.head_num
-        share = info.tensor_para_size * info.pipeline_para_size
-        return info.layer_num * info.ubatch_size * heads / share
+        workers = info.tensor_para_size * info.pipeline_para_size
+        return info.layer_num * info.ubatch_size * heads / workers
 
-    return extents(target) / extents(measured)
+    return count_extents(target) / count_extents(measured)

@@ -88,8 +88,8 @@ class ArmInputs:
     """One arm over a link, at one point.
 
     Attributes:
-        prompt_added, tokens_added: how much longer prompt and all steps took than without
-            streaming, by round, in ms.
+        prompt_added_ms, tokens_added_ms: how much longer prompt and all steps took than without
+            streaming, by round.
         overhead: of TOTAL, as a fraction.
     """
 
@@ -100,8 +100,8 @@ class ArmInputs:
     chunks: ChunkRounds
     link: LinkInputs
     staging: StagingInputs
-    prompt_added: RoundValues
-    tokens_added: RoundValues
+    prompt_added_ms: RoundValues
+    tokens_added_ms: RoundValues
     overhead: stats.Estimate
 
     @property
@@ -109,27 +109,31 @@ class ArmInputs:
         """Whether the last steps of a level 3 waited for the link: for longer than a step."""
         if self.chunks.step is None or not self.point.steps:
             return False
-        waited = self.medians["steps"][0] / self.point.steps
-        return bool(waited > self.point.medians["tokens"][0] / self.point.steps)
+        chunk_ms = self.medians["steps"][0] / self.point.steps
+        return bool(chunk_ms > self.point.medians["tokens"][0] / self.point.steps)
 
     @cached_property
     def medians(self) -> dict[str, np.ndarray]:
         """Medians of the arm's series in ms, as :func:`resample_medians` makes them."""
         chunks = self.chunks
         series = {
-            "prompt_added": self.prompt_added,
-            "tokens_added": self.tokens_added,
-            "tail": chunks.tail,
-            "prompt_stall": chunks.prompt_stall,
+            "prompt_added": self.prompt_added_ms,
+            "tokens_added": self.tokens_added_ms,
+            "tail": chunks.tail_ms,
+            "prompt_stall": chunks.prompt_stall_ms,
         }
         if chunks.step is not None:
-            series |= {"steps": chunks.steps, "alone": chunks.alone}
+            series |= {"steps": chunks.steps_ms, "alone": chunks.alone_ms}
         if chunks.early_layers:
             series["early_layers"] = chunks.early_layers
-        parts = {"gather": chunks.gather, "post": chunks.post, "sink": chunks.sink}
-        for part, by_phase in parts.items():
-            for phase, values in by_phase.items():
-                series[f"{part}_{phase}"] = values
+        rounds_by_part = {
+            "gather": chunks.gather_ms,
+            "post": chunks.post_ms,
+            "sink": chunks.sink_ms,
+        }
+        for part, rounds_by_phase in rounds_by_part.items():
+            for phase, ms_by_round in rounds_by_phase.items():
+                series[f"{part}_{phase}"] = ms_by_round
         return resample_medians(series)
 
 
@@ -163,14 +167,16 @@ def resample_medians(series: Mapping[str, RoundValues]) -> dict[str, np.ndarray]
     The rounds are the same in all series of a resample. The first element is that of the rounds as
     they were measured. So each array has 1 + :data:`RESAMPLES` elements.
     """
-    first, *other_series = series.values()
-    rounds = sorted(set(first).intersection(*other_series))
+    first_series, *other_series = series.values()
+    rounds = sorted(set(first_series).intersection(*other_series))
     # A fixed seed: the same records must give the same prediction, and series of one run stay
     # paired.
     rng = np.random.default_rng(stats.SEED)
-    picks = rng.integers(0, len(rounds), size=(RESAMPLES, len(rounds)))
-    picks = np.vstack([np.arange(len(rounds)), picks])
+    picked_indices = rng.integers(0, len(rounds), size=(RESAMPLES, len(rounds)))
+    picked_indices = np.vstack([np.arange(len(rounds)), picked_indices])
     return {
-        name: np.median(np.array([values[round_number] for round_number in rounds])[picks], axis=1)
-        for name, values in series.items()
+        name: np.median(
+            np.array([ms_by_round[round_number] for round_number in rounds])[picked_indices], axis=1
+        )
+        for name, ms_by_round in series.items()
     }

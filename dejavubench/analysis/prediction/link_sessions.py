@@ -20,26 +20,26 @@ def typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None
 
     None if the level has no prediction, or its messages were not timed.
     """
-    first = rows[0]
-    level_name = first["level"]
-    timed_us = [
+    first_row = rows[0]
+    level_name = first_row["level"]
+    message_us = [
         row["message_us"]
         for row in rows
         if row["message_us"] is not None and not math.isnan(row["message_us"])
     ]
-    if level_name not in PREDICTED_LEVELS or (level_name == "0" and not timed_us):
+    if level_name not in PREDICTED_LEVELS or (level_name == "0" and not message_us):
         return None
     return StreamedRequest(
-        layers=first["layers"],
-        steps=first["steps"],
+        layers=first_row["layers"],
+        steps=first_row["steps"],
         # Sessions differ in compute times by noise; sizes are equal by `require_comparable`.
         prompt_ms=median(row["none_prompt_ms"] for row in rows),
         token_ms=median(row["none_token_ms"] for row in rows),
-        prompt_nbytes=first["prompt_bytes"],
-        step_nbytes=first["step_bytes"],
+        prompt_nbytes=first_row["prompt_bytes"],
+        step_nbytes=first_row["step_bytes"],
         messages=median(row["messages"] for row in rows) if level_name == "0" else 0.0,
-        message_ms=median(timed_us) / 1e3 if level_name == "0" else 0.0,
-        flush_interval=first["flush_interval"],
+        message_ms=median(message_us) / 1e3 if level_name == "0" else 0.0,
+        flush_interval=first_row["flush_interval"],
     )
 
 
@@ -63,17 +63,22 @@ def find_ceiling(run: Run, name: str, point_id: str) -> float | None:
     return median(sample for ceiling in ceilings for sample in ceiling.samples)
 
 
-def fastest_above(rates: Sequence[float], lows: Sequence[float]) -> float | None:
+def fastest_above(rates: Sequence[float], low_ends_pct: Sequence[float]) -> float | None:
     """Return the fastest measured link whose overhead is above :data:`NEAR_ZERO_PCT` for certain.
 
     Args:
-        lows: lower ends of the intervals of the overheads at ``rates``.
+        low_ends_pct: lower ends of the intervals of the overheads at ``rates``.
 
     Returns:
         None if no link's whole interval is above.
     """
     return max(
-        (rate for rate, low in zip(rates, lows, strict=True) if low > NEAR_ZERO_PCT), default=None
+        (
+            rate
+            for rate, low_end_pct in zip(rates, low_ends_pct, strict=True)
+            if low_end_pct > NEAR_ZERO_PCT
+        ),
+        default=None,
     )
 
 

@@ -66,35 +66,39 @@ class _Stations:
         self.costs = costs
         self.rate_per_ms = rate_per_ms
         # A rested link is as far ahead as its burst takes.
-        self.ahead = burst_nbytes / rate_per_ms
-        self.helper: TimesMs = 0.0
-        self.link: TimesMs = -self.ahead
-        self.sink: TimesMs = 0.0
+        self.ahead_ms = burst_nbytes / rate_per_ms
+        self.helper_free_ms: TimesMs = 0.0
+        self.link_free_ms: TimesMs = -self.ahead_ms
+        self.sink_free_ms: TimesMs = 0.0
         # When the chunks that hold the staging slots are complete, oldest first.
-        self.complete: deque[TimesMs] = deque(maxlen=costs.slots)
+        self.complete_ms: deque[TimesMs] = deque(maxlen=costs.slots)
 
-    def carry(self, ready: TimesMs, nbytes: float) -> TimesMs:
+    def carry(self, ready_ms: TimesMs, nbytes: float) -> TimesMs:
         """Carry what is ready at once, in as many chunks as it needs; return when it is there."""
         pieces = self.costs.pieces(nbytes)
         for _ in range(pieces):
-            arrived = self._carry_chunk(ready, nbytes / pieces)
-        return arrived
+            arrived_ms = self._carry_chunk(ready_ms, nbytes / pieces)
+        return arrived_ms
 
-    def _carry_chunk(self, ready: TimesMs, nbytes: float) -> TimesMs:
+    def _carry_chunk(self, ready_ms: TimesMs, nbytes: float) -> TimesMs:
         """Carry one chunk through the stations; return when it is complete."""
         costs = self.costs
-        begin = np.maximum(self.helper, ready)
-        if costs.slots is not None and len(self.complete) == costs.slots:
-            begin = np.maximum(begin, self.complete[0])
-        self.helper = begin + costs.helper_ms + nbytes * costs.helper_ms_per_byte
+        begin_ms = np.maximum(self.helper_free_ms, ready_ms)
+        if costs.slots is not None and len(self.complete_ms) == costs.slots:
+            begin_ms = np.maximum(begin_ms, self.complete_ms[0])
+        self.helper_free_ms = begin_ms + costs.helper_ms + nbytes * costs.helper_ms_per_byte
         # The sink's one thread receives nothing while it puts a chunk in its place.
-        sent = np.maximum(self.helper, self.sink)
+        sent_ms = np.maximum(self.helper_free_ms, self.sink_free_ms)
         # A token bucket (a virtual clock): without a burst, the time at which the link is free.
-        self.link = np.maximum(self.link, sent - self.ahead) + nbytes / self.rate_per_ms
-        self.sink = np.maximum(self.link, sent) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
-        arrived = self.sink + costs.latency_ms
-        self.complete.append(arrived)
-        return arrived
+        self.link_free_ms = (
+            np.maximum(self.link_free_ms, sent_ms - self.ahead_ms) + nbytes / self.rate_per_ms
+        )
+        self.sink_free_ms = (
+            np.maximum(self.link_free_ms, sent_ms) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
+        )
+        arrived_ms = self.sink_free_ms + costs.latency_ms
+        self.complete_ms.append(arrived_ms)
+        return arrived_ms
 
 
 class _Compute(NamedTuple):
@@ -104,12 +108,12 @@ class _Compute(NamedTuple):
     token_ms: TimesMs
 
 
-def _shorten(rest_ms: TimesMs, share: TimesMs) -> TimesMs:
+def _shorten(rest_ms: TimesMs, rest_share: TimesMs) -> TimesMs:
     """Return the share of a rest that a faster link leaves. Noise can make a rest negative.
 
     A negative one stays whole: less of it would be a cost that rises with the rate.
     """
-    return np.where(np.asarray(rest_ms) > 0, rest_ms * share, rest_ms)
+    return np.where(np.asarray(rest_ms) > 0, rest_ms * rest_share, rest_ms)
 
 
 @dataclass(frozen=True)
@@ -169,22 +173,22 @@ class StreamedRequest:
         # nothing.
         if level_name == "3":
             return self._streamed_ms(rate_per_ms, self.steps, compute)
-        each_step = compute.token_ms + self.step_nbytes / rate_per_ms
+        step_ms = compute.token_ms + self.step_nbytes / rate_per_ms
         if level_name == "2":
-            prompt_end = self._streamed_ms(rate_per_ms, 0, compute)
-            return prompt_end + self.steps * each_step + self._step_costs_ms(rate_per_ms)
+            prompt_end_ms = self._streamed_ms(rate_per_ms, 0, compute)
+            return prompt_end_ms + self.steps * step_ms + self._step_costs_ms(rate_per_ms)
         if level_name == "1":
-            prompt_end = self._whole_prompt_ms(rate_per_ms, compute)
-            return prompt_end + self.steps * each_step + self._step_costs_ms(rate_per_ms)
+            prompt_end_ms = self._whole_prompt_ms(rate_per_ms, compute)
+            return prompt_end_ms + self.steps * step_ms + self._step_costs_ms(rate_per_ms)
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
-        in_turn = compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.steps * each_step
+        in_turn_ms = compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.steps * step_ms
         prompt_ms = self._messages_ms(
             rate_per_ms, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
         )
         steps_ms = self._messages_ms(
             rate_per_ms, self.messages, self.message_ms, self.steps * self.step_nbytes
         )
-        return in_turn + prompt_ms + steps_ms
+        return in_turn_ms + prompt_ms + steps_ms
 
     def overhead_pct(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return the overhead of TOTAL over that without streaming."""
@@ -203,27 +207,29 @@ class StreamedRequest:
             return None
         # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
         # the middle is geometric.
-        slow, fast = SLOWEST_RATE, FASTEST_RATE
-        while fast / slow > 1.0001:
-            middle = math.sqrt(slow * fast)
-            if self.overhead_pct(level_name, middle) > limit_pct:
-                slow = middle
+        slow_rate = SLOWEST_RATE
+        fast_rate = FASTEST_RATE
+        while fast_rate / slow_rate > 1.0001:
+            middle_rate = math.sqrt(slow_rate * fast_rate)
+            if self.overhead_pct(level_name, middle_rate) > limit_pct:
+                slow_rate = middle_rate
             else:
-                fast = middle
-        return fast
+                fast_rate = middle_rate
+        return fast_rate
 
     def _compute_beside(self, level_name: str, rate_per_ms: float) -> _Compute:
         """Return the times of the model's own work beside streaming."""
-        prompt_rest, token_rest = self.prompt_rest_ms, self.token_rest_ms
+        prompt_rest_ms = self.prompt_rest_ms
+        token_rest_ms = self.token_rest_ms
         # Only what moves beside the model slows it for as long as it moves.
         if level_name in ("2", "3"):
             pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
-            share = self._rest_share(rate_per_ms, self.prompt_ms, self.prompt_nbytes, pieces)
-            prompt_rest = _shorten(prompt_rest, share)
+            rest_share = self._rest_share(rate_per_ms, self.prompt_ms, self.prompt_nbytes, pieces)
+            prompt_rest_ms = _shorten(prompt_rest_ms, rest_share)
         if level_name == "3":
-            share = self._rest_share(rate_per_ms, self.token_ms, self.step_nbytes, 1)
-            token_rest = _shorten(token_rest, share)
-        return _Compute(self.prompt_ms + prompt_rest, self.token_ms + token_rest)
+            rest_share = self._rest_share(rate_per_ms, self.token_ms, self.step_nbytes, 1)
+            token_rest_ms = _shorten(token_rest_ms, rest_share)
+        return _Compute(self.prompt_ms + prompt_rest_ms, self.token_ms + token_rest_ms)
 
     def _rest_share(
         self, rate_per_ms: float, compute_ms: TimesMs, nbytes: float, pieces: int
@@ -233,19 +239,22 @@ class StreamedRequest:
             return 1.0
         # Each chunk takes its costs beside its bytes.
         costs = self.costs
-        fixed = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
-        busy_ms = np.minimum(compute_ms, fixed + nbytes / rate_per_ms)
-        measured_busy_ms = np.minimum(compute_ms, fixed + nbytes / self.rest_rate_per_ms)
+        fixed_ms = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
+        busy_ms = np.minimum(compute_ms, fixed_ms + nbytes / rate_per_ms)
+        measured_busy_ms = np.minimum(compute_ms, fixed_ms + nbytes / self.rest_rate_per_ms)
         return np.minimum(1.0, busy_ms / measured_busy_ms)
 
     def _step_costs_ms(self, rate_per_ms: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
         # The last group may be shorter.
-        groups, rest = divmod(self.steps, self.flush_interval)
+        full_groups, steps_left = divmod(self.steps, self.flush_interval)
         return sum(
-            groups_of_size * self._chunk_costs_ms(rate_per_ms, together * self.step_nbytes)
-            for groups_of_size, together in ((groups, self.flush_interval), (1, rest))
-            if groups_of_size and together
+            groups_of_size * self._chunk_costs_ms(rate_per_ms, steps_together * self.step_nbytes)
+            for groups_of_size, steps_together in (
+                (full_groups, self.flush_interval),
+                (1, steps_left),
+            )
+            if groups_of_size and steps_together
         )
 
     def _chunk_costs_ms(self, rate_per_ms: float, nbytes: float) -> TimesMs:
@@ -256,19 +265,21 @@ class StreamedRequest:
         self, rate_per_ms: float, messages: float, message_ms: TimesMs, nbytes: float
     ) -> TimesMs:
         """Return the time of messages beside that of their ``nbytes`` on the link."""
-        beside = messages * self.message_nbytes / rate_per_ms
+        packets_ms = messages * self.message_nbytes / rate_per_ms
         if not self.burst_nbytes:
-            return messages * message_ms + beside
+            return messages * message_ms + packets_ms
+        if not messages:
+            return 0.0
         # While a message is answered, the bucket fills for the next one.
-        on_link = nbytes / rate_per_ms
-        return np.maximum(messages * message_ms, on_link + beside) - on_link if messages else 0.0
+        link_ms = nbytes / rate_per_ms
+        return np.maximum(messages * message_ms, link_ms + packets_ms) - link_ms
 
     def _whole_prompt_ms(self, rate_per_ms: float, compute: _Compute) -> TimesMs:
         """Return when the prompt's bytes have arrived, all of which are ready at its end."""
         stations = self._stations(rate_per_ms)
         for nbytes in self._prompt_parts():
-            arrived = stations.carry(compute.prompt_ms, nbytes)
-        return arrived
+            arrived_ms = stations.carry(compute.prompt_ms, nbytes)
+        return arrived_ms
 
     def _stations(self, rate_per_ms: float) -> _Stations:
         return _Stations(self.costs, rate_per_ms, self.burst_nbytes)
@@ -279,23 +290,23 @@ class StreamedRequest:
         layers_per_slot = self.layers
         if layer_nbytes * self.layers > self.costs.slot_nbytes:
             layers_per_slot = max(1, int(self.costs.slot_nbytes // layer_nbytes))
-        for first in range(0, self.layers, layers_per_slot):
-            layers = min(layers_per_slot, self.layers - first)
+        for first_layer in range(0, self.layers, layers_per_slot):
+            layer_count = min(layers_per_slot, self.layers - first_layer)
             # The whole prompt exactly: layers × its share can differ in the last digit.
-            yield self.prompt_nbytes if layers == self.layers else layers * layer_nbytes
+            yield self.prompt_nbytes if layer_count == self.layers else layer_count * layer_nbytes
 
     def _streamed_ms(self, rate_per_ms: float, steps: int, compute: _Compute) -> TimesMs:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
         stations = self._stations(rate_per_ms)
         for layer in range(1, self.layers + 1):
-            ready = compute.prompt_ms * (layer - self.early_layers) / self.layers
-            arrived = stations.carry(ready, self.prompt_nbytes / self.layers)
+            ready_ms = compute.prompt_ms * (layer - self.early_layers) / self.layers
+            arrived_ms = stations.carry(ready_ms, self.prompt_nbytes / self.layers)
         # The last layer can be there before the compute that follows it is over.
-        arrived = np.maximum(arrived, compute.prompt_ms)
+        arrived_ms = np.maximum(arrived_ms, compute.prompt_ms)
         # Steps of a group leave together, when the last of them is over.
-        for first in range(0, steps, self.flush_interval):
+        for first_step in range(0, steps, self.flush_interval):
             # The last group may be shorter.
-            together = min(self.flush_interval, steps - first)
-            ready = compute.prompt_ms + (first + together) * compute.token_ms
-            arrived = stations.carry(ready, together * self.step_nbytes)
-        return arrived
+            steps_together = min(self.flush_interval, steps - first_step)
+            ready_ms = compute.prompt_ms + (first_step + steps_together) * compute.token_ms
+            arrived_ms = stations.carry(ready_ms, steps_together * self.step_nbytes)
+        return arrived_ms

@@ -50,7 +50,8 @@ def read_inputs(run: Run) -> RunInputs:
             speed, or several sources.
         RecordError: a file of the run cannot be read.
     """
-    name, points = run.path.name, collect(run)
+    name = run.path.name
+    points = collect(run)
     if any(
         info.tensor_para_size * info.pipeline_para_size > 1 or info.sinks
         for info in run.header.points
@@ -60,57 +61,58 @@ def read_inputs(run: Run) -> RunInputs:
             "this run has others"
         )
     baselines = {
-        point_id: inputs
+        point_id: point_inputs
         for point_id, point in points.items()
-        if (inputs := _make_point(run, point)) is not None
+        if (point_inputs := _make_point(run, point)) is not None
     }
     if not baselines:
         raise NoPredictionError(
             f"{name} has no rounds of the arm none, which a prediction starts from. Measure with "
             "--streaming none,…"
         )
-    chunks = chunk_rounds(run, points)
-    if not chunks:
+    rounds_by_arm = chunk_rounds(run, points)
+    if not rounds_by_arm:
         raise NoPredictionError(
             f"{name} has no times of chunks, which a prediction starts from. Measure it again, "
             "without --no-chunk-times"
         )
     streams = [
-        (points[point_id], samples, chunks[point_id, samples.info.name])
+        (points[point_id], samples, rounds_by_arm[point_id, samples.info.name])
         for point_id in baselines
         for samples in points[point_id].arms.values()
-        if (point_id, samples.info.name) in chunks and samples.info.level in PREDICTED_LEVELS
+        if (point_id, samples.info.name) in rounds_by_arm and samples.info.level in PREDICTED_LEVELS
     ]
     hosts = host_rounds(run)
     arms = [
-        _make_arm(run, baselines[point.info.id], point, samples, times, link)
-        for point, samples, times in streams
+        _make_arm(run, baselines[point.info.id], point, samples, arm_chunks, link)
+        for point, samples, arm_chunks in streams
         if (link := _make_link(run, hosts, point, samples)) is not None
     ]
     if not arms:
         raise NoPredictionError(
             f"{name}: {_why_no_link(run, [samples for _, samples, _ in streams])}"
         )
-    place = run.header.facts
+    facts = run.header.facts
     return RunInputs(
-        name, place.machine or place.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
+        name, facts.machine or facts.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
     )
 
 
 def _make_point(run: Run, point: PointSamples) -> PointInputs | None:
     """Return a point without streaming; None without a baseline."""
-    prompts, tokens = point.baselines("prompt"), point.baselines("tokens")
-    if not prompts:
+    prompt_baselines = point.baselines("prompt")
+    token_baselines = point.baselines("tokens")
+    if not prompt_baselines:
         return None
-    floor = stats.noise_floor(point.baselines())
-    prompt_ms = stats.geometric_mean(prompts)
+    noise_floor = stats.noise_floor(point.baselines())
+    prompt_ms = stats.geometric_mean(prompt_baselines)
     return PointInputs(
         point.info,
         work_of(run, point.info),
         prompt_ms,
         # A request of one token has no steps.
-        stats.geometric_mean(tokens) if tokens else dict.fromkeys(prompt_ms, 0.0),
-        None if floor is None else stats.noise_reach(floor.low, floor.high),
+        stats.geometric_mean(token_baselines) if token_baselines else dict.fromkeys(prompt_ms, 0.0),
+        None if noise_floor is None else stats.noise_reach(noise_floor.low, noise_floor.high),
     )
 
 
@@ -144,17 +146,17 @@ def _make_arm(
             slot_nbytes=(point.info.staging_mib or experiment.get("staging_mib", 16)) * 2**20,
             flush_interval=experiment.get("flush_interval", 1),
         ),
-        prompt_added=_differences(times.prompt, baseline.prompt_ms),
-        tokens_added=_differences(times.tokens or no_steps, baseline.tokens_ms),
+        prompt_added_ms=_differences(times.prompt, baseline.prompt_ms),
+        tokens_added_ms=_differences(times.tokens or no_steps, baseline.tokens_ms),
         overhead=overhead,
     )
 
 
-def _differences(arm: RoundValues, none: RoundValues) -> RoundValues:
+def _differences(arm_ms: RoundValues, none_ms: RoundValues) -> RoundValues:
     return {
-        round_number: ms - none[round_number]
-        for round_number, ms in arm.items()
-        if round_number in none
+        round_number: ms - none_ms[round_number]
+        for round_number, ms in arm_ms.items()
+        if round_number in none_ms
     }
 
 
@@ -168,10 +170,10 @@ def _make_link(
     info = info_of(run, samples.info)
     if info is None or _is_no_link(run, info):
         return None
-    measured_or_stated = _measured_rate(run, point, info) or _stated_rate(run, samples)
-    if measured_or_stated is None:
+    rate_and_origin = _measured_rate(run, point, info) or _stated_rate(run, samples)
+    if rate_and_origin is None:
         return None
-    rate, origin = measured_or_stated
+    rate, origin = rate_and_origin
     message_us = find_ceiling(run, info.message, point.info.id) if info.message else None
     return LinkInputs(
         rate=rate,
@@ -186,21 +188,23 @@ def _measured_rate(
     run: Run, point: PointSamples, info: DestinationInfo
 ) -> tuple[float, str] | None:
     """Return the speed of a destination's large messages, in bytes/s, and its probe."""
-    probe = info.link_rate or info.ceiling
-    speed = None if probe is None else find_ceiling(run, probe, point.info.id)
-    return None if probe is None or speed is None else (NBYTES_PER_GB * speed, probe)
+    probe_name = info.link_rate or info.ceiling
+    if probe_name is None:
+        return None
+    gb_per_s = find_ceiling(run, probe_name, point.info.id)
+    return None if gb_per_s is None else (NBYTES_PER_GB * gb_per_s, probe_name)
 
 
 def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
     """Return the speed that the user stated by --link, in bytes/s, and where it is from."""
-    stated = run.header.experiment.get("link")
-    if stated in (None, UNLIMITED_RATE):
+    stated_link = run.header.experiment.get("link")
+    if stated_link in (None, UNLIMITED_RATE):
         return None
-    rate = units.rate(stated)
+    rate = units.rate(stated_link)
     # An emulated link counts whole packets. A real one is stated for payload.
     if hosts_of(run, samples.info) == EMULATED_PLACE:
         rate *= PAYLOAD_SHARE
-    return rate, f"--link {stated}"
+    return rate, f"--link {stated_link}"
 
 
 def _is_no_link(run: Run, info: DestinationInfo) -> bool:
@@ -256,37 +260,41 @@ def _packet_nbytes(
     if not is_naive or not packed_arms or not samples.stream.nbytes:
         return 0.0
     sources = source_ranks(run)
-    at_source = [host for host in hosts if sources & set(host.log.host.ranks)]
-    naive_nbytes = _on_the_wire(at_source, point.info.id, samples)
-    packed_nbytes = _on_the_wire(at_source, point.info.id, packed_arms[0])
+    source_hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
+    naive_nbytes = _count_sent_nbytes(source_hosts, point.info.id, samples)
+    packed_nbytes = _count_sent_nbytes(source_hosts, point.info.id, packed_arms[0])
     steps = max((len(by_source[0]) for by_source in samples.times.steps.values()), default=0)
     copies = median(samples.stream.prompt_copies.values())
     if steps:
         copies += steps * median(samples.stream.token_copies.values())
-    payload = median(samples.stream.nbytes.values())
+    payload_nbytes = median(samples.stream.nbytes.values())
     # Bytes that passed no interface, as within a host, tell nothing.
-    if naive_nbytes is None or packed_nbytes is None or packed_nbytes < payload or not copies:
+    if naive_nbytes is None or packed_nbytes is None or not copies:
+        return 0.0
+    if packed_nbytes < payload_nbytes:
         return 0.0
     # Large messages have headers as well, which the measured speed of the link contains.
-    return float(max(0.0, (naive_nbytes / packed_nbytes - 1) * payload / copies))
+    return float(max(0.0, (naive_nbytes / packed_nbytes - 1) * payload_nbytes / copies))
 
 
-def _on_the_wire(hosts: Iterable[HostRounds], point_id: str, samples: ArmSamples) -> float | None:
+def _count_sent_nbytes(
+    hosts: Iterable[HostRounds], point_id: str, samples: ArmSamples
+) -> float | None:
     """Return the bytes that an arm's iteration sent through interfaces, median over rounds."""
-    sums: list[int] = []
+    sent_nbytes: list[int] = []
     for round_number in samples.times.total:
         windows = [
             host.window_of_round(point_id, samples.info.name, round_number) for host in hosts
         ]
         counters = [window.carried for window in windows if window is not None]
-        readable = [interfaces for interfaces in counters if interfaces is not None]
+        readable_counters = [interfaces for interfaces in counters if interfaces is not None]
         # A sum over some of the hosts alone would be too small.
-        if readable and len(readable) == len(counters):
-            sums.append(
+        if readable_counters and len(readable_counters) == len(counters):
+            sent_nbytes.append(
                 sum(
                     interface.out_nbytes
-                    for interfaces in readable
+                    for interfaces in readable_counters
                     for interface in interfaces.values()
                 )
             )
-    return median(sums) if sums else None
+    return median(sent_nbytes) if sent_nbytes else None

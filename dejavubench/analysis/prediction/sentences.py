@@ -23,7 +23,7 @@ _ORIGIN_OF_COMPUTE = {
 }
 
 
-_REMAINING = {
+_REMAINING_CAUSES = {
     "0": "the messages' own time",
     "1": "waits for chunks, and contention",
     "2": "waits for chunks, and contention",
@@ -43,9 +43,9 @@ SAME_RATE = 0.05
 
 def rate_text(rate: float) -> str:
     """Return a rate in bytes per second as people write it."""
-    for unit, size in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
-        if rate >= 0.9995 * size:
-            return f"{three_digits(rate / size)} {unit}"
+    for unit, unit_rate in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
+        if rate >= 0.9995 * unit_rate:
+            return f"{three_digits(rate / unit_rate)} {unit}"
     return f"{three_digits(rate)} B/s"
 
 
@@ -73,34 +73,34 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
     Args:
         unit: stands behind the overhead.
     """
-    mark = (BUSY_MARK if row.busy_arms else "") + (BORROWED_MARK if row.is_borrowed else "")
-    return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{mark}"
+    marks = (BUSY_MARK if row.busy_arms else "") + (BORROWED_MARK if row.is_borrowed else "")
+    return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{marks}"
 
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
     """Say whether the asked link is faster or slower than the measured one."""
-    slowest, fastest = forecast.measured_rates(mode)
-    asked = rate_text(forecast.rate)
-    measured = _format_range(slowest, fastest)
-    if forecast.rate > (1 + SAME_RATE) * fastest:
-        return f"{mode}: {asked} is faster than the measured link, {measured}."
-    if forecast.rate < (1 - SAME_RATE) * slowest:
-        return f"{mode}: {asked} is slower than the measured link, {measured}."
-    return f"{mode}: {asked} is about as fast as the measured link, {measured}."
+    slowest_rate, fastest_rate = forecast.measured_rates(mode)
+    asked_text = rate_text(forecast.rate)
+    measured_text = _format_range(slowest_rate, fastest_rate)
+    if forecast.rate > (1 + SAME_RATE) * fastest_rate:
+        return f"{mode}: {asked_text} is faster than the measured link, {measured_text}."
+    if forecast.rate < (1 - SAME_RATE) * slowest_rate:
+        return f"{mode}: {asked_text} is slower than the measured link, {measured_text}."
+    return f"{mode}: {asked_text} is about as fast as the measured link, {measured_text}."
 
 
-def _format_range(slowest: float, fastest: float) -> str:
+def _format_range(slowest_rate: float, fastest_rate: float) -> str:
     """Return two rates as a range, or as one if they read the same."""
-    low = rate_text(slowest)
-    high = rate_text(fastest)
-    return low if low == high else f"{low} to {high}"
+    slowest_text = rate_text(slowest_rate)
+    fastest_text = rate_text(fastest_rate)
+    return slowest_text if slowest_text == fastest_text else f"{slowest_text} to {fastest_text}"
 
 
 def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
     point = target.point
     rows = [row for row in forecast.rows_of(target) if row.mode == mode]
     costs = "; ".join(
-        f"level {row.level} {overhead_text(row, ' %')}{_measured_text(forecast, row, target)}"
+        f"level {row.level} {overhead_text(row, ' %')}{_bracket_measured(forecast, row, target)}"
         for row in reversed(rows)
     )
     return (
@@ -109,8 +109,8 @@ def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
     )
 
 
-def _measured_text(forecast: Forecast, row: ForecastRow, target: Target) -> str:
-    """Return the measured overhead of a level at the target's sizes; empty if there is none."""
+def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> str:
+    """Return in brackets what a level was measured to cost at the target's sizes; or nothing."""
     return next(
         (
             f" (measured {signed_percent(100 * arm.overhead.median)} %)"
@@ -125,8 +125,8 @@ def _measured_text(forecast: Forecast, row: ForecastRow, target: Target) -> str:
 
 def _describe_noise(forecast: Forecast) -> str:
     """Say that the run is too noisy for a forecast; empty if it is not."""
-    reaches = [point.noise for point in forecast.run.points if point.noise is not None]
-    noise_pct = 100 * max(reaches, default=0.0)
+    noise_reaches = [point.noise for point in forecast.run.points if point.noise is not None]
+    noise_pct = 100 * max(noise_reaches, default=0.0)
     if noise_pct <= FREE_PCT:
         return ""
     return (
@@ -150,15 +150,15 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
             f"level {level_name} costs nothing (upper end at most {FREE_PCT:g} %) from "
             f"{rate_text(rate)} on"
         )
-    remaining = forecast.remaining_cost(mode, level_name)
+    remaining_cost = forecast.remaining_cost(mode, level_name)
     # The levels are those that the run predicts.
-    assert remaining is not None
-    remaining_pct, saturating_rate = remaining
+    assert remaining_cost is not None
+    remaining_pct, saturating_rate = remaining_cost
     if remaining_pct <= FREE_PCT:
         return f"level {level_name} is not shown to cost nothing at any rate with this noise"
     text = (
         f"level {level_name} always costs: {signed_percent(remaining_pct)} % remain that are not "
-        f"the link's ({_REMAINING[level_name]})"
+        f"the link's ({_REMAINING_CAUSES[level_name]})"
     )
     if saturating_rate is None:
         return text
@@ -186,15 +186,16 @@ def _describe_layerwise(forecast: Forecast, mode: str) -> str:
 
 def _format_speeds(forecast: Forecast) -> str:
     """Return the measured speeds of the run's links; a range if points differ."""
-    rates: dict[str, list[float]] = {}
+    rates_by_link: dict[str, list[float]] = {}
     for arm in forecast.run.arms:
-        rates.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(arm.link.rate)
+        rates_by_link.setdefault(f"{arm.mode} ({arm.link.origin})", []).append(arm.link.rate)
     return ", ".join(
-        f"{name} {_format_range(min(measured), max(measured))}" for name, measured in rates.items()
+        f"{name} {_format_range(min(measured_rates), max(measured_rates))}"
+        for name, measured_rates in rates_by_link.items()
     )
 
 
-def _describe_measured(forecast: Forecast) -> list[str]:
+def _describe_measured_arms(forecast: Forecast) -> list[str]:
     """Return the measured overheads of the target's point, to hold beside the forecast."""
     lines = []
     for mode in forecast.modes:
@@ -230,23 +231,23 @@ def remarks(forecast: Forecast) -> list[str]:
     lines = [
         *forecast.warnings,
         f"from {forecast.run.name}; measured speed of its link: {_format_speeds(forecast)}",
-        *_describe_measured(forecast),
+        *_describe_measured_arms(forecast),
         f"compute times: {_format_bases(rows)}",
         f"compute times of the other prompts: {_format_bases(other_lengths)}",
         "a rate is what large messages reach, not the nominal rate of a link",
         "intervals in brackets: bootstrap over rounds, and the model's own error",
     ]
-    borrowed = dict.fromkeys(
+    borrowed_levels = dict.fromkeys(
         f"{row.mode}@{row.level} from {row.arm}" for row in rows if row.is_borrowed
     )
-    if borrowed:
+    if borrowed_levels:
         lines.append(
-            f"{BORROWED_MARK} costs of a level that was not measured: {', '.join(borrowed)}. Its "
-            f"error is {BORROWED_ERROR_PCT:g} % of TOTAL at least"
+            f"{BORROWED_MARK} costs of a level that was not measured: "
+            f"{', '.join(borrowed_levels)}. Its error is {BORROWED_ERROR_PCT:g} % of TOTAL at least"
         )
-    shown = [*rows, *forecast.over_lengths]
-    shown += [row for target in forecast.other_targets for row in forecast.rows_of(target)]
-    busy_arms = dict.fromkeys(arm for row in shown for arm in row.busy_arms)
+    shown_rows = [*rows, *forecast.over_lengths]
+    shown_rows += [row for target in forecast.other_targets for row in forecast.rows_of(target)]
+    busy_arms = dict.fromkeys(arm for row in shown_rows for arm in row.busy_arms)
     if busy_arms:
         lines.append(
             f"{BUSY_MARK} contention is that of {', '.join(busy_arms)}, whose measured link was "

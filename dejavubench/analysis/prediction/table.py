@@ -35,8 +35,8 @@ LENGTH_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 FREE_PCT = 2.0
 """Overhead up to which a level costs nothing, at the upper end of its interval."""
 
-SLOWEST_SEARCHED = 1e3
-FASTEST_SEARCHED = 1e13
+SLOWEST_SEARCHED_RATE = 1e3
+FASTEST_SEARCHED_RATE = 1e13
 SEARCHED_RATES = 41
 """Rates in bytes per second among which a free one is looked for: four in each decade."""
 
@@ -126,13 +126,13 @@ class Forecast:
     @cached_property
     def over_lengths(self) -> list[ForecastRow]:
         """The rows of targets with prompts around the target's length, at the given rate."""
-        own = self.target.point.input_len
-        lengths = sorted({max(1, round(factor * own)) for factor in LENGTH_FACTORS})
+        own_length = self.target.point.input_len
+        lengths = sorted({max(1, round(factor * own_length)) for factor in LENGTH_FACTORS})
         return self._rows(
             [
                 (self.target.with_length(length), self.rate)
                 for length in lengths
-                if length <= max(own, self.most_length)
+                if length <= max(own_length, self.most_length)
             ]
         )
 
@@ -154,8 +154,8 @@ class Forecast:
         def is_free(rate: int) -> bool:
             return interval_at(prediction, rate)[1] <= FREE_PCT
 
-        rates = np.geomspace(SLOWEST_SEARCHED, FASTEST_SEARCHED, SEARCHED_RATES)
-        return first_for_good([round(rate) for rate in rates], is_free, finest=RATE_RATIO)
+        rates = np.geomspace(SLOWEST_SEARCHED_RATE, FASTEST_SEARCHED_RATE, SEARCHED_RATES)
+        return first_for_good([round(rate) for rate in rates], is_free, finest_ratio=RATE_RATIO)
 
     def remaining_cost(self, mode: str, level_name: str) -> tuple[float, float | None] | None:
         """Return the overhead that no link takes away, and from which rate on only that is left.
@@ -167,14 +167,14 @@ class Forecast:
         prediction = predict(self.run, mode, level_name, self.target)
         if prediction is None:
             return None
-        remaining = prediction.remaining_pct
-        rate = prediction.slowest_rate_near_zero(remaining + GAIN_PCT)
-        return remaining, rate
+        remaining_pct = prediction.remaining_pct
+        rate = prediction.slowest_rate_near_zero(remaining_pct + GAIN_PCT)
+        return remaining_pct, rate
 
     def can_compare_layerwise(self, mode: str) -> bool:
         """Return whether levels 1 and 2 were both measured: costs of one say nothing of a gain."""
-        measured = {arm.level for arm in self.run.arms if arm.mode == mode}
-        return {"1", "2"} <= measured
+        measured_levels = {arm.level for arm in self.run.arms if arm.mode == mode}
+        return {"1", "2"} <= measured_levels
 
     def layerwise_pays_from(self, mode: str) -> int | None:
         """Return the prompt length from which on level 2 is faster than level 1; None: never.
@@ -183,8 +183,10 @@ class Forecast:
         """
         if not self.can_compare_layerwise(mode):
             return None
-        longest = self.most_length
-        lengths = sorted({round(length) for length in np.geomspace(1, longest, SEARCHED_LENGTHS)})
+        longest_length = self.most_length
+        lengths = sorted(
+            {round(length) for length in np.geomspace(1, longest_length, SEARCHED_LENGTHS)}
+        )
 
         def pays(length: int) -> bool:
             return self._gain_pct(mode, length) >= GAIN_PCT
@@ -194,19 +196,19 @@ class Forecast:
     def _gain_pct(self, mode: str, length: int) -> float:
         """Return by how much level 2 is faster than level 1, in percentage points of TOTAL."""
         target = self.target.with_length(length)
-        overheads = []
+        overheads_pct = []
         for level_name in ("1", "2"):
             prediction = predict(self.run, mode, level_name, target)
             if prediction is None:
                 return -math.inf
-            overheads.append(prediction.overhead_pct(self.rate)[0])
-        return float(overheads[0] - overheads[1])
+            overheads_pct.append(prediction.overhead_pct(self.rate)[0])
+        return float(overheads_pct[0] - overheads_pct[1])
 
-    def _rows(self, cases: Sequence[tuple[Target, float]]) -> list[ForecastRow]:
+    def _rows(self, targets_and_rates: Sequence[tuple[Target, float]]) -> list[ForecastRow]:
         return [
             row
             for mode in self.modes
-            for target, rate in cases
+            for target, rate in targets_and_rates
             for level_name in PREDICTED_LEVELS
             if (row := self._row(mode, level_name, target, rate)) is not None
         ]
@@ -216,8 +218,8 @@ class Forecast:
         prediction = predict(self.run, mode, level_name, target)
         if prediction is None:
             return None
-        overheads = prediction.overhead_pct(rate)
-        low, high = interval_at(prediction, rate)
+        overheads_pct = prediction.overhead_pct(rate)
+        low_pct, high_pct = interval_at(prediction, rate)
         return ForecastRow(
             mode=mode,
             level=level_name,
@@ -225,9 +227,9 @@ class Forecast:
             input_len=target.point.input_len,
             none_ms=float(prediction.request.total_ms[0]),
             predicted_ms=float(prediction.predicted_ms(rate)[0]),
-            overhead_pct=float(overheads[0]),
-            low_pct=low,
-            high_pct=high,
+            overhead_pct=float(overheads_pct[0]),
+            low_pct=low_pct,
+            high_pct=high_pct,
             compute=prediction.basis,
             arm=prediction.arm.name,
             is_held=target.is_held,
@@ -239,34 +241,35 @@ class Forecast:
 
 def interval_at(prediction: Prediction, rate: float) -> tuple[float, float]:
     """Return the interval of a prediction over a link of ``rate`` bytes per second, in percent."""
-    overheads = prediction.overhead_pct(rate)
-    return with_own_error(overheads, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
+    overheads_pct = prediction.overhead_pct(rate)
+    return with_own_error(overheads_pct, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
 
 
-def with_own_error(overheads: np.ndarray, least_error_pct: float = 0.0) -> tuple[float, float]:
+def with_own_error(overheads_pct: np.ndarray, least_error_pct: float = 0.0) -> tuple[float, float]:
     """Return the interval of a predicted overhead, in percent.
 
     Args:
-        overheads: the first is the prediction, the others are those of the resamples.
+        overheads_pct: the first is the prediction, the others are those of the resamples.
         least_error_pct: of the model, in percentage points of TOTAL.
     """
-    tail = 100 * (1 - stats.CONFIDENCE) / 2
-    low, high = np.percentile(overheads[1:], [tail, 100 - tail])
-    middle = float(overheads[0])
-    own_error = max(OWN_ERROR_PCT, least_error_pct, OWN_ERROR_SHARE * abs(middle))
+    tail_pct = 100 * (1 - stats.CONFIDENCE) / 2
+    low_pct, high_pct = np.percentile(overheads_pct[1:], [tail_pct, 100 - tail_pct])
+    predicted_pct = float(overheads_pct[0])
+    own_error_pct = max(OWN_ERROR_PCT, least_error_pct, OWN_ERROR_SHARE * abs(predicted_pct))
     # Errors of the inputs and of the model are independent, so their squares add up.
-    below, above = max(0.0, middle - low), max(0.0, high - middle)
-    return middle - math.hypot(below, own_error), middle + math.hypot(above, own_error)
+    below_pct = math.hypot(max(0.0, predicted_pct - low_pct), own_error_pct)
+    above_pct = math.hypot(max(0.0, high_pct - predicted_pct), own_error_pct)
+    return predicted_pct - below_pct, predicted_pct + above_pct
 
 
 def first_for_good(
-    values: Sequence[int], holds: Callable[[int], bool], finest: float = 1.0
+    values: Sequence[int], holds: Callable[[int], bool], finest_ratio: float = 1.0
 ) -> int | None:
     """Return the least value from which on ``holds`` is true up to the last of ``values``.
 
     Args:
         values: rising; between two of them ``holds`` is looked for by halving.
-        finest: ratio of two values between which it is no longer looked for.
+        finest_ratio: ratio of two values between which it is no longer looked for.
 
     Returns:
         None if it is false for the last one.
@@ -274,11 +277,15 @@ def first_for_good(
     outcomes = [holds(value) for value in values]
     if not outcomes[-1]:
         return None
-    first = max((place + 1 for place, outcome in enumerate(outcomes) if not outcome), default=0)
-    if first == 0:
+    failing_indices = [index for index, outcome in enumerate(outcomes) if not outcome]
+    if not failing_indices:
         return values[0]
-    low, high = values[first - 1], values[first]
-    while high - low > 1 and high > finest * low:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    failing_value = values[failing_indices[-1]]
+    holding_value = values[failing_indices[-1] + 1]
+    while holding_value - failing_value > 1 and holding_value > finest_ratio * failing_value:
+        middle_value = (failing_value + holding_value) // 2
+        if holds(middle_value):
+            holding_value = middle_value
+        else:
+            failing_value = middle_value
+    return holding_value

@@ -49,12 +49,12 @@ class Target:
         return self.workers == 1 and self.sinks_per_source == 1 and self.sources_per_sink <= 1
 
     def with_length(self, length: int) -> Target:
-        """Return the same with another prompt length."""
-        changed = {
+        """Return the target with another prompt length."""
+        changed_fields = {
             "input_len": length,
             "streamed_nbytes": round(self.position_nbytes * (length + self.steps)),
         }
-        return replace(self, point=self.point.model_copy(update=changed))
+        return replace(self, point=self.point.model_copy(update=changed_fields))
 
 
 def distance(measured: PointInfo, target: PointInfo) -> tuple[int, float]:

@@ -84,9 +84,9 @@ def _make_cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
     )
     if answer.cost is not None:
         _add_difference(row, answer.cost)
-    if answer.token is not None:
-        row.token_difference_pct = 100 * answer.token.estimate.median
-        row.token_judgement = str(answer.token.judgement)
+    if answer.token_cost is not None:
+        row.token_difference_pct = 100 * answer.token_cost.estimate.median
+        row.token_judgement = str(answer.token_cost.judgement)
     if answer.limit is not None:
         row.limited_by = answer.limit.name
         row.limit_evidence = answer.limit.numbers

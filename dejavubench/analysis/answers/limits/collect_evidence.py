@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.answers.limits.collect_chunks import gather_chunks
-from dejavubench.analysis.answers.limits.collect_machine import gather_machine
+from dejavubench.analysis.answers.limits.collect_chunks import collect_chunk_facts
+from dejavubench.analysis.answers.limits.collect_machine import collect_machine_facts
 from dejavubench.analysis.answers.limits.evidence import CostFacts, Evidence, StreamFacts
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
@@ -46,17 +46,17 @@ def evidence_of(
         phase: the phase whose cost is in question, the total or all tokens together.
     """
     is_on_gpu = on_gpu(run)
-    cost = _gather_cost(point, samples, is_on_gpu, phase)
+    cost = _collect_cost(point, samples, is_on_gpu, phase)
     if cost is None:
         return None
-    stream = _gather_stream(run, point, samples, is_on_gpu, phase)
-    chunks = gather_chunks(bills, phase)
+    stream = _collect_stream(run, point, samples, is_on_gpu, phase)
+    chunks = collect_chunk_facts(bills, phase)
     return Evidence(
-        cost, stream, chunks, gather_machine(run, hosts, point, samples, stream.same_host)
+        cost, stream, chunks, collect_machine_facts(run, hosts, point, samples, stream.same_host)
     )
 
 
-def _gather_cost(
+def _collect_cost(
     point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
 ) -> CostFacts | None:
     part_medians: dict[PartName, float] = {
@@ -110,44 +110,59 @@ def _overhead_pct(times: RoundValues, baselines: Sequence[RoundValues]) -> float
     return None if overhead is None else 100 * overhead.median
 
 
-def _gather_stream(
+def _collect_stream(
     run: Run, point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
 ) -> StreamFacts:
     """Return the way of the arm's bytes; at levels 0 to 1 those of the phase alone."""
     info = info_of(run, samples.info)
     level = LEVELS.get(str(samples.info.level))
-    point_id = point.info.id
-    durability = samples.info.durability
-    ceiling_name = info.ceiling if info else None
-    ceiling = ceiling_of(run, ceiling_name, point_id, durability) if ceiling_name else None
-    # A sum over some of the sources bounds no stream of all of them.
-    covers_sources = ceiling is not None and ceiling[1] == len(sources(run))
+    ceiling_gb_per_s = _ceiling_gb_per_s(run, point, samples, info)
     is_naive = level is not None and not level.buffered
-    overlapped = level is not None and level.overlapped
+    is_overlapped = level is not None and level.overlapped
     # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
-    share = 1.0 if phase == "total" or overlapped else _share_of_tokens(point)
-    probe = _naive_probe(info)
-    # The probe waits for each message, as level 0 does. Level 0-batched waits once.
-    waits_for_each = level is not None and level.each_complete
-    message = (
-        ceiling_of(run, probe, point_id, durability, "us") if waits_for_each and probe else None
-    )
+    phase_share = 1.0 if phase == "total" or is_overlapped else _share_of_tokens(point)
     return StreamFacts(
         naive=is_naive,
-        overlapped=overlapped,
+        overlapped=is_overlapped,
         on_gpu=is_on_gpu,
         local=info is not None and info.local,
         same_host=hosts_of(run, samples.info) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
         sending_kernels=_sending_kernels(run, samples, info),
         gathering_kernel=_has_gathering_kernel(run, point),
-        nbytes=share * median_or_zero(samples.stream.nbytes),
+        nbytes=phase_share * median_or_zero(samples.stream.nbytes),
         copies=_count_copies(run, point, samples, phase) if is_naive else 0.0,
-        alone_ms=share * samples.stream_alone.ms if samples.stream_alone else None,
-        ceiling=ceiling_name if covers_sources else None,
-        ceiling_gb_per_s=ceiling[0] if ceiling is not None and covers_sources else None,
-        naive_us=message[0] / message[1] if message else None,
+        alone_ms=phase_share * samples.stream_alone.ms if samples.stream_alone else None,
+        ceiling=None if info is None or ceiling_gb_per_s is None else info.ceiling,
+        ceiling_gb_per_s=ceiling_gb_per_s,
+        naive_us=_naive_us(run, point, samples, info),
     )
+
+
+def _ceiling_gb_per_s(
+    run: Run, point: PointSamples, samples: ArmSamples, info: DestinationInfo | None
+) -> float | None:
+    """Return the rate that bounds the streams of all sources together; None if it is unknown."""
+    if info is None or not info.ceiling:
+        return None
+    rate_and_ranks = ceiling_of(run, info.ceiling, point.info.id, samples.info.durability)
+    # A sum over some of the sources bounds no stream of all of them.
+    if rate_and_ranks is None or rate_and_ranks[1] != len(sources(run)):
+        return None
+    return rate_and_ranks[0]
+
+
+def _naive_us(
+    run: Run, point: PointSamples, samples: ArmSamples, info: DestinationInfo | None
+) -> float | None:
+    """Return the time of one naive message, copy or write by a probe; None if it is unknown."""
+    level = LEVELS.get(str(samples.info.level))
+    probe_name = _naive_probe(info)
+    # The probe waits for each message, as level 0 does. Level 0-batched waits once.
+    if level is None or not level.each_complete or not probe_name:
+        return None
+    us_and_ranks = ceiling_of(run, probe_name, point.info.id, samples.info.durability, "us")
+    return us_and_ranks[0] / us_and_ranks[1] if us_and_ranks else None
 
 
 def _share_of_tokens(point: PointSamples) -> float:

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 
 
-def gather_machine(
+def collect_machine_facts(
     run: Run,
     hosts: Sequence[HostRounds],
     point: PointSamples,
@@ -24,25 +24,27 @@ def gather_machine(
 ) -> MachineFacts:
     """Return the conditions beside the arm, and beside the baselines of its point."""
     point_id = point.info.id
-    copy_ceiling = ceiling_of(run, "memory-copy", point_id, None)
+    copy_rate_and_ranks = ceiling_of(run, "memory-copy", point_id, None)
     host_round = _busiest_round(hosts, point_id, samples.info.name)
     baseline_rounds = [
         baseline_round
         for arm in point.baseline_arms()
         if (baseline_round := _busiest_round(hosts, point_id, arm.info.name)) is not None
     ]
-    baseline_waits = [
-        share for baseline in baseline_rounds if (share := _cpu_wait_pct(baseline)) is not None
+    wait_pcts = [
+        wait_pct
+        for baseline_round in baseline_rounds
+        if (wait_pct := _cpu_wait_pct(baseline_round)) is not None
     ]
     return MachineFacts(
-        copy_gb_per_s=copy_ceiling[0] if copy_ceiling else None,
+        copy_gb_per_s=copy_rate_and_ranks[0] if copy_rate_and_ranks else None,
         read_pct=_read_pct(run, point),
         cores=max((host.cores for host in hosts), default=run.header.facts.cores or None),
         busy_cores=_busy_cores(samples, same_host),
         other_cores=None if host_round is None else host_round.other_cores,
-        other_ms=_added_ms(host_round, baseline_rounds),
+        other_ms=_added_other_ms(host_round, baseline_rounds),
         cpu_wait_pct=None if host_round is None else _cpu_wait_pct(host_round),
-        baseline_cpu_wait_pct=sum(baseline_waits) / len(baseline_waits) if baseline_waits else None,
+        baseline_cpu_wait_pct=sum(wait_pcts) / len(wait_pcts) if wait_pcts else None,
         model_cores=_model_cores(run, point),
         helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
         sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
@@ -53,12 +55,12 @@ def _model_cores(run: Run, point: PointSamples) -> float | None:
     """Return the cores that the model takes without streaming; None for sources on many hosts."""
     if len({info.host for info in sources(run)}) != 1:
         return None
-    cores = [
+    cores_by_arm = [
         1e3 * median_or_zero(arm.cpu.model) / total_ms
         for arm in point.baseline_arms()
         if (total_ms := median_or_zero(arm.times.total))
     ]
-    return sum(cores) / len(cores) if cores else None
+    return sum(cores_by_arm) / len(cores_by_arm) if cores_by_arm else None
 
 
 def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSide | None:
@@ -84,7 +86,7 @@ def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) ->
     return max(measured_rounds, key=lambda host_round: host_round.other_cores or 0.0, default=None)
 
 
-def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
+def _added_other_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
     """Return the CPU time of other processes per iteration, less that without streaming."""
     arm_ms = None if host_round is None else _other_ms(host_round)
     baseline_ms = [ms for baseline in baselines if (ms := _other_ms(baseline)) is not None]
@@ -94,8 +96,10 @@ def _added_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> f
 
 
 def _other_ms(host_round: HostRound) -> float | None:
-    times = [window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None]
-    return 1e3 * sum(times) / len(times) if times else None
+    other_cpu_s = [
+        window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None
+    ]
+    return 1e3 * sum(other_cpu_s) / len(other_cpu_s) if other_cpu_s else None
 
 
 def _cpu_wait_pct(host_round: HostRound) -> float | None:
@@ -114,7 +118,7 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
 
 
 def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
-    seconds = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
-    seconds += median_or_zero(samples.cpu.sink) if same_host else 0.0
+    cpu_s = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
+    cpu_s += median_or_zero(samples.cpu.sink) if same_host else 0.0
     total_ms = median_or_zero(samples.times.total)
-    return 1e3 * seconds / total_ms if total_ms else None
+    return 1e3 * cpu_s / total_ms if total_ms else None

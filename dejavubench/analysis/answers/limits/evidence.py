@@ -160,52 +160,57 @@ class ChunkFacts:
     """The chunks of an arm.
 
     Attributes:
-        largest: the largest part of their latency but the queue.
+        longest_part: the longest part of their latency but the queue.
         prompt_nbytes, token_nbytes: mean size of a phase's chunks.
         extents, extent_us: extents of one request, and the time of one at a naive level.
     """
 
-    largest: LongestPart
+    longest_part: LongestPart
     prompt_nbytes: float | None = None
     token_nbytes: float | None = None
     extents: int = 0
     extent_us: float | None = None
 
     def single_chunk(self, in_prompt: bool) -> tuple[float, float] | None:
-        """Return the time in µs of the largest part of one chunk, and the chunk's bytes.
+        """Return the time in µs of the longest part of one chunk, and the chunk's bytes.
 
         The chunk is of the prompt or of a token, as far as it is known.
         """
-        prompt_chunk = self.largest.prompt_us, self.prompt_nbytes
-        token_chunk = self.largest.token_us, self.token_nbytes
-        chunks_by_choice = (prompt_chunk, token_chunk) if in_prompt else (token_chunk, prompt_chunk)
-        for us, nbytes in chunks_by_choice:
-            if us is not None and nbytes:
-                return us, nbytes
+        prompt_chunk = self.longest_part.prompt_us, self.prompt_nbytes
+        token_chunk = self.longest_part.token_us, self.token_nbytes
+        preferred_chunks = (prompt_chunk, token_chunk) if in_prompt else (token_chunk, prompt_chunk)
+        for part_us, chunk_nbytes in preferred_chunks:
+            if part_us is not None and chunk_nbytes:
+                return part_us, chunk_nbytes
         return None
 
     @property
     def fixed_us(self) -> float | None:
-        """Time of the largest part that does not depend on the size of a chunk.
+        """Time of the longest part that does not depend on the size of a chunk.
 
         A line through the chunks of both phases: time = fixed + bytes / rate. None if their sizes
         are too alike, or only one phase is known.
         """
-        largest = self.largest
-        large, small = self.prompt_nbytes, self.token_nbytes
-        if largest.prompt_us is None or largest.token_us is None or not large or not small:
+        prompt_us = self.longest_part.prompt_us
+        token_us = self.longest_part.token_us
+        if prompt_us is None or token_us is None:
             return None
-        if max(large, small) < LEAST_SIZE_RATIO * min(large, small):
+        if not self.prompt_nbytes or not self.token_nbytes:
             return None
-        per_byte = (largest.prompt_us - largest.token_us) / (large - small)
+        sizes = self.prompt_nbytes, self.token_nbytes
+        if max(sizes) < LEAST_SIZE_RATIO * min(sizes):
+            return None
+        us_per_byte = (prompt_us - token_us) / (self.prompt_nbytes - self.token_nbytes)
         # A smaller chunk may come out slower by noise: then its time is fixed as a whole.
-        return largest.token_us if per_byte <= 0 else max(0.0, largest.token_us - per_byte * small)
+        if us_per_byte <= 0:
+            return token_us
+        return max(0.0, token_us - us_per_byte * self.token_nbytes)
 
     @property
     def is_mostly_fixed(self) -> bool | None:
         """Whether a small chunk's time hardly depends on its size; None if that is unknown."""
         fixed_us = self.fixed_us
-        token_us = self.largest.token_us
+        token_us = self.longest_part.token_us
         return None if fixed_us is None or token_us is None else fixed_us >= MAJORITY * token_us
 
 
@@ -223,7 +228,7 @@ class MovingSide:
 
     @property
     def polled_ms(self) -> float:
-        """CPU time in which it can only have looked for what had not come yet."""
+        """CPU time beyond the work, in which the side only looked for bytes that had not come."""
         return max(0.0, self.cpu_ms - self.needed_ms)
 
 

@@ -49,17 +49,19 @@ def describe_rates(evidence: Evidence) -> str:
     """Write the stream's own time against the request's, or the stall against the least time."""
     stream = evidence.stream
     if stream.overlapped and stream.alone_ms is not None:
-        text = _format_speed(stream.nbytes, stream.alone_ms)
-        bound = ""
+        speed_text = _format_speed(stream.nbytes, stream.alone_ms)
+        ceiling_text = ""
         if stream.ceiling and stream.ceiling_gb_per_s:
-            bound = f" ({stream.ceiling}: {_format_rate(stream.ceiling_gb_per_s)})"
-        stream_text = f"the stream alone takes {ms_text(stream.alone_ms)} ms{text}{bound}"
+            ceiling_text = f" ({stream.ceiling}: {_format_rate(stream.ceiling_gb_per_s)})"
+        stream_text = (
+            f"the stream alone takes {ms_text(stream.alone_ms)} ms{speed_text}{ceiling_text}"
+        )
         return f"{stream_text}, a request {ms_text(evidence.cost.request_ms)} ms"
     least_ms = stream.least_ms or 0.0
-    text = _format_speed(stream.nbytes, least_ms) + (
+    speed_text = _format_speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
     )
-    return f"{_stalled_text(evidence)}; the bytes take {ms_text(least_ms)} ms{text}"
+    return f"{_stalled_text(evidence)}; the bytes take {ms_text(least_ms)} ms{speed_text}"
 
 
 def _format_speed(nbytes_moved: float, time_ms: float) -> str:
@@ -73,43 +75,46 @@ def _format_rate(gb_per_s: float) -> str:
 
 
 def describe_part(evidence: Evidence) -> str:
-    """Name the largest part of the chunks, and the time of one chunk in it."""
+    """Name the longest part of the chunks, and the time of one chunk in it."""
     assert evidence.chunks is not None
-    largest = evidence.chunks.largest
+    longest_part = evidence.chunks.longest_part
     fixed_us = evidence.chunks.fixed_us
-    share = f"{largest.name} is {100 * largest.share:.0f} % of the chunks' own time"
+    share_text = f"{longest_part.name} is {100 * longest_part.share:.0f} % of the chunks' own time"
     if evidence.stream.overlapped and evidence.falls_behind:
-        return f"{describe_rates(evidence)}; {share}"
-    text = f"{_stalled_text(evidence)}; {share}"
+        return f"{describe_rates(evidence)}; {share_text}"
+    text = f"{_stalled_text(evidence)}; {share_text}"
     # Beside the model only the last chunk of a request is waited for: one of a token.
     in_prompt = (
-        largest.in_prompt and not evidence.stream.overlapped and not evidence.chunks.is_mostly_fixed
+        longest_part.in_prompt
+        and not evidence.stream.overlapped
+        and not evidence.chunks.is_mostly_fixed
     )
     chunk = evidence.chunks.single_chunk(in_prompt)
     if chunk is None:
         return text
-    us, size = chunk
-    text += f", {ms_text(us / 1e3)} ms per {nbytes_text(size)}"
+    part_us, chunk_nbytes = chunk
+    text += f", {ms_text(part_us / 1e3)} ms per {nbytes_text(chunk_nbytes)}"
     if evidence.chunks.is_mostly_fixed:
         return f"{text}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
-    return f"{text} ({_format_rate(size / us / 1e3)})"
+    return f"{text} ({_format_rate(chunk_nbytes / part_us / 1e3)})"
 
 
 def describe_extents(evidence: Evidence) -> str:
     """Write the stall and the number of extents, with the time of one if it is known."""
-    count = evidence.stream.copies
+    extent_count = evidence.stream.copies
     extent_us = evidence.stream.naive_us
     statistic = "each, by a probe"
     if evidence.chunks is not None:
-        count = evidence.chunks.extents
+        extent_count = evidence.chunks.extents
         extent_us = evidence.chunks.extent_us
         # A few slow extents can take most of the stall: the product is then less than the stall.
         statistic = "each in the median chunk"
-    text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
+    time_text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
     packed_text = ""
     if extent_us is None and evidence.cost.packed_ms is not None:
         packed_text = f", and the same bytes packed cost {ms_text(evidence.cost.packed_ms)} ms"
-    return f"{_stalled_text(evidence)}; {format_count(round(count))} extents{text}{packed_text}"
+    count_text = f"{format_count(round(extent_count))} extents"
+    return f"{_stalled_text(evidence)}; {count_text}{time_text}{packed_text}"
 
 
 def _format_phases(evidence: Evidence) -> str:
@@ -150,11 +155,11 @@ def describe_polling_helper(evidence: Evidence) -> str:
     return _describe_polling(evidence, "helper", evidence.machine.helper)
 
 
-def _describe_polling(evidence: Evidence, name: str, side: MovingSide | None) -> str:
+def _describe_polling(evidence: Evidence, side_name: str, side: MovingSide | None) -> str:
     assert side is not None
     cores = evidence.machine.cores or 0
     return (
-        f"{_rest_text(evidence)}; the {name} took {ms_text(side.cpu_ms)} ms of CPU time per "
+        f"{_rest_text(evidence)}; the {side_name} took {ms_text(side.cpu_ms)} ms of CPU time per "
         f"request, of which its bytes need {ms_text(side.needed_ms)} ms at most; the model alone "
         f"takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
@@ -169,10 +174,10 @@ def describe_programs(evidence: Evidence) -> str:
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
-        more_ms = ms_text(machine.other_ms)
+        more_ms_text = ms_text(machine.other_ms)
         text += (
-            f"; the other processes took {more_ms} ms more CPU time per iteration than without "
-            "streaming"
+            f"; the other processes took {more_ms_text} ms more CPU time per iteration than "
+            "without streaming"
         )
     return text
 

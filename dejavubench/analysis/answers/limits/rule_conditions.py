@@ -48,32 +48,32 @@ def is_rate_bound(evidence: Evidence) -> bool:
     if evidence.stream.overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
         return evidence.falls_behind and least_ms >= MAJORITY * evidence.cost.request_ms
-    fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
+    is_mostly_fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
     return (
         evidence.cost.is_mostly_stalled
         and least_ms >= MAJORITY * evidence.cost.stalled_cost_ms
-        and not fixed
+        and not is_mostly_fixed
     )
 
 
-def largest_part_is(*kinds: PartKind) -> Callable[[Evidence], bool]:
+def longest_part_is(*kinds: PartKind) -> Callable[[Evidence], bool]:
     """Return a condition: the model stalls, and such a part is the longest of its chunks."""
     return lambda evidence: (
         evidence.cost.is_mostly_stalled
         and evidence.chunks is not None
-        and evidence.chunks.largest.kind in kinds
+        and evidence.chunks.longest_part.kind in kinds
     )
 
 
-def largest_part_scales(
-    kinds: tuple[PartKind, ...], fixed: bool | None
+def longest_part_scales(
+    kinds: tuple[PartKind, ...], is_mostly_fixed: bool | None
 ) -> Callable[[Evidence], bool]:
-    """Return a condition: the same, and the part takes longer for more bytes, or does not."""
-    largest = largest_part_is(*kinds)
+    """Return a condition: such a part is the longest, and its time is mostly fixed, or is not."""
+    is_longest = longest_part_is(*kinds)
     return lambda evidence: (
-        largest(evidence)
+        is_longest(evidence)
         and evidence.chunks is not None
-        and evidence.chunks.is_mostly_fixed is fixed
+        and evidence.chunks.is_mostly_fixed is is_mostly_fixed
     )
 
 
@@ -82,7 +82,7 @@ def is_extent_bound(evidence: Evidence) -> bool:
     if not (evidence.stream.naive and evidence.cost.is_mostly_stalled):
         return False
     if evidence.chunks is not None:
-        return evidence.chunks.largest.kind is PartKind.MOVE
+        return evidence.chunks.longest_part.kind is PartKind.MOVE
     if (
         evidence.cost.packed_ms is not None
         and evidence.cost.packed_ms <= MAJORITY * evidence.cost.total_ms
