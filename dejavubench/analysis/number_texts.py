@@ -24,11 +24,16 @@ def rate_text(rate: float | None, decimals: int) -> str:
     return f"{rate:.{decimals}f}"
 
 
-def ms_text(ms: float | None) -> str:
-    """Write milliseconds with about four digits."""
+def ms_text(ms: float | None, total_ms: float | None = None) -> str:
+    """Write milliseconds with about four digits.
+
+    Args:
+        total_ms: gives the decimals, if ``ms`` is a part of it that stands beside it.
+    """
     if ms is None:
         return "–"
-    return f"{ms:.3f}" if abs(ms) < 1 else f"{ms:.2f}" if abs(ms) < 100 else f"{ms:.1f}"
+    size_ms = abs(ms if total_ms is None else total_ms)
+    return f"{ms:.3f}" if size_ms < 1 else f"{ms:.2f}" if size_ms < 100 else f"{ms:.1f}"
 
 
 def nbytes_text(nbytes: float | None) -> str:

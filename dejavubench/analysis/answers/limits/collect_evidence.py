@@ -67,18 +67,15 @@ def _collect_cost(
     total_ms = part_medians["overhead"]
     drain_ms = part_medians.get("drain", 0.0)
     stalled_ms = part_medians["stall"] + drain_ms
-    rest_ms = part_medians["rest"]
     level = LEVELS.get(str(samples.info.level))
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
     if is_on_gpu and level is not None and level.overlapped and not samples.info.is_swapping:
         stalled_ms = drain_ms
-        rest_ms = total_ms - drain_ms
     request_ms = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
     return CostFacts(
         total_ms=total_ms,
         stalled_ms=stalled_ms,
         drain_ms=drain_ms,
-        rest_ms=rest_ms,
         request_ms=request_ms,
         prompt_pct=_overhead_pct(samples.times.prompt, point.baselines("prompt")),
         tokens_pct=_overhead_pct(samples.times.tokens, point.baselines("tokens")),

@@ -58,7 +58,6 @@ class CostFacts:
         stalled_ms: stall and drain, in which the model stands still. On a GPU at level 3 it is the
             drain alone: the device computes while the model's thread is in the library.
         drain_ms: wait at the end for the last byte.
-        rest_ms: what is left, in which the model itself ran slower.
         request_ms: TOTAL without streaming.
         prompt_pct, tokens_pct: slow-down of each phase, of its own time.
         packed_ms: overhead of the same destination's arm with packed chunks and the same stalls.
@@ -67,11 +66,18 @@ class CostFacts:
     total_ms: float
     stalled_ms: float
     drain_ms: float
-    rest_ms: float
     request_ms: float
     prompt_pct: float | None = None
     tokens_pct: float | None = None
     packed_ms: float | None = None
+
+    @property
+    def rest_ms(self) -> float:
+        """Time of the cost that is not stall: the model itself ran slower.
+
+        A difference and no median, so that the parts of a sentence add up to its total.
+        """
+        return self.total_ms - self.stalled_ms
 
     @property
     def stalled_cost_ms(self) -> float:

@@ -17,9 +17,6 @@ SLOW_GB_PER_S = 0.1
 NEARLY_ALL_SHARE = 0.9
 """Share of stall and drain from which both are called by the name of one."""
 
-PARTS_OF_MEDIANS = "(medians over rounds; they do not add up)"
-"""Explanation of two parts that are not the whole."""
-
 
 def is_only_drain(evidence: Evidence) -> bool:
     """Return whether the model stands still for nearly nothing but the drain."""
@@ -42,7 +39,9 @@ def _kind_of_stall(evidence: Evidence) -> str:
 
 
 def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
-    return f"of {ms_text(evidence.cost.total_ms)} ms of cost, {ms_text(part_ms)} ms"
+    """Write a part and the cost with the same decimals, so that a reader can subtract them."""
+    total_ms = evidence.cost.total_ms
+    return f"of {ms_text(total_ms)} ms of cost, {ms_text(part_ms, total_ms)} ms"
 
 
 def describe_rates(evidence: Evidence) -> str:
@@ -131,7 +130,10 @@ def _format_phases(evidence: Evidence) -> str:
 
 
 def _rest_text(evidence: Evidence) -> str:
-    rest_text = _part_of_cost(evidence, evidence.cost.rest_ms)
+    # From the numbers as they are printed: a reader adds them up.
+    total_text = ms_text(evidence.cost.total_ms)
+    stalled_text = ms_text(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
+    rest_text = _part_of_cost(evidence, float(total_text) - float(stalled_text))
     return f"{rest_text} are the model itself running slower{_format_phases(evidence)}"
 
 
@@ -208,8 +210,5 @@ def describe_parts(evidence: Evidence) -> str:
         return f"{_stalled_text(evidence)}; the records have no times of chunks"
     if evidence.cost.stalled_ms < (1 - NEARLY_ALL_SHARE) * evidence.cost.total_ms:
         return _rest_text(evidence)
-    stalled_text = ms_text(evidence.cost.stalled_cost_ms)
-    return (
-        f"{_rest_text(evidence)}; {stalled_text} ms are {_kind_of_stall(evidence)} "
-        f"{PARTS_OF_MEDIANS}"
-    )
+    stalled_text = ms_text(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
+    return f"{_rest_text(evidence)}; {stalled_text} ms are {_kind_of_stall(evidence)}"
