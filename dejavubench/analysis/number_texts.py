@@ -53,19 +53,27 @@ def format_count(count: float | None) -> str:
     return f"{count:,.0f}" if count == round(count) else f"{count:,.2f}"
 
 
-def signed_percent(percent: float) -> str:
-    """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150."""
-    size = abs(percent)
-    return format_signed(percent, 2 if size < 10 else 1 if size < 100 else 0)
+def signed_percent(percent: float, more_decimals: int = 0) -> str:
+    """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150.
 
-
-def format_signed(percent: float, decimals: int) -> str:
-    """Write a percentage with its sign, without the unit; one that rounds to 0 has no sign."""
-    text = f"{abs(percent):,.{decimals}f}"
+    Args:
+        more_decimals: for a sentence on two numbers that differ but would look equal.
+    """
+    text = unsigned_percent(percent, more_decimals)
     # "−0.00" would be read as faster, "+0.00" as slower.
     if float(text.replace(",", "")) == 0:
         return text
     return f"{'+' if percent >= 0 else MINUS}{text}"
+
+
+def unsigned_percent(percent: float, more_decimals: int = 0) -> str:
+    """Write the size of a percentage as :func:`signed_percent` does, without its sign.
+
+    Its size alone gives its decimals, in every table and sentence.
+    """
+    size_pct = abs(percent)
+    decimals = 2 if size_pct < 10 else 1 if size_pct < 100 else 0
+    return f"{size_pct:,.{decimals + more_decimals}f}"
 
 
 def span_text(low: float | None, high: float | None) -> str:

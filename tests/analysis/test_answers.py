@@ -31,6 +31,7 @@ from dejavubench.analysis.comparison.build import compare
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.facts.collect_samples import collect
+from dejavubench.analysis.number_texts import with_interval
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.reports.report import report
@@ -265,10 +266,10 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
 
 def test_a_difference_is_told_with_its_range_and_its_noise() -> None:
     within = Difference(percent(2.52, low=1.35, high=4.93), noise(2.83))
-    assert (with_range(within), reach_text(within)) == ("+2.5 % (1.4 to 4.9)", "±2.8 %")
+    assert (with_range(within), reach_text(within)) == ("+2.52 % (1.35 to 4.93)", "±2.83 %")
     assert (
         with_range(Difference(percent(1.4, low=-0.2, high=3.1), noise(2)))
-        == "+1.4 % (−0.2 to +3.1)"
+        == "+1.40 % (−0.20 to +3.10)"
     )
     assert (
         with_range(Difference(percent(-2.3, low=-3.4, high=-0.04), noise(2)))
@@ -279,8 +280,26 @@ def test_a_difference_is_told_with_its_range_and_its_noise() -> None:
         == "+9,150 % (9,000 to 9,400)"
     )
     assert with_range(Difference(percent(7, low=5, high=9, samples=3), noise(2))) == (
-        "+7.0 % (5.0 to 9.0 over 3 rounds)"
+        "+7.00 % (5.00 to 9.00 over 3 rounds)"
     )
+
+
+@pytest.mark.parametrize("half_width", [0.001, 0.05, 1.0, 7.0])
+@pytest.mark.parametrize("median_pct", [0.42, 9.994, 11.048, 104.6])
+def test_a_cost_has_the_digits_that_the_table_has(median_pct: float, half_width: float) -> None:
+    """11.048 must not be +11.0 in the table and +11.05 in a sentence."""
+    low_pct, high_pct = median_pct - half_width, median_pct + half_width
+    estimate = percent(median_pct, low=low_pct, high=high_pct)
+    cell = with_interval(median_pct, low_pct, high_pct)
+    text = with_range(Difference(estimate, noise(0.01)))
+    numbers = re.findall(r"[0-9.,]*[0-9]", cell)
+    assert re.findall(r"[0-9.,]*[0-9]", text) == numbers
+    assert len(numbers) == 3
+
+
+def test_an_end_that_is_not_zero_is_not_printed_as_zero() -> None:
+    cost = Difference(percent(0.07, low=0.004, high=0.1), noise(0.01))
+    assert with_range(cost) == "+0.07 % (0.004 to 0.10)"
 
 
 def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> None:
@@ -329,7 +348,7 @@ def test_twelve_points_are_summed_up(tmp_path: Path) -> None:
     # The default level comes first.
     assert [text.partition(":")[0] for text in texts[:4]] == ["host@3", "disk@3", "mpi@3", "host@1"]
     assert texts[0].startswith("host@3: no cost shown at 12 of 12 points (")
-    assert texts[1].startswith("disk@3: a cost at 12 of 12 points (+29 to +31 %)")
+    assert texts[1].startswith("disk@3: a cost at 12 of 12 points (+29.1 to +30.6 %)")
     assert "; largest cost of a request at p0" in texts[1]
     assert texts[4].startswith("host by level: 3 faster than 1 at 12 of 12 points (")
     assert texts[7].startswith("disk@3 against mpi@3: slower at 12 of 12 points (")
@@ -343,26 +362,26 @@ def test_loud_noise_says_first_how_large_a_cost_could_hide() -> None:
 
     # The arm's own upper end is the bound, however loud or quiet the machine is.
     assert cost_text(percent(5.0, low=-9.0, high=15.0), 7.4) == (
-        "disk@3: no cost shown; one of up to 15 % could hide (measured +5 %, −9 to +15; this "
-        "machine's noise ±7.4 %); about 400 more rounds would show a cost of +5 %."
+        "disk@3: no cost shown; one of up to 15.0 % could hide (measured +5.00 %, −9.00 to "
+        "+15.0; this machine's noise ±7.40 %); about 400 more rounds would show a cost of +5.00 %."
     )
     assert cost_text(percent(6.0, low=-9.0, high=16.0), 2.0).startswith(
-        "disk@3: no cost shown; one of up to 16 % could hide ("
+        "disk@3: no cost shown; one of up to 16.0 % could hide ("
     )
     assert cost_text(percent(-0.2, low=-7.0, high=3.0), 27.0).endswith(
         "within this machine's noise (−27.0 to +27.0 %, either way): no cost shown."
     )
     assert cost_text(percent(-0.2, low=-2.0, high=3.0), 3.0).endswith(
-        ", within this machine's noise (±3.0 %): no cost shown."
+        ", within this machine's noise (±3.00 %): no cost shown."
     )
 
 
 @pytest.mark.parametrize(
     ("cost_pct", "noise_high_pct", "measured_text", "noise_range"),
     [
-        (11.4, 11.2, "+11.4 % (1.0 to 33.0)", "±11.2 %"),
-        (12.4, 11.2, "+12 % (1 to 33)", "±11 %"),
-        (20.9, 20.8, "+20.9 % (1.0 to 33.0)", "−1.00 to +20.8 %, either way"),
+        (11.24, 11.2, "+11.24 % (1.000 to 33.00)", "±11.20 %"),
+        (12.4, 11.2, "+12.4 % (1.00 to 33.0)", "±11.2 %"),
+        (20.9, 20.8, "+20.9 % (1.00 to 33.0)", "−1.00 to +20.8 %, either way"),
     ],
     ids=["alike", "apart", "range"],
 )
@@ -397,13 +416,13 @@ def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
     factors = {"none#2": 2.0, "disk@0": 20.0}
     texts = sentences(answer_run(tmp_path / "r", arms, factors=factors))
     (ladder,) = (text for text in texts if " by level: " in text)
-    assert ladder == "disk by level: 3 faster than 0 (−95 %)."
+    assert ladder == "disk by level: 3 faster than 0 (−95.0 %)."
     factors["disk@0"] = 1.8
     texts = sentences(answer_run(tmp_path / "near", arms, factors=factors))
     (ladder,) = (text for text in texts if " by level: " in text)
     assert re.fullmatch(
         r"disk by level: 3 cannot be ranked against 0 "
-        r"\(−4\d %, below the noise of \+\S+ to \+10\d %, either way\)\.",
+        r"\(−4\d\.\d %, below the noise of \+\S+ to \+10\d %, either way\)\.",
         ladder,
     )
 

@@ -243,7 +243,7 @@ def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> 
     texts = [
         sentences([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
     ]
-    assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.4 %).")
+    assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.40 %).")
     assert texts[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
     # As ANSWER and the table have it.
     assert texts[2].endswith(": mpi@3 +5.00 % (no cost shown, noise −0.79 to +65.3 %, either way).")

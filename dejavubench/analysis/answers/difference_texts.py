@@ -1,68 +1,41 @@
-"""Differences of arms as text: decimals by the width of the interval, signs where they matter."""
+"""Differences of arms as text: the digits of the tables, signs where they matter."""
 
 from __future__ import annotations
 
 import math
 
 from dejavubench.analysis.answers.judgement import Difference, Judgement, Noise
-from dejavubench.analysis.number_texts import format_signed, noise_range_text
-from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.number_texts import noise_range_text, signed_percent, unsigned_percent
 
-DECIMALS = ((5.0, 0), (0.3, 1), (0.015, 2))
-"""Least half-width of an interval, in percent, for each number of decimals."""
-
-REACH_DECIMALS = ((10.0, 0), (1.0, 1), (0.01, 2))
-"""Least reach of the noise, in percent, for each number of decimals."""
+LEAST_SHOWN = 0.5e-4
+"""Fraction below which a table prints 0.00 %."""
 
 LOPSIDED_PCT = 15.0
 """Noise, in percent, from which both ends of its interval are written: −0.79 to +65.3 %."""
 
-MOST_DECIMALS = 3
-"""Most decimals with which two values are written until they differ."""
 
+def with_range(difference: Difference, more_decimals: int = 0) -> str:
+    """Return ``+2.52 % (1.35 to 4.93)``, with the digits of the table.
 
-def decimals_of(estimate: stats.Estimate) -> int:
-    """Return the decimals of percentages that an interval justifies, so that its ends differ."""
-    # Of a lopsided interval the narrower side tells how exactly the median is known.
-    side_widths = (estimate.high - estimate.median, estimate.median - estimate.low)
-    half_width_pct = 100 * (min(side_widths) or (estimate.high - estimate.low) / 2)
-    if abs(estimate.median) >= 1:  # a request takes twice as long, or more
-        return 0
-    if math.isnan(half_width_pct):
-        half_width_pct = abs(estimate.median)
-    return next(
-        (decimals for least_half_width, decimals in DECIMALS if half_width_pct >= least_half_width),
-        MOST_DECIMALS,
-    )
-
-
-def _range_decimals(estimate: stats.Estimate) -> int:
-    """Return the decimals of an estimate with its interval."""
-    decimals = decimals_of(estimate)
-    # An end that is not 0 must not be printed as 0: the interval would seem to touch it. Nor must
-    # the median: "−0 %" is no number.
-    fractions = (estimate.median, estimate.low, estimate.high)
-    if any(0 < abs(100 * fraction) < 0.5 * 10**-decimals for fraction in fractions):
-        return min(MOST_DECIMALS, decimals + 1)
-    return decimals
-
-
-def with_range(difference: Difference, more_digits: int = 0) -> str:
-    """Return ``+2.5 % (1.4 to 4.9)``. Ends of both signs carry their signs."""
+    Ends of both signs carry their signs.
+    """
     estimate = difference.estimate
-    decimals = _range_decimals(estimate) + more_digits
-    signed_median = f"{format_signed(100 * estimate.median, decimals)} %"
-    if math.isnan(estimate.low):
-        return f"{signed_median} (1 round)"
-    low, high = 100 * estimate.low, 100 * estimate.high
-    if low >= 0:
-        range_text = f"{low:,.{decimals}f} to {high:,.{decimals}f}"
-    else:
-        range_text = f"{format_signed(low, decimals)} to {format_signed(high, decimals)}"
-    has_too_few = difference.judgement is Judgement.TOO_FEW
-    return (
-        f"{signed_median} ({range_text}{f' over {estimate.samples} rounds' if has_too_few else ''})"
+    median, low, high = (
+        signed_percent(100 * fraction, more_decimals + int(_looks_zero(fraction)))
+        for fraction in (estimate.median, estimate.low, estimate.high)
     )
+    if math.isnan(estimate.low):
+        return f"{median} % (1 round)"
+    if estimate.low >= 0:
+        low, high = low.removeprefix("+"), high.removeprefix("+")
+    has_too_few = difference.judgement is Judgement.TOO_FEW
+    few_text = f" over {estimate.samples} rounds" if has_too_few else ""
+    return f"{median} % ({low} to {high}{few_text})"
+
+
+def _looks_zero(fraction: float) -> bool:
+    """Return whether a difference would be printed as 0: an interval would seem to touch it."""
+    return 0 < abs(fraction) < LEAST_SHOWN
 
 
 def median_text(difference: Difference) -> str:
@@ -79,28 +52,21 @@ def reach_text(difference: Difference) -> str:
 def cost_and_noise(cost: Difference) -> tuple[str, str]:
     """Return a cost beyond its noise, and the noise, so that the cost is the larger number."""
     assert cost.noise is not None
-    cost_pct = 100 * abs(cost.estimate.median)
-    noise_pct = 100 * cost.noise.reach
-    shown_cost = f"{cost_pct:.{_range_decimals(cost.estimate)}f}"
-    shown_noise = f"{noise_pct:.{noise_decimals(noise_pct)}f}"
-    # "+11 %, beyond ±11 %" contradicts itself.
-    more_digits = int(float(shown_cost) <= float(shown_noise))
-    return with_range(cost, more_digits), noise_text(cost.noise, more_digits)
+    cost_text = unsigned_percent(100 * cost.estimate.median)
+    reach = unsigned_percent(100 * cost.noise.reach)
+    # "+11.0 %, beyond ±11.0 %" contradicts itself.
+    more_decimals = int(_number_of(cost_text) <= _number_of(reach))
+    return with_range(cost, more_decimals), noise_text(cost.noise, more_decimals)
 
 
-def noise_text(noise: Noise, more_digits: int = 0) -> str:
-    """Return noise as ``±2.8 %``, with about two digits; large noise as the table's interval."""
-    reach_pct = 100 * noise.reach
+def _number_of(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def noise_text(noise: Noise, more_decimals: int = 0) -> str:
+    """Return noise as ``±2.83 %``; large noise as the table's interval."""
     # A factor up and the same factor down differ in percent as soon as the noise is large. The
     # rule takes both for noise: "either way".
     if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
         return f"{noise_range_text(100 * noise.low, 100 * noise.high)} %, either way"
-    return f"±{reach_pct:.{noise_decimals(reach_pct) + more_digits}f} %"
-
-
-def noise_decimals(noise_pct: float) -> int:
-    """Return the decimals of noise of this size, so that it has about two digits."""
-    return next(
-        (decimals for least_reach, decimals in REACH_DECIMALS if noise_pct >= least_reach),
-        MOST_DECIMALS,
-    )
+    return f"±{unsigned_percent(100 * noise.reach, more_decimals)} %"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from dejavubench.analysis.answers.difference_texts import (
     cost_and_noise,
-    decimals_of,
     median_text,
     reach_text,
     with_range,
@@ -16,7 +15,7 @@ from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judg
 from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
-from dejavubench.analysis.number_texts import ms_text
+from dejavubench.analysis.number_texts import ms_text, unsigned_percent
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
 LEAST_HIDDEN_PCT = 5.0
@@ -93,7 +92,7 @@ def _describe_no_cost(cost: Difference) -> str:
     high_pct = 100 * cost.estimate.high
     if high_pct >= LEAST_HIDDEN_PCT:
         # The arm's own interval bounds its cost. The noise says only why it is so wide.
-        largest_hidden = f"{high_pct:,.{decimals_of(cost.estimate)}f} %"
+        largest_hidden = f"{unsigned_percent(high_pct)} %"
         measured_text = text.replace(" (", ", ").removesuffix(")")
         return (
             f"no cost shown; one of up to {largest_hidden} could hide (measured {measured_text}; "

@@ -25,7 +25,7 @@ from dejavubench.analysis.answers.sentences import (
     proposes_rounds,
     rounds_sentence,
 )
-from dejavubench.analysis.number_texts import format_signed
+from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
 NO_BASELINE = (
@@ -129,13 +129,8 @@ def _describe_cost_over_points(
 
 def _format_range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
-    texts = dict.fromkeys(_format_rough(median) for median in (medians[0], medians[-1]))
+    texts = dict.fromkeys(signed_percent(median) for median in (medians[0], medians[-1]))
     return f"{' to '.join(texts)} %"
-
-
-def _format_rough(percent: float) -> str:
-    size_pct = abs(percent)
-    return format_signed(percent, 2 if size_pct < 1 else 1 if size_pct < 10 else 0)
 
 
 def _describe_targets(group: Sequence[ArmAnswer]) -> str:

@@ -92,10 +92,10 @@ def has_drifted(row: ComparisonRow) -> bool:
 
 def _describe_drift(comparison: Comparison, drifted_rows: Sequence[ComparisonRow]) -> str:
     """Say that overheads do not compare, and what the times of these arms did."""
-    reasons = list(dict.fromkeys(str(row.gate.reason) for row in drifted_rows))
-    reason = reasons[0]
-    if len(reasons) > 1:
-        reason = f"none itself changed at {len(reasons)} points, so overheads do not compare"
+    reason = str(drifted_rows[0].gate.reason)
+    point_ids = {row.point_b for row in drifted_rows}
+    if len(point_ids) > 1:
+        reason = f"none itself changed at {len(point_ids)} points, so overheads do not compare"
     with_point = has_several_points(comparison)
     times_text = "; ".join(
         _format_change(row_name(row, with_point), _time_change(row), has_too_few(row))

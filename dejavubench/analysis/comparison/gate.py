@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from dejavubench.analysis.answers.judgement import side_of
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import format_signed
+from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
 from dejavubench.analysis.tables.rows import Row
@@ -87,7 +87,7 @@ def judge_runs_apart(
     if abs(baseline_change.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
-            f"{DRIFTED} {format_signed(100 * baseline_change.middle, 1)} %, so overheads do not "
+            f"{DRIFTED} {signed_percent(100 * baseline_change.middle)} %, so overheads do not "
             "compare",
         )
     if (

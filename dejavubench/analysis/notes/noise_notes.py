@@ -11,7 +11,7 @@ from dejavubench.analysis.notes.condition_notes import (
     calmest_words,
     disturbances,
 )
-from dejavubench.analysis.number_texts import noise_range_text, signed_percent
+from dejavubench.analysis.number_texts import noise_range_text, signed_percent, unsigned_percent
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import Row
@@ -52,7 +52,8 @@ def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> N
         text += f" at {worst_id}, by less at {others_text}"
     if _reach_of(floors[worst_id]) <= NOISY_PCT:
         return NOISE_FLOOR.note(text)
-    hidden_text = f"overheads below {_reach_of(floors[worst_id]):.0f} % cannot be told from noise"
+    reach = unsigned_percent(_reach_of(floors[worst_id]))
+    hidden_text = f"overheads below {reach} % cannot be told from noise"
     # Another point may have been measured in another session, beside other programs.
     hosts_at_point = [host.select_point(worst_id) for host in hosts if worst_id is not None]
     return NOISY.note(f"{text}; {hidden_text}{_describe_cause(hosts_at_point, other_points)}")
