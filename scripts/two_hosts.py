@@ -33,7 +33,7 @@ from typing import NoReturn
 import click
 
 from dejavubench import units
-from dejavubench.analysis.prediction.emulated_link import burst_nbytes
+from dejavubench.analysis.prediction.emulated_link import MTU_NBYTES, burst_nbytes
 from dejavubench.cli.errors import fail_usage
 from dejavubench.config.options.option_types import UNLIMITED
 from dejavubench.machine.launcher import RANK_VARIABLES
@@ -128,6 +128,7 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             ip_command = f"ip -n {host.namespace}"
             _set_up(*f"{ip_command} address add {host.address}/24 dev {INTERFACE}".split())
+            _set_up(*f"{ip_command} link set {INTERFACE} mtu {MTU_NBYTES}".split())
             for interface in ("lo", INTERFACE):
                 _set_up(*f"{ip_command} link set {interface} up".split())
             if rate is not None:
