@@ -55,7 +55,7 @@ class NCCLCollectives:
         )
         # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
-        pairs = [(worker, worker + width) for worker in range(topology.workers - width)]
+        pairs = [(worker, worker + width) for worker in range(topology.source_count - width)]
         neighbours = connect_pairs(sources, pairs, device, timeout)
         self._next_pair: NCCLPair | None = neighbours.get(topology.worker + width)
         self._previous_pair: NCCLPair | None = neighbours.get(topology.worker - width)

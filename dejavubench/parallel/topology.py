@@ -32,22 +32,22 @@ class Topology:
     def __post_init__(self) -> None:
         if self.tensor_size < 1 or self.stages < 1:
             raise ValueError("tensor- and pipeline-parallel sizes must be positive")
-        if self.size not in (self.workers, self.workers + self.sink_workers):
+        if self.size not in (self.source_count, self.source_count + self.sink_count):
+            both_sides = self.source_count + self.sink_count
             raise ValueError(
                 f"tensor parallel {self.tensor_size} × pipeline parallel {self.stages} runs on "
-                f"{self.workers} ranks, or with sinks on {self.workers + self.sink_workers}; "
-                f"there are {self.size}"
+                f"{self.source_count} ranks, or with sinks on {both_sides}; there are {self.size}"
             )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"there is no rank {self.rank} of {self.size}")
 
     @property
-    def workers(self) -> int:
+    def source_count(self) -> int:
         """Number of sources."""
         return self.tensor_size * self.stages
 
     @property
-    def sink_workers(self) -> int:
+    def sink_count(self) -> int:
         """Number of sinks, if there are any."""
         return self.sink_width * (self.sink_stages or self.stages)
 
@@ -59,17 +59,17 @@ class Topology:
     @property
     def has_sinks(self) -> bool:
         """Whether the job has sinks beside its sources."""
-        return self.size > self.workers
+        return self.size > self.source_count
 
     @property
     def role(self) -> Literal["source", "sink"]:
         """Side of this rank."""
-        return "source" if self.rank < self.workers else "sink"
+        return "source" if self.rank < self.source_count else "sink"
 
     @property
     def worker(self) -> int:
         """This rank's number on its side."""
-        return self.rank if self.rank < self.workers else self.rank - self.workers
+        return self.rank if self.rank < self.source_count else self.rank - self.source_count
 
     @property
     def stage(self) -> int:
@@ -89,20 +89,18 @@ class Topology:
     @property
     def sources(self) -> range:
         """Ranks of the sources, in order of workers."""
-        return range(self.workers)
+        return range(self.source_count)
 
     @property
     def sinks(self) -> range:
         """Ranks of the sinks, in order of workers; empty without sinks."""
-        return range(self.workers, self.size)
+        return range(self.source_count, self.size)
 
     def own_side(self) -> Topology:
         """Return this rank's place in a job of its own side alone, as sources."""
         if self.role == "source":
-            return Topology(self.workers, self.worker, self.tensor_size, self.stages)
-        return Topology(
-            self.sink_workers, self.worker, self._width, self.sink_stages or self.stages
-        )
+            return Topology(self.source_count, self.worker, self.tensor_size, self.stages)
+        return Topology(self.sink_count, self.worker, self._width, self.sink_stages or self.stages)
 
     def shard(self) -> tuple[int, int, int, int]:
         """Return (stage, stages, tensor rank, tensor size) of this worker's part of the model."""

@@ -50,6 +50,6 @@ def connect_workers(
     """Connect the workers of this side, which hold parts of one model. Collective on the side."""
     # Alone, a worker sends nothing: NCCL, which takes seconds to start, is left out.
     side = ranks.topology.own_side()
-    if device.type == "cuda" and side.workers > 1:
+    if device.type == "cuda" and side.source_count > 1:
         return NCCLCollectives(comms.side, side, spin, device)
     return MPICollectives(comms.side, side, spin)
