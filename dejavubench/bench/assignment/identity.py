@@ -10,7 +10,9 @@ from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.weights import weights_identity
 
 
-def identity(plan: Plan, point: Point, device: str, run_id: str, rank: int) -> dict[str, str]:
+def stream_identity(
+    plan: Plan, point: Point, device: str, run_id: str, rank: int
+) -> dict[str, str]:
     """Return the identity of all streams of one source at one point.
 
     Args:

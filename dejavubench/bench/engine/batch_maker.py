@@ -155,7 +155,7 @@ class BatchMaker:
         # Only a prompt is streamed layer by layer: a token step is one chunk, ready at its end.
         on_layer = None if step else _with_progress(stream.layer_ready)
         out = self.steps.run(microbatch, x, position, on_layer)
-        clock.computed_s = self._now()
+        clock.compute_ended_s = self._now()
         self._stage.after_launch(microbatch, clock, out)
         # The streams of the first stage also keep the token ids that went into each step. The token
         # of step − 1 is known even where steps run ahead: after_launch() has just waited for it.

@@ -62,7 +62,7 @@ class MicrobatchClock:
         all_token_ms: from the beginning of step 1 to the return of the newest step.
         drain_ms: the wait for the last byte.
         tokens: new tokens [B] of each step; empty on stages that do not see them.
-        computed_s: when the newest computation ended, by ``now``.
+        compute_ended_s: when the newest computation ended, by ``now``.
         steps_began_s: when the clock of each step in ``step_ms`` started, by ``now``.
         drain_began_s: when the drain began, by ``now``.
     """
@@ -73,12 +73,12 @@ class MicrobatchClock:
     all_token_ms: float = 0.0
     drain_ms: float = 0.0
     tokens: list[Tensor] = field(default_factory=list)
-    computed_s: float = 0.0
+    compute_ended_s: float = 0.0
     steps_began_s: list[float] = field(default_factory=list)
     drain_began_s: float = 0.0
     _submitted: deque[float] = field(default_factory=deque)
     _returned_s: float = 0.0
-    _tokens_began: float = 0.0
+    _tokens_began_s: float = 0.0
 
     def start_step(self) -> None:
         """Start the clock of the next step."""
@@ -90,11 +90,11 @@ class MicrobatchClock:
         # A step that was launched ahead waited behind the step before. That time is not its own.
         began_s = max(self._submitted.popleft(), self._returned_s)
         if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
-            self._tokens_began = began_s
+            self._tokens_began_s = began_s
         self.steps_began_s.append(began_s)
         self.step_ms.append((now_s - began_s) * 1e3)
         if len(self.step_ms) > 1:
-            self.all_token_ms = (now_s - self._tokens_began) * 1e3
+            self.all_token_ms = (now_s - self._tokens_began_s) * 1e3
         self._returned_s = now_s
 
     @property

@@ -50,7 +50,7 @@ class Models:
 
 def load_model(context: RunContext, point: Point) -> GPT:
     """Make this worker's part, with weights of the checkpoint or from the experiment's seed."""
-    assert context.workers is not None
+    assert context.collectives is not None
     plan = context.plan
     device = context.devices.own_device
     dtype = dtype_of(point.data_type)
@@ -61,7 +61,7 @@ def load_model(context: RunContext, point: Point) -> GPT:
         shard=shard,
         dtype=dtype,
         compute_dtype=multiplied_dtype,
-        collectives=context.workers,
+        collectives=context.collectives,
         device=device,
     )
     weights_data_type = plan.weights_data_type

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dejavubench.bench.assignment.identity import identity
+from dejavubench.bench.assignment.identity import stream_identity
 from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.bench.startup.connectors import point_context
 from dejavubench.bench.startup.context import RunContext
@@ -43,14 +43,14 @@ class RankAtPoint:
         for connector in context.connectors.values():
             connector.connect(described_point)
         # A restart compares these entries with its own.
-        stream_identity = identity(
+        header_entries = stream_identity(
             context.plan,
             point,
             context.devices.compute_type,
             context.workspace.stream_id,
             context.rank,
         )
-        return cls(context=context, view=context.view(point), stream_identity=stream_identity)
+        return cls(context=context, view=context.view(point), stream_identity=header_entries)
 
     @property
     def experiment(self) -> Experiment:

@@ -57,14 +57,14 @@ class Source:
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
         context = self.rank_at_point.context
-        plan, workers = context.plan, context.workers
-        assert workers is not None
+        plan, collectives = context.plan, context.collectives
+        assert collectives is not None
         steps = steps_of(self.model, caches, self.prompts, plan.sampling)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
         return plain_or_ranged(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
-            workers,
+            collectives,
             prompt_tokens,
             output_len=self.rank_at_point.point.output_len,
             before_step=before_step,

@@ -110,7 +110,9 @@ class HandoverSource(PlainSource):
         """Return milliseconds from the last computation here to the sinks' first token."""
         answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON_TAG)
         wait_asleep(answer.Test, "the sinks' first token")
-        answer_ms = (time.perf_counter() - max(clock.computed_s for clock in self.clocks)) * 1e3
+        answer_ms = (
+            time.perf_counter() - max(clock.compute_ended_s for clock in self.clocks)
+        ) * 1e3
         MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
         return answer_ms
 
@@ -194,9 +196,9 @@ class SinkModel:
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
         view, model = sink.view, sink.model
         context = sink.rank_at_point.context
-        plan, workers = context.plan, context.workers
+        plan, collectives = context.plan, context.collectives
         assert model is not None
-        assert workers is not None
+        assert collectives is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
         sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
         self._prompts = make_prompts(
@@ -207,7 +209,7 @@ class SinkModel:
         self._maker = plain_or_ranged(plan.experiment, BatchMaker, RangedBatchMaker)(
             model=model,
             steps=steps,
-            collectives=workers,
+            collectives=collectives,
             prompts=prompts,
             output_len=view.point.output_len,
         )

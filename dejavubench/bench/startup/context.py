@@ -32,7 +32,7 @@ class RunContext:
 
     Attributes:
         runnable: the plan, and which arms and points of it run here.
-        workers: connects the workers of this side; None on a sink without a model.
+        collectives: connects the workers of this side; None on a sink without a model.
         process_settings: threads and cores of this process.
         conditions: cores, CPU time and file system of this rank.
         sampler: samples the conditions around each iteration.
@@ -46,7 +46,7 @@ class RunContext:
     devices: Devices
     workspace: Workspace
     comms: Communicators
-    workers: Collectives | None
+    collectives: Collectives | None
     process_settings: ProcessSettings
     conditions: Conditions
     sampler: ConditionsSampler
@@ -91,7 +91,7 @@ class RunContext:
     @property
     def computes(self) -> bool:
         """True if this rank has a part of the model."""
-        return self.workers is not None
+        return self.collectives is not None
 
     def view(self, point: Point, rank: int | None = None) -> WorkerView:
         """Return the part of this rank, or of another one, at a point."""
@@ -101,5 +101,5 @@ class RunContext:
         """Give this process the threads and cores of a point. Called before its model is loaded."""
         self.process_settings.apply(point.settings)
         # A point with more threads may leave a busy-waiting rank no core of its own.
-        if self.workers is not None:
-            self.workers.spin = may_spin(self.ranks, point.settings.threads)
+        if self.collectives is not None:
+            self.collectives.spin = may_spin(self.ranks, point.settings.threads)

@@ -80,7 +80,7 @@ def start(
         devices=devices,
         workspace=workspace,
         comms=comms,
-        workers=connect_workers(comms, ranks, devices.own_device, spin) if computes else None,
+        collectives=connect_workers(comms, ranks, devices.own_device, spin) if computes else None,
         process_settings=process_settings,
         conditions=_find_conditions(runnable, ranks, workspace, computes),
         sampler=_find_sampler(runnable, ranks, devices, workspace),
