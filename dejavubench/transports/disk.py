@@ -50,7 +50,7 @@ class DiskConnector(Connector):
         """Return the probes of each durability; one that has no room on the disk is left out."""
         from dejavubench.dejavulib.destinations.base import StorageError
         from dejavubench.dejavulib.destinations.disk.block_file import durability_of
-        from dejavubench.transports.loops.disk import DiskLoops, write_overhead
+        from dejavubench.transports.loops.disk import DiskLoops, time_write_overhead
 
         probes: list[Probe] = []
         for files in context.files if context.is_source else ():
@@ -64,7 +64,7 @@ class DiskConnector(Connector):
             context.close.callback(loops.close)
             probes += loops.probes()
         # The loop's own cost is the same whatever the durability is, so it is measured once.
-        return [*probes, Probe("disk-run-overhead", "us", write_overhead)] if probes else []
+        return [*probes, Probe("disk-run-overhead", "us", time_write_overhead)] if probes else []
 
 
 class DiskTransport(Transport):

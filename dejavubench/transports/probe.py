@@ -75,8 +75,8 @@ class Probe:
         return None
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long ``work`` takes."""
+def time_call(work: Callable[[], object]) -> float:
+    """Return the seconds that ``work`` takes."""
     began_s = time.perf_counter()
     work()
     return time.perf_counter() - began_s

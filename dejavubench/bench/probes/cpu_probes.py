@@ -11,7 +11,7 @@ import torch
 
 from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.machine.memory import available_nbytes
-from dejavubench.transports.probe import Probe, Sample, seconds
+from dejavubench.transports.probe import Probe, Sample, time_call
 
 LEAST_BUFFER_NBYTES = 128 << 20
 """At least four times the last-level cache of the machines this was written on.
@@ -71,7 +71,7 @@ class CPUMemory:
             ("dot", lambda: torch.dot(self._source, self._source)),
         ]
         return [
-            (nbytes / seconds(work) / 1e9, f"{operation} of {nbytes >> 20} MiB")
+            (nbytes / time_call(work) / 1e9, f"{operation} of {nbytes >> 20} MiB")
             for operation, work in shapes
         ]
 
@@ -80,7 +80,7 @@ class CPUMemory:
         nbytes = self._source.nbytes
         return [
             (
-                nbytes / seconds(lambda: self._target.copy_(self._source)) / 1e9,
+                nbytes / time_call(lambda: self._target.copy_(self._source)) / 1e9,
                 f"{nbytes >> 20} MiB, bytes copied",
             )
         ]
@@ -108,7 +108,7 @@ def copy_loop_compiled() -> list[Sample]:
     """Time the same copies in one call of torch: what they cost without Python's loop."""
     source, target = _allocate_extents()
     strided_view = source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
-    duration_s = seconds(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided_view))
+    duration_s = time_call(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided_view))
     return [(duration_s / EXTENTS * 1e6, _SHAPE)]
 
 
@@ -124,7 +124,7 @@ def matmul(dtype: torch.dtype) -> list[Sample]:
     samples = []
     for side in MATMUL_SIDES:
         a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        samples.append((2 * side**3 / seconds(partial(torch.mm, a, b)) / 1e9, f"{side}³"))
+        samples.append((2 * side**3 / time_call(partial(torch.mm, a, b)) / 1e9, f"{side}³"))
     return samples
 
 

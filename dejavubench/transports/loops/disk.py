@@ -16,7 +16,7 @@ from dejavubench.transports.probe import (
     Probe,
     Sample,
     message_stream,
-    seconds,
+    time_call,
 )
 
 NAIVE_WRITES = 4096
@@ -59,9 +59,12 @@ class DiskLoops:
     def probes(self) -> list[Probe]:
         """Return the raw loop, the destination and the naive loop, of one durability option."""
         return [
-            Probe("disk-write", "GB/s", self.write, self.durability, may_fail=True),
-            Probe("disk-destination", "GB/s", self.destination, self.durability, may_fail=True),
-            Probe("disk-run", "us", self.naive, self.durability, may_fail=True),
+            Probe(name, unit, measure, self.durability, may_fail=True)
+            for name, unit, measure in (
+                ("disk-write", "GB/s", self.time_write),
+                ("disk-destination", "GB/s", self.time_destination),
+                ("disk-run", "us", self.time_naive),
+            )
         ]
 
     def _write_raw(self) -> None:
@@ -77,14 +80,14 @@ class DiskLoops:
             if self.durability != "page-cache":
                 os.fdatasync(self._raw_fd)
 
-    def write(self) -> list[Sample]:
+    def time_write(self) -> list[Sample]:
         """Run the raw loop, over a file that has just been written whole, as the destination's."""
         self._write_raw()
         # Dirty pages of this pass must not be written back in the timed one.
         os.fdatasync(self._raw_fd)
-        return self._sample(seconds(self._write_raw))
+        return self._sample(time_call(self._write_raw))
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Run the destination's flush."""
         self._destination.begin(self._stream)
         for buffer in self._destination.buffers(self._stream):
@@ -96,7 +99,7 @@ class DiskLoops:
             self._destination.flush(self._stream, chunk, self._data)
         return self._sample(time.perf_counter() - began_s)
 
-    def naive(self) -> list[Sample]:
+    def time_naive(self) -> list[Sample]:
         """Time one 16-byte write of the naive loop, in microseconds."""
         times = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
         views = self._data.numpy()
@@ -119,11 +122,11 @@ class DiskLoops:
         self._destination.close()
 
 
-def write_overhead() -> list[Sample]:
+def time_write_overhead() -> list[Sample]:
     """Time the naive loop's write to nowhere, in microseconds: Python and the system call alone."""
     small_buffer = aligned_buffer(16).numpy().data
     with open(os.devnull, "wb", buffering=0) as null_device:
-        duration_s = seconds(
+        duration_s = time_call(
             lambda: [os.pwrite(null_device.fileno(), small_buffer, 0) for _ in range(NAIVE_WRITES)]
         )
     return [(duration_s / NAIVE_WRITES * 1e6, "16 B to /dev/null")]

@@ -22,8 +22,8 @@ from dejavubench.transports.probe import (
     Sample,
     message_stream,
     nbytes_in_time,
-    seconds,
     size_text,
+    time_call,
 )
 
 NAIVE_MESSAGES = 2000
@@ -42,16 +42,16 @@ class MPILoops:
         self._peer = rank_pair.peer
         self._is_source = rank_pair.is_source
         self._slots = [aligned_buffer(MESSAGE_NBYTES).fill_(slot) for slot in range(WINDOW)]
-        self._message = 0  # bytes; not known before the first probe
+        self._message_nbytes = 0  # not known before the first probe
 
     def probes(self) -> list[Probe]:
         """Return the raw loops, the destination, and the loop of naive messages."""
         return [
-            Probe("mpi-ping-pong", "GB/s", self.ping_pong),
+            Probe("mpi-ping-pong", "GB/s", self.time_ping_pong),
             Probe("mpi-windowed", "GB/s", self.time_windows),
-            Probe("mpi-destination", "GB/s", self.destination),
-            Probe("mpi-message", "us", self.message),
-            Probe("mpi-message-overhead", "us", self.message_overhead),
+            Probe("mpi-destination", "GB/s", self.time_destination),
+            Probe("mpi-message", "us", self.time_message),
+            Probe("mpi-message-overhead", "us", self.time_message_overhead),
         ]
 
     def _choose_message_nbytes(self) -> int:
@@ -59,7 +59,7 @@ class MPILoops:
 
         The source tries the link once and tells the sink how large messages will be.
         """
-        if not self._message:
+        if not self._message_nbytes:
             # Both sides must know the size before the first message of it.
             pacing_message = self._slots[0].numpy()[:PACING_NBYTES]
             answer = bytearray(8)
@@ -68,23 +68,23 @@ class MPILoops:
                 began_s = time.perf_counter()
                 self._comm.Send(pacing_message, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
-                self._message = nbytes_in_time(
+                self._message_nbytes = nbytes_in_time(
                     PACING_NBYTES / (time.perf_counter() - began_s), MESSAGES
                 )
-                self._comm.Send(self._message.to_bytes(8, "little"), self._peer)
+                self._comm.Send(self._message_nbytes.to_bytes(8, "little"), self._peer)
             else:
                 self._comm.Recv(pacing_message, self._peer)
                 self._comm.Send(bytearray(1), self._peer)
                 self._comm.Recv(answer, self._peer)
-                self._message = int.from_bytes(answer, "little")
-        return self._message
+                self._message_nbytes = int.from_bytes(answer, "little")
+        return self._message_nbytes
 
     def _cut_window(self) -> list[np.ndarray]:
         """Return a window of messages."""
         nbytes = self._choose_message_nbytes()
         return [slot.numpy()[:nbytes] for slot in self._slots]
 
-    def ping_pong(self) -> list[Sample]:
+    def time_ping_pong(self) -> list[Sample]:
         """Send one message back and forth."""
         samples = []
         largest_nbytes = self._choose_message_nbytes()
@@ -122,7 +122,7 @@ class MPILoops:
                 self._comm.Send(answer, self._peer)
         return self._sample(time.perf_counter() - began_s)
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Run the destination: flush on this side, receive and acknowledge on the other."""
         nbytes = self._choose_message_nbytes()
         stream = message_stream(MESSAGES, self._peer, nbytes)
@@ -158,7 +158,7 @@ class MPILoops:
             endpoint.finish()
         return self._sample(time.perf_counter() - began_s)
 
-    def message(self) -> list[Sample]:
+    def time_message(self) -> list[Sample]:
         """Time one 16-byte message of the naive loop, in microseconds."""
         extent = self._slots[0].numpy().data[:16]
         self._rank_pair.begin()
@@ -173,12 +173,12 @@ class MPILoops:
             send(extent, self._peer)
         return [((time.perf_counter() - began_s) / NAIVE_MESSAGES * 1e6, "16 B, MPI_Ssend")]
 
-    def message_overhead(self) -> list[Sample]:
+    def time_message_overhead(self) -> list[Sample]:
         """Time the same message to nobody, in microseconds: the loop, the view and mpi4py."""
         # A send to MPI_PROC_NULL goes through everything but the MPI library's transport.
         extent = self._slots[0].numpy().data[:16]
         send = self._comm.Ssend
-        duration_s = seconds(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
+        duration_s = time_call(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
         return (
             [(duration_s / NAIVE_MESSAGES * 1e6, "16 B to MPI_PROC_NULL")]
             if self._is_source
@@ -188,8 +188,8 @@ class MPILoops:
     def _sample(self, duration_s: float) -> list[Sample]:
         if not self._is_source:
             return []
-        shape = f"{size_text(self._message)} messages, window {WINDOW}"
-        return [(MESSAGES * self._message / duration_s / 1e9, shape)]
+        shape = f"{size_text(self._message_nbytes)} messages, window {WINDOW}"
+        return [(MESSAGES * self._message_nbytes / duration_s / 1e9, shape)]
 
 
 def _leave_in_slot(packed: torch.Tensor) -> None:

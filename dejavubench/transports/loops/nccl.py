@@ -31,9 +31,9 @@ class NCCLLoop:
 
     def probes(self) -> list[Probe]:
         """Return the one raw loop; the link itself stays open for the destination."""
-        return [Probe("nccl-send", "GB/s", self.send)]
+        return [Probe("nccl-send", "GB/s", self.time_send)]
 
-    def send(self) -> list[Sample]:
+    def time_send(self) -> list[Sample]:
         """Run the raw loop: messages one behind the other, then one byte back by MPI."""
         send_or_receive = self._link.send if self._rank_pair.is_source else self._link.recv
         self._rank_pair.begin()

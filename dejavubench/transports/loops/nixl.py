@@ -55,11 +55,11 @@ class NIXLLoops:
     def probes(self) -> list[Probe]:
         """Return the raw loop of writes, and the destination with the same sizes."""
         return [
-            Probe("nixl-raw", "GB/s", self.raw),
-            Probe("nixl-destination", "GB/s", self.destination),
+            Probe("nixl-raw", "GB/s", self.time_raw),
+            Probe("nixl-destination", "GB/s", self.time_destination),
         ]
 
-    def raw(self) -> list[Sample]:
+    def time_raw(self) -> list[Sample]:
         """Run the raw loop: windows of writes, each waited for whole.
 
         Nothing is scattered or acknowledged.
@@ -84,7 +84,7 @@ class NIXLLoops:
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
         return self._sample(time.perf_counter() - began_s)
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Run the destination: flush on this side, slots and acknowledgements from the other."""
         self._rank_pair.begin()
         began_s = time.perf_counter()

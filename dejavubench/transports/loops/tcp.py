@@ -69,23 +69,23 @@ class TCPLoops:
     """
 
     def __init__(self, connect: Connect) -> None:
-        self._message = _message_nbytes(connect)
-        self._stream = whole_messages(self._message)
+        self._message_nbytes = _choose_message_nbytes(connect)
+        self._stream = whole_messages(self._message_nbytes)
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
         self._destination = connect([self._stream], torch.float32)
-        self._slots = [aligned_buffer(self._message).fill_(slot) for slot in range(WINDOW)]
+        self._slots = [aligned_buffer(self._message_nbytes).fill_(slot) for slot in range(WINDOW)]
         self._small_messages = small_messages()
         self._naive = connect([self._small_messages], torch.float32)
 
     def probes(self) -> list[Probe]:
         """Return the raw loop, the destination, and the loop of naive messages."""
         return [
-            Probe("tcp-raw", "GB/s", self.raw),
-            Probe("tcp-destination", "GB/s", self.destination),
-            Probe("tcp-message", "us", self.message),
+            Probe("tcp-raw", "GB/s", self.time_raw),
+            Probe("tcp-destination", "GB/s", self.time_destination),
+            Probe("tcp-message", "us", self.time_message),
         ]
 
-    def raw(self) -> list[Sample]:
+    def time_raw(self) -> list[Sample]:
         """Run the raw loop: whole messages with nothing between them, then one byte back."""
         _begin(self._destination, self._stream)
         began_s = time.perf_counter()
@@ -94,7 +94,7 @@ class TCPLoops:
         )
         return self._sample(time.perf_counter() - began_s)
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Run the destination's flush, and the sink's receipt and acknowledgement."""
         destination, stream = self._destination, self._stream
         _begin(destination, stream)
@@ -106,7 +106,7 @@ class TCPLoops:
         _wait(destination, stream, len(self._chunks) - 1)
         return self._sample(time.perf_counter() - began_s)
 
-    def message(self) -> list[Sample]:
+    def time_message(self) -> list[Sample]:
         """Time one 16-byte message that the sink has answered, in microseconds."""
         extent = self._slots[0].numpy().data[:16]
         (chunk,) = self._small_messages.schedule.all_chunks(LEVELS["0"])
@@ -121,8 +121,8 @@ class TCPLoops:
     def _sample(self, duration_s: float) -> list[Sample]:
         return [
             (
-                MESSAGES * self._message / duration_s / 1e9,
-                f"{MESSAGES} × {size_text(self._message)} messages",
+                MESSAGES * self._message_nbytes / duration_s / 1e9,
+                f"{MESSAGES} × {size_text(self._message_nbytes)} messages",
             )
         ]
 
@@ -149,7 +149,7 @@ def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk_index: int)
             raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
 
 
-def _message_nbytes(connect: Connect) -> int:
+def _choose_message_nbytes(connect: Connect) -> int:
     """Return the bytes of a message, by how long a first one takes on its own connection."""
     stream = message_stream(1, nbytes=PACING_NBYTES)
     destination = connect([stream], torch.float32)
