@@ -26,7 +26,7 @@ LEAST_RATE, MOST_RATE = 1.0, 1e15
 _NUMBER_PATTERN = r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})"
 
 
-def fraction(value: object) -> float:
+def parse_fraction(value: object) -> float:
     """Return ``0.5%`` or ``0.005`` as a fraction.
 
     Raises:
@@ -46,7 +46,7 @@ def fraction(value: object) -> float:
     return number
 
 
-def seconds(value: object) -> float:
+def parse_seconds(value: object) -> float:
     """Return ``600``, ``600s``, ``10m`` or ``1h`` in seconds.
 
     Raises:
@@ -61,7 +61,7 @@ def seconds(value: object) -> float:
     return number
 
 
-def latency(value: object) -> float:
+def parse_latency(value: object) -> float:
     """Return ``5us``, ``1.5 ms``, ``800ns`` or ``0`` in seconds. Other values need a unit.
 
     Raises:
@@ -79,7 +79,7 @@ def latency(value: object) -> float:
     return latency_s
 
 
-def rate(value: object) -> float:
+def parse_rate(value: object) -> float:
     """Return ``25GB/s``, ``23.3GiB/s`` or ``200Gbit/s`` in bytes per second.
 
     ``B`` is a byte, ``b`` and ``bit`` are a bit; ``ps`` is the same as ``/s``.
@@ -103,7 +103,7 @@ def rate(value: object) -> float:
     return bytes_per_s
 
 
-def address(value: object) -> tuple[str, int]:
+def parse_address(value: object) -> tuple[str, int]:
     """Return host and port of ``host:port``, ``[::1]:port`` or ``:port`` (loopback).
 
     Raises:

@@ -216,7 +216,7 @@ def run(rate: str, arguments: Sequence[str], driver: Sequence[str] = DRIVER) -> 
         NoHostsError: this user or this machine cannot make two hosts.
         InterruptedBySignal: a signal came. All processes that were started have ended.
     """
-    limit = None if rate == UNLIMITED else units.rate(rate)
+    limit = None if rate == UNLIMITED else units.parse_rate(rate)
     program = mpirun_program()
     inherited_variables = {
         name: value for name, value in os.environ.items() if name not in RANK_VARIABLES
@@ -306,7 +306,7 @@ def _parse_rates(
     for rate in rates:
         if rate != UNLIMITED:
             try:
-                units.rate(rate)
+                units.parse_rate(rate)
             except ValueError as error:
                 raise click.BadParameter(f"{error}, nor {UNLIMITED}") from None
     return rates

@@ -25,7 +25,7 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 def _parse_limit(value: object) -> float:
     """Return a percentage or fraction; 0 as well, which forbids any slow-down that is shown."""
-    return 0.0 if str(value).strip() in ("0", "0%", "0 %") else units.fraction(value)
+    return 0.0 if str(value).strip() in ("0", "0%", "0 %") else units.parse_fraction(value)
 
 
 @click.command()

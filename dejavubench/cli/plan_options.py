@@ -152,14 +152,14 @@ _OPTIONS = [
         "--link",
         "rate",
         metavar="RATE",
-        type=ParsedType("rate", units.rate),
+        type=ParsedType("rate", units.parse_rate),
         help="Rate of each link, to add the least times, or to predict overheads for: 25GB/s, "
         "23.3GiB/s, 200Gbit/s.",
     ),
     click.option(
         "--latency",
         metavar="TIME",
-        type=ParsedType("latency", units.latency),
+        type=ParsedType("latency", units.parse_latency),
         help="Latency of each link: 5us, 0.1ms. With --from, latency beyond that of the measured "
         "link. [default: 0]",
     ),

@@ -60,8 +60,8 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     proven and never sent. The caches are not encrypted: use a network that you trust. Every peer is
     logged on stderr.
     """
-    address = _parse_option("--listen", units.address, listen)
-    timeout_s = _parse_option("--timeout", units.seconds, timeout)
+    address = _parse_option("--listen", units.parse_address, listen)
+    timeout_s = _parse_option("--timeout", units.parse_seconds, timeout)
     most_gib = None if max_gib is None else _parse_option("--max-gib", _parse_gib, max_gib)
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:

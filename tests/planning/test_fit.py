@@ -443,7 +443,7 @@ def test_durations_are_printed_in_the_unit_that_suits_them(value: float, text: s
     ],
 )
 def test_rates_are_read_as_people_write_them(text: str, rate: float) -> None:
-    assert units.rate(text) == rate
+    assert units.parse_rate(text) == rate
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_rates_are_read_as_people_write_them(text: str, rate: float) -> None:
 )
 def test_a_malformed_rate_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a rate such as"):
-        units.rate(text)
+        units.parse_rate(text)
 
 
 @pytest.mark.parametrize(
@@ -468,10 +468,10 @@ def test_a_malformed_rate_is_refused(text: object) -> None:
     ],
 )
 def test_latencies_are_read_as_people_write_them(text: str, seconds: float) -> None:
-    assert units.latency(text) == seconds
+    assert units.parse_latency(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["5", "us", "-5us", "1h", "1.2.3us", 5, ""])
 def test_a_malformed_latency_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is not a latency such as"):
-        units.latency(text)
+        units.parse_latency(text)

@@ -154,7 +154,7 @@ def test_a_sink_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) -> None:
-    assert units.address(text) == address
+    assert units.parse_address(text) == address
 
 
 @pytest.mark.parametrize(
@@ -162,4 +162,4 @@ def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) ->
 )
 def test_a_malformed_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address such as"):
-        units.address(text)
+        units.parse_address(text)

@@ -200,7 +200,7 @@ def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
     stated_link = run.header.experiment.get("link")
     if stated_link in (None, UNLIMITED_RATE):
         return None
-    rate = units.rate(stated_link)
+    rate = units.parse_rate(stated_link)
     # An emulated link counts whole packets. A real one is stated for payload.
     if hosts_of(run, samples.info) == EMULATED_PLACE:
         rate *= PAYLOAD_SHARE
@@ -242,7 +242,7 @@ def _burst_nbytes(run: Run, samples: ArmSamples) -> float:
     rate = run.header.experiment.get("link")
     if rate in (None, UNLIMITED_RATE) or hosts_of(run, samples.info) != EMULATED_PLACE:
         return 0.0
-    return float(burst_nbytes(units.rate(rate)))
+    return float(burst_nbytes(units.parse_rate(rate)))
 
 
 def _packet_nbytes(

@@ -144,7 +144,7 @@ def _find_sampler(
     if devices.number is not None:
         gpu = str(torch.cuda.get_device_properties(devices.number).uuid)
     # A sink outside the job that listens on this host is part of what is measured.
-    ports = [units.address(peer)[1] for peer in runnable.experiment.peer]
+    ports = [units.parse_address(peer)[1] for peer in runnable.experiment.peer]
     member = Member.here(ranks.host, machine_digest().hex(), ranks.cores, gpu, ports)
     members = ranks.world.allgather(member)
     return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)

@@ -14,6 +14,8 @@ from dejavubench.config.options.option_types import MOST_ROUNDS, RoundsOption, a
 
 _option = partial(option, "Measurement")
 
+_FRACTION_OR_NONE = BeforeValidator(unless_none(units.parse_fraction))
+
 
 class MeasurementOptions(BaseModel):
     """Rounds, precision, verification and ceilings."""
@@ -37,18 +39,18 @@ class MeasurementOptions(BaseModel):
             fixed_on_restart=True,
         )
     )
-    precision: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = _option(
+    precision: Annotated[float | None, _FRACTION_OR_NONE] = _option(
         None,
         "P%",
         "Add rounds until the 95 % interval of every overhead is within ± P. none switches it off.",
         reset_on_restart=True,
         fixed_on_restart=True,
     )
-    max_time: Annotated[float, BeforeValidator(units.seconds)] = _option(
+    max_time: Annotated[float, BeforeValidator(units.parse_seconds)] = _option(
         600.0, "TIME", "Longest time for the rounds of one point with --precision, e.g. 10m."
     )
-    target_overhead: Annotated[float | None, BeforeValidator(unless_none(units.fraction))] = (
-        _option(None, "P%", "Overhead to judge each arm by: met, missed or unresolved.")
+    target_overhead: Annotated[float | None, _FRACTION_OR_NONE] = _option(
+        None, "P%", "Overhead to judge each arm by: met, missed or unresolved."
     )
     verify: bool = _option(True, "", "Compare every byte that arrived, outside the clock.")
     ceilings: bool = _option(

@@ -161,7 +161,7 @@ def as_peers(value: Any) -> Any:
     """Read addresses of sinks, ``host:port`` each. No peer at all is allowed."""
     peers = () if value in ((), []) else as_list(value)
     for peer in peers:
-        units.address(peer)
+        units.parse_address(peer)
     return peers
 
 
@@ -174,7 +174,7 @@ def as_stores(value: Any) -> Any:
 def as_link(value: Any) -> Any:
     """Read the rate of a link, or ``unlimited``. The text itself is kept."""
     if value not in (None, UNLIMITED):
-        units.rate(value)
+        units.parse_rate(value)
     return value
 
 
@@ -219,10 +219,10 @@ def as_folder(value: Any) -> Any:
 
 def as_rank_timeout(value: Any) -> float:
     """Read a time in seconds after which a silent rank is at fault; 0 switches it off."""
-    # units.seconds refuses 0, which is the switch here.
+    # units.parse_seconds refuses 0, which is the switch here.
     if values.text_of(value) in ("0", "0s", "0.0"):
         return 0.0
-    timeout = units.seconds(value)
+    timeout = units.parse_seconds(value)
     if timeout < LEAST_RANK_TIMEOUT:
         raise ValueError(
             f"{shown(value)} is too short: on a busy machine a rank may be silent for longer. "

@@ -154,6 +154,6 @@ class StreamingOptions(BaseModel):
         (16,), "MIB[,MIB…]", "Size of each staging slot, in MiB. Larger chunks are cut."
     )
     staging_slots: SweptCountOption = _option((4,), "N[,N…]", "Staging slots per source.")
-    drain_timeout: Annotated[float, BeforeValidator(units.seconds)] = _option(
+    drain_timeout: Annotated[float, BeforeValidator(units.parse_seconds)] = _option(
         60.0, "TIME", "Fail the run if streaming makes no progress for this long."
     )

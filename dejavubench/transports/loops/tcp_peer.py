@@ -13,7 +13,7 @@ from dejavubench.dejavulib.destinations.tcp.wire import RefusedError, TokenError
 from dejavubench.errors import UsageError
 from dejavubench.transports.loops.tcp_services import MeasuredTCPDestination
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE, read_token
-from dejavubench.units import address
+from dejavubench.units import parse_address
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TCPPeer:
             UsageError: there is no token, or nobody at this address shares it.
         """
         try:
-            wire = connect(address(peer), read_token(), timeout)
+            wire = connect(parse_address(peer), read_token(), timeout)
         except TokenError as error:
             raise UsageError(
                 f"--peer {peer}: {error}. Set {TOKEN_VARIABLE} to the sink's token."
@@ -85,7 +85,7 @@ class TCPPeer:
             StreamingError: the sink refuses, or is not there any more.
         """
         return MeasuredTCPDestination(
-            address=address(self.peer),
+            address=parse_address(self.peer),
             token=read_token(),
             streams=streams,
             dtype=dtype,
