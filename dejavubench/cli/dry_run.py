@@ -17,7 +17,7 @@ from dejavubench.errors import UsageError
 from dejavubench.planning import duration, fit
 from dejavubench.planning.devices import device_numbers, too_few_devices
 from dejavubench.planning.duration import Rates
-from dejavubench.planning.memory import memory, worker_geometry
+from dejavubench.planning.memory import estimate_memory, worker_geometry
 from dejavubench.units import count_text, nbytes_text, seconds_text
 
 
@@ -29,7 +29,7 @@ def describe(plan: Plan) -> None:
     # Points that this session leaves out are neither skipped nor estimated.
     skip_reasons = {
         point_id: reason
-        for point_id, reason in fit.reasons(plan, host).items()
+        for point_id, reason in fit.find_skip_reasons(plan, host).items()
         if point_id in plan.starts
     }
     remarks = (
@@ -189,7 +189,7 @@ def _need_cells(
     """Return a point's last cells, in the order of :func:`_need_headings`."""
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_need_headings(plan)) - 1), "SKIPPED"]
-    needs = memory(plan, point)
+    needs = estimate_memory(plan, point)
     sources = plan.sources
     sinks = plan.sinks
     texts = [

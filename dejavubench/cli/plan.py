@@ -129,7 +129,7 @@ def _choose_spec(named_spec: ModelSpec | None, folder: Path | None) -> ModelSpec
 
 def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
     """Return the traffic between the two setups that the options ask for."""
-    from dejavubench.planning.traffic import traffic
+    from dejavubench.planning.traffic import plan_traffic
 
     cuts = _choose_cuts(spec, sizes, "", default=spec.layer_cuts(1))
     point, source = _make_side(
@@ -151,7 +151,7 @@ def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) 
                 f"{setup.microbatch_size}. Give --requests a multiple of both sides' microbatches"
             )
     try:
-        return traffic(point, source, sink, in_flight)
+        return plan_traffic(point, source, sink, in_flight)
     except ValueError as error:
         raise BadInput(str(error)) from None
 

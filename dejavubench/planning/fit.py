@@ -13,7 +13,7 @@ from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.planning.devices import device_numbers
-from dejavubench.planning.memory import Memory, memory
+from dejavubench.planning.memory import Memory, estimate_memory
 from dejavubench.units import count_text, nbytes_text
 
 STAGING_SHARE = 0.5
@@ -39,7 +39,7 @@ class HostResources:
         return cls(available_nbytes(), devices)
 
 
-def reasons(
+def find_skip_reasons(
     plan: Plan, host: HostResources, sources: int | None = None, sinks: int | None = None
 ) -> dict[str, str]:
     """Return why points cannot run on a host, and what they would need: point's id → reason.
@@ -64,7 +64,7 @@ def _find_reason(
         return point.problem
     if on_cuda and point.data_type == "fp32":
         return NO_FP32_ON_CUDA
-    needs = memory(plan, point)
+    needs = estimate_memory(plan, point)
     name = point.spec.name
     if on_cuda and (shortage := _find_shortage(plan, needs, host, sources, sinks)):
         return f"{name} needs {shortage}"

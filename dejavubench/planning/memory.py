@@ -81,7 +81,7 @@ class Memory:
         return dict(used_nbytes)
 
 
-def memory(plan: Plan, point: Point) -> Memory:
+def estimate_memory(plan: Plan, point: Point) -> Memory:
     """Return the memory that ``point`` takes on the device that the plan is for."""
     experiment = plan.experiment
     in_flight = point.pipeline_para_size

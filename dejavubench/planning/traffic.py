@@ -177,7 +177,7 @@ class Traffic:
         return dict(sorted(volumes.items()))
 
 
-def traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
+def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
     """Return the traffic of all positions of ``requests`` requests.
 
     Microbatches of the two sides begin together after every lcm of their sizes: the requests up to

@@ -268,7 +268,7 @@ def test_a_dry_run_of_an_experiment_that_cannot_run_here_says_so_and_exits_with_
 
     monkeypatch.setattr(
         fit,
-        "reasons",
+        "find_skip_reasons",
         lambda plan, room: {"p000": "gpt2 needs 2 GiB of memory; 1 GiB are available"},
     )
     dry_run = call("run", "--dry-run", "--model", "gpt2")

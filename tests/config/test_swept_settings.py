@@ -18,7 +18,7 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.planning.duration import Rates, compute_seconds
-from dejavubench.planning.memory import memory
+from dejavubench.planning.memory import estimate_memory
 from dejavubench.planning.staging import MIB
 from dejavubench.records import POINT_SETTINGS, RUN_FILE, PointInfo
 from helpers.cli_calls import call
@@ -155,7 +155,7 @@ def test_the_most_threads_of_a_sweep_are_held_against_the_cores() -> None:
 
 def test_memory_is_that_of_each_points_own_staging() -> None:
     plan = load(None, {**CPU, "staging_mib": "4,64", "staging_slots": "2,8"}, {})
-    needs = [memory(plan, point) for point in plan.points]
+    needs = [estimate_memory(plan, point) for point in plan.points]
     assert [need.staging.host_nbytes // MIB for need in needs] == [8, 32, 128, 512]
     # A sink has two slots for its one stream.
     sinks = [need.sink.host_nbytes - needs[0].sink.host_nbytes for need in needs]

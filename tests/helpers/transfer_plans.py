@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.config.points import LayoutName, Point
 from dejavubench.dejavulib.exchange import Setup
 from dejavubench.models.hub import specs
-from dejavubench.planning.traffic import Traffic, traffic
+from dejavubench.planning.traffic import Traffic, plan_traffic
 
 
 def traffic_between(
@@ -30,4 +30,4 @@ def traffic_between(
         tensor_para_size=source.tensor_parallel,
         pipeline_para_size=source.stages,
     )
-    return traffic(point, source, sink, requests)
+    return plan_traffic(point, source, sink, requests)

@@ -132,9 +132,9 @@ def test_staging_takes_half_of_the_memory_at_most() -> None:
     plan = load(
         None, {"device": "cpu", "model": "gpt2", "streaming": "mpi", "staging_slots": 512}, {}
     )
-    assert fit.reasons(plan, HostResources(15 << 30)) == {
+    assert fit.find_skip_reasons(plan, HostResources(15 << 30)) == {
         "p000": "--staging-slots 512 × --staging-mib 16 take 8.00 GiB for 1 source: more than half "
         "of the 15.0 GiB that are available"
     }
-    assert fit.reasons(plan, HostResources(17 << 30)) == {}
-    assert "gpt2 needs" in fit.reasons(plan, HostResources(8 << 30))["p000"]
+    assert fit.find_skip_reasons(plan, HostResources(17 << 30)) == {}
+    assert "gpt2 needs" in fit.find_skip_reasons(plan, HostResources(8 << 30))["p000"]

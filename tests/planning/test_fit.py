@@ -68,21 +68,24 @@ def test_cache_is_of_all_microbatches_in_flight() -> None:
     cache_nbytes = (
         4 * 288 * 2 * 12 * 768 * 2
     )  # requests × positions × K and V × layers × hidden × bytes
-    assert memory.memory(one_stage, one_stage.points[0]).cache_nbytes == cache_nbytes
+    assert memory.estimate_memory(one_stage, one_stage.points[0]).cache_nbytes == cache_nbytes
     # Each rank has a third of the layers, and holds three microbatches of them.
-    assert memory.memory(three, three.points[0]).cache_nbytes == 3 * cache_nbytes // 3
+    assert memory.estimate_memory(three, three.points[0]).cache_nbytes == 3 * cache_nbytes // 3
 
 
 @pytest.mark.parametrize(("data_type", "itemsize"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) -> None:
     plan = plan_of(model="gpt2", inference_data_type=data_type)
-    assert memory.memory(plan, plan.points[0]).weights_nbytes == itemsize * SPECS["gpt2"].parameters
+    assert (
+        memory.estimate_memory(plan, plan.points[0]).weights_nbytes
+        == itemsize * SPECS["gpt2"].parameters
+    )
 
 
 def test_each_destination_adds_what_it_takes() -> None:
     def needs(streaming: str) -> Memory:
         plan = plan_of(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
-        return memory.memory(plan, plan.points[0])
+        return memory.estimate_memory(plan, plan.points[0])
 
     streamed = plan_of(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
     none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
@@ -98,10 +101,10 @@ def test_each_destination_adds_what_it_takes() -> None:
 
 def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     sweep = plan_of(model="gpt2,opt-66b", inference_data_type="fp16")
-    reasons = fit.reasons(sweep, HostResources(20 * GIB))
+    reasons = fit.find_skip_reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
     needed = units.nbytes_text(
-        memory.memory(sweep, sweep.points[1]).host_nbytes(sources=1, sinks=0)
+        memory.estimate_memory(sweep, sweep.points[1]).host_nbytes(sources=1, sinks=0)
     )
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
     fit.refuse_if_none_runs(sweep, reasons)
@@ -110,15 +113,15 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
 def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
     plan = plan_of(model="opt-66b")
     with pytest.raises(UsageError, match=r"^opt-66b needs .* of memory; 20\.0 GiB are available$"):
-        fit.refuse_if_none_runs(plan, fit.reasons(plan, HostResources(20 * GIB)))
+        fit.refuse_if_none_runs(plan, fit.find_skip_reasons(plan, HostResources(20 * GIB)))
 
 
 def test_only_the_ranks_of_this_host_count() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
-    needs = memory.memory(plan, plan.points[0])
+    needs = memory.estimate_memory(plan, plan.points[0])
     room = needs.host_nbytes(sources=1, sinks=0)
-    assert fit.reasons(plan, HostResources(room)).keys() == {"p000"}
-    assert not fit.reasons(plan, HostResources(room), sources=1, sinks=0)
+    assert fit.find_skip_reasons(plan, HostResources(room)).keys() == {"p000"}
+    assert not fit.find_skip_reasons(plan, HostResources(room), sources=1, sinks=0)
 
 
 # ---- memory of a GPU ----
@@ -127,7 +130,7 @@ def test_only_the_ranks_of_this_host_count() -> None:
 def cuda_needs(**values: Any) -> Memory:
     values = {"model": "opt-13b", "ubatch_size": 8, "input_len": 500, "output_len": 500, **values}
     plan = plan_of(device="cuda", **values)
-    return memory.memory(plan, plan.points[0])
+    return memory.estimate_memory(plan, plan.points[0])
 
 
 @pytest.mark.usefixtures("gpu")
@@ -209,7 +212,9 @@ def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_fp32_is_skipped_on_a_gpu() -> None:
     points = plan_of(inference_data_type="fp32,fp16", model="gpt2")
-    assert fit.reasons(points, HostResources(64 * GIB, (H200,))) == {"p000": NO_FP32_ON_CUDA}
+    assert fit.find_skip_reasons(points, HostResources(64 * GIB, (H200,))) == {
+        "p000": NO_FP32_ON_CUDA
+    }
     with pytest.raises(UsageError, match="fp32 does not run on a GPU"):
         plan_of(inference_data_type="fp32", model="gpt2")
 
@@ -238,7 +243,7 @@ def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_source
 def test_ranks_on_one_gpu_add_up() -> None:
     values = {"model": "opt-13b", "streaming": "nccl", "nccl_loopback": True}
     plan = plan_of(**values)
-    needs = memory.memory(plan, plan.points[0])
+    needs = memory.estimate_memory(plan, plan.points[0])
     both_nbytes = needs.source.device_nbytes + needs.sink.device_nbytes
     assert needs.nbytes_by_device(device_numbers(plan, sources=1, sinks=1, devices=1)) == {
         0: both_nbytes
@@ -246,22 +251,22 @@ def test_ranks_on_one_gpu_add_up() -> None:
     enough, too_small = (
         CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both_nbytes, both_nbytes - 1)
     )
-    assert not fit.reasons(plan, HostResources(64 * GIB, (enough,)))
-    assert fit.reasons(plan, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
+    assert not fit.find_skip_reasons(plan, HostResources(64 * GIB, (enough,)))
+    assert fit.find_skip_reasons(plan, HostResources(64 * GIB, (too_small,))).keys() == {"p000"}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
     sweep = plan_of(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
-    reasons = fit.reasons(sweep, HostResources(64 * GIB, (H200,)))
-    needed = units.nbytes_text(memory.memory(sweep, sweep.points[1]).source.device_nbytes)
+    reasons = fit.find_skip_reasons(sweep, HostResources(64 * GIB, (H200,)))
+    needed = units.nbytes_text(memory.estimate_memory(sweep, sweep.points[1]).source.device_nbytes)
     assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_host_memory_counts_on_cuda_too() -> None:
     plan = plan_of(model="opt-13b", streaming="host")
-    (reason,) = fit.reasons(plan, HostResources(GIB, (H200,))).values()
+    (reason,) = fit.find_skip_reasons(plan, HostResources(GIB, (H200,))).values()
     assert reason.endswith("of memory; 1.00 GiB are available")
 
 
@@ -269,8 +274,8 @@ def test_host_memory_counts_on_cuda_too() -> None:
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
     room = HostResources(64 * GIB)
-    assert fit.reasons(plan, room, sources=0, sinks=1) == {}
-    assert fit.reasons(plan, room, sources=1, sinks=0) == {
+    assert fit.find_skip_reasons(plan, room, sources=0, sinks=1) == {}
+    assert fit.find_skip_reasons(plan, room, sources=1, sinks=0) == {
         "p000": "gpt2 needs a CUDA device; none is found on this host"
     }
 
@@ -291,7 +296,7 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
-    assert fit.reasons(plan, HostResources.here(plan)) == {}
+    assert fit.find_skip_reasons(plan, HostResources.here(plan)) == {}
     assert too_few_devices(plan, ()) is None
 
 

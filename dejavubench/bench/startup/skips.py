@@ -22,7 +22,7 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     """Return why points cannot run on this rank's host: memory first, then room on the disk."""
     plan, experiment = runnable.plan, runnable.experiment
     sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    reasons_of_plan = fit.reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    reasons_of_plan = fit.find_skip_reasons(plan, fit.HostResources.here(plan), sources, sinks)
     reasons = {
         point_id: reason for point_id, reason in reasons_of_plan.items() if point_id in plan.starts
     }
