@@ -31,8 +31,8 @@ def run(
     output: Path | None,
     force: bool,
     gate: bool,
-    folder: Path | None,
-    only: tuple[str, ...] | None,
+    continued_folder: Path | None,
+    point_ids: tuple[str, ...] | None,
     old_restart_request: Path | None,
     **flags: Any,
 ) -> None:
@@ -56,8 +56,8 @@ def run(
         overrides["resume"] = old_restart_request
     arguments = RunArguments(
         config=config,
-        continued_folder=folder,
-        point_ids=only,
+        continued_folder=continued_folder,
+        point_ids=point_ids,
         overrides=overrides,
         result_file=None if output is None else ResultFile(output, force),
         gate=gate,

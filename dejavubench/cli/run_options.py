@@ -36,7 +36,7 @@ OWN_OPTIONS = (
     ),
     click.option(
         "--continue",
-        "folder",
+        "continued_folder",
         metavar="DIR",
         type=PATH,
         help="Measure the rounds that are missing in the run of DIR, with its settings, in place "
@@ -45,7 +45,7 @@ OWN_OPTIONS = (
     ),
     click.option(
         "--points",
-        "only",
+        "point_ids",
         metavar="ID[,ID…]",
         type=ParsedType("points", _parse_ids),
         help="Measure these points alone, such as p003,p007. --dry-run lists them.",
