@@ -113,12 +113,12 @@ class Window(Line):
 
 @dataclass
 class HostLog:
-    """One host's file, read. ``torn``: a crash cut off the last line."""
+    """One host's file, read. ``is_torn``: a crash cut off the last line."""
 
     path: Path
     host: HostInfo
     windows: list[Window] = field(default_factory=list)
-    torn: bool = False
+    is_torn: bool = False
 
 
 CONDITION: TypeAdapter[HostInfo | Window] = TypeAdapter(
@@ -163,7 +163,7 @@ def read_host(path: Path) -> HostLog | None:
         if record is None:
             # Cut off by a crash. Without a host's line before it, nothing of the file is known.
             if log is not None:
-                log.torn = True
+                log.is_torn = True
             continue
         # True for a second host line, and for a window before the first one.
         if isinstance(record, HostInfo) is (log is not None):

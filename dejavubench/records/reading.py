@@ -183,7 +183,7 @@ def _read_session(
         if first_exit_session(name) == session_number
         and (first_exit := _read_first_exit(folder / name))
     ]
-    altered_names = [log.path.name for log in ranks if log.altered]
+    altered_names = [log.path.name for log in ranks if log.is_altered]
     end_records = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
     path = folder / session_file(session_number)

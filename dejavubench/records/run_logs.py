@@ -26,16 +26,16 @@ class RankLog:
 
     Attributes:
         lines: line number of each record in the file.
-        torn: whether a crash cut off the last line.
-        altered: whether the lines differ from those that the End record's digest was made of.
+        is_torn: whether a crash cut off the last line.
+        is_altered: whether the lines differ from those that the End record's digest was made of.
     """
 
     path: Path
     rank: int
     records: tuple[Record, ...] = ()
     lines: tuple[int, ...] = ()
-    torn: bool = False
-    altered: bool = False
+    is_torn: bool = False
+    is_altered: bool = False
     _by_class: dict[type[Line], list[tuple[int, Any]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -217,7 +217,7 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest_of_point = largest_numbers.get(point.id, LargestNumbers())
-        requested_rounds = asked_rounds(sessions, point.id) if rounds is None else rounds
+        requested_rounds = find_requested_rounds(sessions, point.id) if rounds is None else rounds
         missing_count = requested_rounds - len(whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
         is_over = point.id not in unfinished_ids and _is_over(sessions, trimmed_sessions, point.id)
@@ -240,7 +240,7 @@ def missing_rounds(
     return starts
 
 
-def asked_rounds(sessions: Sequence[Run], point_id: str) -> int:
+def find_requested_rounds(sessions: Sequence[Run], point_id: str) -> int:
     """Return the rounds that a point shall have: the most that a session was asked for."""
     requested_rounds = [
         run.session.rounds

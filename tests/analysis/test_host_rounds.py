@@ -433,7 +433,7 @@ def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -
     text = path.read_text()
     path.write_text(text[:-20])
     (log,) = read_conditions(folder)
-    assert log.torn
+    assert log.is_torn
     assert len(log.windows) == 11
     for damaged, why in (
         (text.replace('"wall_s":1.0', '"wall_s":"1"', 1), "wall_s"),

@@ -199,7 +199,7 @@ def _check_ends(run: Run) -> Iterator[str]:
 def _ends_once(log: RankLog) -> bool:
     return (
         isinstance(log.records[-1], End)
-        and not log.torn
+        and not log.is_torn
         and sum(1 for _ in log.records_of(End)) == 1
     )
 

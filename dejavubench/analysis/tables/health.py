@@ -153,7 +153,7 @@ def _note_torn_lines(run: Run) -> list[Note]:
             f"{log.path.name}: the last line is cut off, as its process ended while writing it"
         )
         for log in run.ranks
-        if log.torn
+        if log.is_torn
     ]
 
 
