@@ -44,7 +44,8 @@ def send(comm: MPI.Intracomm) -> list[str]:
     while time.monotonic() < until:
         complete = destination.poll_completed(stream)
     begun = sum(
-        extent.write is not None or extent.written for extent in destination._under_way[stream.key]
+        extent.write is not None or extent.is_written
+        for extent in destination._under_way[stream.key]
     )
     lines = [f"{begun} of {CHUNKS} begun, {complete} complete"]
     comm.Barrier()

@@ -48,23 +48,23 @@ class _SentChunk:
     """A chunk on its way.
 
     Attributes:
-        moved: when its send was seen to be done; None as long as it is not.
+        moved_ns: when its send was seen to be done; None as long as it is not.
     """
 
-    __slots__ = ("_ack", "_send", "_sink_ns", "moved")
+    __slots__ = ("_ack", "_send", "_sink_ns", "moved_ns")
 
     def __init__(self, send: MPI.Request, ack: MPI.Request, sink_ns_bytes: bytearray) -> None:
         self._send = send
         self._ack = ack
         self._sink_ns = sink_ns_bytes
-        self.moved: int | None = None
+        self.moved_ns: int | None = None
 
     def is_acknowledged(self) -> bool:
         """Return whether the sink has acknowledged it and its buffer is free as well."""
-        if self.moved is None:
+        if self.moved_ns is None:
             if not _is_done(self._send):
                 return False
-            self.moved = chunk_times.now()
+            self.moved_ns = chunk_times.now()
         return self._ack.Test()
 
     @property
@@ -140,7 +140,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
             acknowledged = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((acknowledged.moved, acknowledged.sink_ns))
+                self._receipts[stream.key].append((acknowledged.moved_ns, acknowledged.sink_ns))
         return self._completed[stream.key]
 
 

@@ -36,22 +36,22 @@ class _SentChunk:
 
     Attributes:
         packed: the chunk's buffer; None if its extents are sent.
-        filled: the mark after which ``packed`` holds the chunk.
-        sent: the mark after which it has left; None until it is issued.
-        moved: when that mark was seen to be reached.
+        filled_mark: the mark after which ``packed`` holds the chunk.
+        sent_mark: the mark after which it has left; None until it is issued.
+        moved_ns: when that mark was seen to be reached.
     """
 
     chunk: Chunk
     packed: torch.Tensor | None = None
-    filled: Any = None
-    sent: StreamMark | None = None
-    moved: int | None = None
+    filled_mark: Any = None
+    sent_mark: StreamMark | None = None
+    moved_ns: int | None = None
 
     def has_left(self) -> bool:
         """Return whether the send kernel no longer reads the chunk."""
-        if self.moved is None and self.sent is not None and self.sent.query():
-            self.moved = chunk_times.now()
-        return self.moved is not None
+        if self.moved_ns is None and self.sent_mark is not None and self.sent_mark.query():
+            self.moved_ns = chunk_times.now()
+        return self.moved_ns is not None
 
 
 @dataclass
@@ -104,7 +104,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         """Announce a packed chunk, and send it as soon as the sink grants it; never waits."""
         sink, sending = self._announce(stream, chunk, PACKED)
         sending.packed = packed
-        sending.filled = sink.link.mark_filled()
+        sending.filled_mark = sink.link.mark_filled()
         self._issue(stream)
 
     def flush_extents(
@@ -138,7 +138,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
                         send(address, nbytes)
             link.synchronize()
         self._check_going_on(stream, chunk)
-        sending.sent = link.mark()
+        sending.sent_mark = link.mark()
 
     def poll_completed(self, stream: Stream) -> int:
         """Issue the sends that the sink has granted; then count acknowledged chunks.
@@ -159,7 +159,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             sink_ns = acknowledged.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((sent_chunk.moved, sink_ns))
+                self._receipts[stream.key].append((sent_chunk.moved_ns, sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -201,9 +201,9 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             sink.grants -= 1
             assert sending.packed is not None
             # The link's stream waits on the device for the gather; this thread does not.
-            sink.link.wait_for_mark(sending.filled)
+            sink.link.wait_for_mark(sending.filled_mark)
             sink.link.send(sending.packed.data_ptr(), sending.packed.numel())
-            sending.sent = sink.link.mark()
+            sending.sent_mark = sink.link.mark()
         sink.link.check()
 
     def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:

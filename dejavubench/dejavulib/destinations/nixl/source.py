@@ -32,19 +32,19 @@ class _SentChunk:
     Attributes:
         number: the chunk's number in its stream since the agents connected.
         packed: the chunk's buffer; None if its extents are written.
-        filled: event on a device after which ``packed`` holds the chunk.
+        filled_event: event on a device after which ``packed`` holds the chunk.
         write: NIXL's handle while the chunk is being written.
-        written: the chunk is in the sink's memory.
-        moved: when that was seen.
+        is_written: the chunk is in the sink's memory.
+        moved_ns: when that was seen.
         sink_ns: nanoseconds that the sink took from then until it was in its place.
     """
 
     number: int
     packed: torch.Tensor | None = None
-    filled: torch.cuda.Event | None = None
+    filled_event: torch.cuda.Event | None = None
     write: Write | None = None
-    written: bool = False
-    moved: int | None = None
+    is_written: bool = False
+    moved_ns: int | None = None
     sink_ns: int | None = None
 
 
@@ -71,7 +71,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         self._on_device = memory[0].is_cuda
         self.agent = Agent(comm, memory, dict.fromkeys(sinks))
         self._remote_extents: dict[tuple[int | None, int], ExtentAddresses] = {}
-        self._numbers: Counter[tuple[int | None, int]] = Counter()
+        self._sent_counts: Counter[tuple[int | None, int]] = Counter()
         self._given_up = threading.Event()
 
     @property
@@ -84,8 +84,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         sent_chunk = self._add(stream)
         sent_chunk.packed = packed
         if packed.is_cuda:
-            sent_chunk.filled = torch.cuda.Event()
-            sent_chunk.filled.record(torch.cuda.current_stream(packed.device))
+            sent_chunk.filled_event = torch.cuda.Event()
+            sent_chunk.filled_event.record(torch.cuda.current_stream(packed.device))
         self._issue(stream)
 
     def flush_extents(
@@ -119,8 +119,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         # One notification for all: it leaves behind writes that are done already, so nothing
         # overtakes it.
         self.agent.notify(stream, Notification.WRITTEN, sent_chunk.number, nbytes=chunk.nbytes)
-        sent_chunk.written = True
-        sent_chunk.moved = chunk_times.now()
+        sent_chunk.is_written = True
+        sent_chunk.moved_ns = chunk_times.now()
 
     def poll_completed(self, stream: Stream) -> int:
         """Issue the writes that can begin; then count the chunks that the sink reports done."""
@@ -131,7 +131,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             sent_chunk = under_way.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((sent_chunk.moved, sent_chunk.sink_ns))
+                self._receipts[stream.key].append((sent_chunk.moved_ns, sent_chunk.sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -144,8 +144,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             self.agent.close()
 
     def _add(self, stream: Stream) -> _SentChunk:
-        sent_chunk = _SentChunk(self._numbers[stream.key])
-        self._numbers[stream.key] += 1
+        sent_chunk = _SentChunk(self._sent_counts[stream.key])
+        self._sent_counts[stream.key] += 1
         self._under_way[stream.key].append(sent_chunk)
         return sent_chunk
 
@@ -153,11 +153,11 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         """Write the chunks that are packed and have a remote buffer."""
         self.agent.advance()
         for sent_chunk in self._under_way[stream.key]:
-            if sent_chunk.packed is None or sent_chunk.write is not None or sent_chunk.written:
+            if sent_chunk.packed is None or sent_chunk.write is not None or sent_chunk.is_written:
                 continue
             # Chunks of a stream are written in order, so the first that cannot go holds the rest:
             # the sink looks for its oldest chunk first.
-            if sent_chunk.filled is not None and not sent_chunk.filled.query():
+            if sent_chunk.filled_event is not None and not sent_chunk.filled_event.query():
                 break
             buffer = self.agent.take(stream, Notification.BUFFER, sent_chunk.number)
             if buffer is None:
@@ -175,9 +175,9 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
     def _is_complete(self, stream: Stream, sent_chunk: _SentChunk) -> bool:
         if sent_chunk.write is not None and self.agent.has_finished(sent_chunk.write):
             sent_chunk.write = None
-            sent_chunk.written = True
-            sent_chunk.moved = chunk_times.now()
-        if not sent_chunk.written:
+            sent_chunk.is_written = True
+            sent_chunk.moved_ns = chunk_times.now()
+        if not sent_chunk.is_written:
             return False
         notification = self.agent.take(stream, Notification.DONE, sent_chunk.number)
         if notification is None:
