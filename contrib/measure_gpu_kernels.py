@@ -66,14 +66,14 @@ def patched(patches: Patches) -> Iterator[None]:
 
 def with_tiling(outs: int, ins: int, cut: GpuTiling) -> Patches:
     """Return patches by which weights [outs, ins] have another tiling."""
-    tiling_in_use = linear.tiling
+    tiling_in_use = linear.choose_tiling
 
-    def tiling(weight_outs: int, weight_ins: int, multiprocessors: int) -> GpuTiling:
+    def choose_tiling(weight_outs: int, weight_ins: int, multiprocessors: int) -> GpuTiling:
         if (weight_outs, weight_ins) == (outs, ins):
             return cut
         return tiling_in_use(weight_outs, weight_ins, multiprocessors)
 
-    return {(linear, "tiling"): tiling}
+    return {(linear, "choose_tiling"): choose_tiling}
 
 
 def with_splits(block: int, warps: int, stages: int, blocks_per_processor: int) -> Patches:

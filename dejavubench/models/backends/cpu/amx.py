@@ -88,11 +88,9 @@ def _make_tile_product(of_x: int, *blocks: tuple[int, int], fetches: bool = Fals
     return function
 
 
-_two, _one, _rest = (
-    _make_tile_product(0, (1, 2), (3, 4), fetches=True),
-    _make_tile_product(0, (1, 2)),
-    _make_tile_product(0, (5, 6)),
-)
+_multiply_32_rows = _make_tile_product(0, (1, 2), (3, 4), fetches=True)
+_multiply_16_rows = _make_tile_product(0, (1, 2))
+_multiply_rest = _make_tile_product(0, (5, 6))
 
 
 @intrinsic
@@ -161,15 +159,17 @@ def product(x, rows, ins, weight, columns, sums, sums_stride):  # type: ignore[n
     _configure_tiles(memory)
     n = 0
     while n <= columns - TWICE:
-        _two(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row)
+        _multiply_32_rows(
+            weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, TWICE * row
+        )
         _add(tile, TWICE, rows, sums + n * 4, sums_stride)
         n += TWICE
     if n <= columns - ROWS:
-        _one(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
+        _multiply_16_rows(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
         _add(tile, ROWS, rows, sums + n * 4, sums_stride)
         n += ROWS
     if rest:
-        _rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
+        _multiply_rest(weight + n * row, row, ordered, rows * 4, ins, tile, rows * 4, 0)
         _add(tile, rest, rows, sums + n * 4, sums_stride)
     _release_tiles()
     released(memory)

@@ -28,9 +28,9 @@ from dejavubench.models.backends.cpu.elementwise import floats, integers, softma
 from dejavubench.models.backends.cpu.threads import (
     Compiled,
     LoadedCode,
-    address,
     compiled,
     kernel,
+    pointer_of,
     released,
     run,
     scratch,
@@ -79,7 +79,7 @@ def attend(
     offset = layer * strides.layer
     job = AttentionJob(
         *(q.data_ptr(), cache.k.data_ptr() + offset, cache.v.data_ptr() + offset, out.data_ptr()),
-        *(address(slopes), address(prompt_start)),
+        *(pointer_of(slopes), pointer_of(prompt_start)),
         *(requests, heads // group, group, stop, size, strides.piece),
         *(*strides.k, *strides.v, q_request * 4, q_head * 4),
     )
@@ -156,10 +156,10 @@ def _plan_fetching(base, count, stride, nbytes, following):  # type: ignore[no-u
     if not following:
         return count, 0, 0
     # At least AHEAD_NBYTES ahead, in whole rows: memory needs that long to answer.
-    soon = (AHEAD_NBYTES + nbytes - 1) // nbytes
+    rows_ahead = (AHEAD_NBYTES + nbytes - 1) // nbytes
     # The last rows have no later row to ask for, so they ask for the next thing that is read.
-    turn = max(0, count - soon)
-    return turn, soon * stride, following - (base + turn * stride)
+    turn = max(0, count - rows_ahead)
+    return turn, rows_ahead * stride, following - (base + turn * stride)
 
 
 def _make_score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
@@ -169,7 +169,7 @@ def _make_score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     """
     itemsize = dtype.itemsize
     # In ``ft``, neighbouring keys' pieces lie in one line: they are no streams of their own.
-    once = STREAMS if in_vectors else 1
+    keys_per_line = STREAMS if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
     stream_dots = dots(dtype, STREAMS, 1, lanes, fetches=1 if in_vectors else STREAMS)
     single_dots = dots(dtype, 1, 1, lanes)
@@ -178,15 +178,25 @@ def _make_score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
     def score(q, k, stride, count, size, scores, following):  # type: ignore[no-untyped-def]
         """Add up the products of all keys, STREAMS keys at a time, then the rest singly."""
         part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
-        turn, ahead, beyond = _plan_fetching(k, part * once, stride, size * itemsize, following)
+        turn, ahead, beyond = _plan_fetching(
+            k, part * keys_per_line, stride, size * itemsize, following
+        )
         # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
         # ``ft``: the four neighbours share a line, so one stream of groups of four.
-        between = 1 if in_vectors else part
-        for s in range(0, part * once, once):
+        stream_distance = 1 if in_vectors else part
+        for s in range(0, part * keys_per_line, keys_per_line):
             if s >= turn:
                 ahead = beyond
             stream_dots(
-                k + s * stride, between * stride, q, 0, size, scores + s * 4, 0, between * 4, ahead
+                k + s * stride,
+                stream_distance * stride,
+                q,
+                0,
+                size,
+                scores + s * 4,
+                0,
+                stream_distance * 4,
+                ahead,
             )
         # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
         for s in range(part * STREAMS, count):

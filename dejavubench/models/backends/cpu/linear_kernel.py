@@ -37,9 +37,9 @@ from dejavubench.models.backends.cpu.elementwise import (
 from dejavubench.models.backends.cpu.threads import (
     Compiled,
     LoadedCode,
-    address,
     compiled,
     kernel,
+    pointer_of,
     released,
     run,
     scratch,
@@ -125,8 +125,8 @@ def linear(
         *(
             rows_of_x.data_ptr(),
             weight.data_ptr(),
-            address(bias),
-            address(contiguous_residual),
+            pointer_of(bias),
+            pointer_of(contiguous_residual),
             out.data_ptr(),
         ),
         *(rows, ins, outs, ACTIVATIONS[activation]),

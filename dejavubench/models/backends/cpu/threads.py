@@ -86,7 +86,7 @@ def run(code: LoadedCode, job: ctypes.Structure) -> None:
     OPENMP.GOMP_parallel(code.address, ctypes.addressof(job), torch.get_num_threads(), 0)
 
 
-def address(tensor: Tensor | None) -> int:
+def pointer_of(tensor: Tensor | None) -> int:
     """Return where a tensor's elements are; 0 if there is no tensor."""
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -45,7 +45,7 @@ TILE = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""
 
 MOST_PARTS = 8
-"""Most parts of a weight's columns; see :func:`tiling`."""
+"""Most parts of a weight's columns; see :func:`choose_tiling`."""
 
 LEAST_PART_COLUMNS = 512
 """Least columns of such a part."""
@@ -74,11 +74,11 @@ Llama-3.1-8B and Qwen3-8B on an H200.
 """
 
 LEAST_FILLED = 0.7
-"""Least part of the processors that one block each must fill; see :func:`tiling`."""
+"""Least part of the processors that one block each must fill; see :func:`choose_tiling`."""
 
 
 @functools.cache
-def tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
+def choose_tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     """Return the tiling of a weight [outs, ins].
 
     The numbers were the fastest in whole steps on an H200, of opt-13b and the shapes of
@@ -229,8 +229,8 @@ def linear(
         ValueError: more than 16 rows, a type that is neither fp16 nor bf16, or K no multiple of 8.
     """
     _check(x)
-    cut = tiling(weight.shape[0], x.shape[1], processors(x.device))
-    return run_linear(x, weight, bias, activation, residual, cut)
+    tiling = choose_tiling(weight.shape[0], x.shape[1], processors(x.device))
+    return run_linear(x, weight, bias, activation, residual, tiling)
 
 
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
@@ -262,22 +262,22 @@ def run_linear(
     bias: Tensor | None,
     activation: Activation,
     residual: Tensor | None,
-    cut: GpuTiling,
+    tiling: GpuTiling,
     gated: bool = False,
 ) -> Tensor:
     """Launch the kernel with any tiling, so that other tilings can be measured."""
     rows, width = x.shape
     outs = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(rows, outs)
-    tiles = triton.cdiv(outs, cut.outs)
-    steps = triton.cdiv(width, cut.ins * cut.splits)
+    tiles = triton.cdiv(outs, tiling.outs)
+    steps = triton.cdiv(width, tiling.ins * tiling.splits)
     partial_sums, arrivals = workspace(x.device)
-    _linear[(tiles, cut.splits)](
-        x, weight, TensorDescriptor.from_tensor(weight, [cut.outs, cut.ins]), bias, residual, out,
-        partial_sums, arrivals, rows, x.stride(0),
+    _linear[(tiles, tiling.splits)](
+        x, weight, TensorDescriptor.from_tensor(weight, [tiling.outs, tiling.ins]), bias, residual,
+        out, partial_sums, arrivals, rows, x.stride(0),
         0 if residual is None else residual.stride(0), outs, width, steps,
-        activation, gated, width % cut.ins == 0, cut.splits, cut.outs, cut.ins, ROWS,
-        cut.stages, cut.ahead,
-        num_warps=cut.warps, launch_pdl=overlaps(x.device),
+        activation, gated, width % tiling.ins == 0, tiling.splits, tiling.outs, tiling.ins, ROWS,
+        tiling.stages, tiling.ahead,
+        num_warps=tiling.warps, launch_pdl=overlaps(x.device),
     )  # fmt: skip
     return out
