@@ -10,7 +10,7 @@ from dejavubench.bench.ceiling_rounds import (
 )
 from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.progress_bar import ProgressBar
-from dejavubench.bench.recording.time_left import TimeLeft
+from dejavubench.bench.recording.time_left import PointWork, TimeLeft
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
 from dejavubench.planning.duration import Rates, compute_seconds
@@ -37,11 +37,17 @@ def progress_bar_of(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
     experiment, points = runnable.experiment, runnable.points
     rounds = [runnable.plan.starts[point.id].rounds for point in points]
     precision = experiment.precision
+    works = [
+        PointWork(
+            size=_estimate_seconds(point, experiment.device),
+            rounds=point_rounds,
+            ceilings=rounds_with_ceilings(point_index),
+        )
+        for point_index, (point, point_rounds) in enumerate(zip(points, rounds, strict=True))
+    ]
     time_left = TimeLeft(
-        [_estimate_seconds(point, experiment.device) for point in points],
+        works,
         warmup=experiment.warmup,
-        rounds=rounds,
-        ceilings=[rounds_with_ceilings(point_index) for point_index in range(len(points))],
         ceilings_s=CEILINGS_S,
         precision=precision,
         max_time=experiment.max_time,

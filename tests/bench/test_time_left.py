@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dejavubench.bench.recording.time_left import UNKNOWN_TEXT, TimeLeft
+from dejavubench.bench.recording.time_left import UNKNOWN_TEXT, PointWork, TimeLeft
 
 
 class Clock:
@@ -20,12 +20,9 @@ class Clock:
 def make_time_left(
     clock: Clock, sizes: list[float], rounds: int = 5, **more: float | None
 ) -> TimeLeft:
-    ceilings = [5, *[1] * (len(sizes) - 1)]
     return TimeLeft(
-        sizes,
+        [PointWork(size, rounds, ceilings=1 if index else 5) for index, size in enumerate(sizes)],
         warmup=2,
-        rounds=[rounds] * len(sizes),
-        ceilings=ceilings,
         ceilings_s=20.0,
         clock=clock,
         **more,  # type: ignore[arg-type]
