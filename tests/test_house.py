@@ -1,8 +1,8 @@
 """The house rules: which package may import which, and how large files, classes and texts may be.
 
-The finders are in ``helpers``: argument_rules, comment_rules, import_rules, naming, size_rules,
-sleep_rules, text_rules and walk_rules. ``python tests/test_house.py`` prints the counts, of this
-checkout or of the one named as argument.
+The finders are in ``helpers``: argument_rules, comment_rules, docstring_rules, import_rules,
+naming, size_rules, sleep_rules, text_rules and walk_rules. ``python tests/test_house.py`` prints
+the counts, of this checkout or of the one named as argument.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 
 from helpers.argument_rules import nameless_sizes
 from helpers.comment_rules import unpunctuated_comments
+from helpers.docstring_rules import unknown_documented_names
 from helpers.house_counts import print_counts
 from helpers.import_rules import (
     folder_imports,
@@ -150,6 +151,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
     "calls of tests whose sizes have no names": nameless_sizes,
+    "names in docstrings that the code does not have": unknown_documented_names,
     "sleeping tests": sleeping_tests,
 }
 
@@ -420,6 +422,63 @@ shape = torch.zeros(2, 3)
 """)
     assert nameless_sizes(tmp_path) == [
         f"{file.relative_to(tmp_path)}:2: kv_cache.KVGeometry(layers, 2, -1)"
+    ]
+
+
+def test_a_documented_name_that_does_not_exist_is_found(tmp_path: Path) -> None:
+    file = tmp_path / PACKAGE / "module.py"
+    file.parent.mkdir()
+    file.write_text('''
+class Clock:
+    """A clock.
+
+    Args:
+        now: returns seconds.
+
+    Attributes:
+        every: seconds between two ticks.
+        base, sum: set below; it has
+            more: lines.
+    """
+
+    base: int
+
+    def __init__(self, now):
+        self.sum, self.interval_s = 0, 1
+
+class Watch(Clock, Protocol):
+    """A watch.
+
+    Attributes:
+        base: of the base class.
+        strap: of leather.
+    """
+
+class Attempt(ChartOfElsewhere):
+    """Inherits what nobody here can read.
+
+    Attributes:
+        colour: of the bars.
+    """
+
+def wind(turns, *, back=False):
+    """Wind it.
+
+    Args:
+        turns, times: how often.
+        back: the other way round.
+
+    Returns:
+        tension: of the spring.
+    """
+''')
+    assert unknown_documented_names(tmp_path) == [
+        f"{PACKAGE}/module.py:{line}: {gap}"
+        for line, gap in (
+            (2, "Clock has no every"),
+            (19, "Watch has no strap"),
+            (34, "wind has no times"),
+        )
     ]
 
 

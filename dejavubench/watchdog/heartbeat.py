@@ -49,7 +49,7 @@ class Heartbeat:
 
     Attributes:
         fd: the page's file, for the watchdog to open; −1 where none can be shared.
-        every: seconds between two heartbeats.
+        interval_s: seconds between two heartbeats.
         make_last_words: after Ctrl-C, returns what follows this rank's message; None if the main
             thread has begun to say it.
     """

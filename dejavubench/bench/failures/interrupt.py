@@ -50,7 +50,7 @@ class Interruption:
     """The end of a run by Ctrl-C.
 
     Args:
-        measured: returns in words how much was measured.
+        describe_measured: returns in words how much was measured.
         make_tables: makes the tables; None: a command is named in their place.
         continues: another session can go on with the run.
     """

@@ -106,7 +106,7 @@ class _Piece:
     """One layer's K or V within a region, in bytes.
 
     Attributes:
-        first: offset of the first row in the tensor.
+        first_offset: of the first row in the tensor.
         layer: bytes from one layer to the next.
         counts, strides: sizes and strides of the three axes that count rows, outermost first.
         row: bytes of a row.
