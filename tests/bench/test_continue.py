@@ -1,4 +1,4 @@
-"""Connectors that go on with a run: real jobs that were cut short or killed, and what is refused.
+"""Sessions that go on with a run: real jobs that were cut short or killed, and what is refused.
 
 Jobs: gpt of 2 layers, fp32, 1 thread per rank, 2 ranks, CPU.
 """
@@ -91,10 +91,16 @@ def test_a_session_measures_missing_rounds_and_alters_no_file(cut: Path, tmp_pat
     ]
     assert len(warmups) == 2 * 4, "each arm is warmed up again at each point"
 
-    job_without_work = run(tmp_path / "again", 2, "run", "--continue", cut, "-o", "table.csv")
-    assert f"nothing is missing in {cut}" in job_without_work.stderr
-    assert (tmp_path / "again" / "table.csv").read_text().count("\n") == 1 + 3 * 4
-    assert read_contents(cut) == continued_contents
+
+@pytest.mark.mpi
+def test_a_session_of_a_whole_run_measures_nothing_and_writes_its_table(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole_contents = read_contents(folder)
+    job = run(tmp_path, 2, "run", "--continue", folder, "-o", "table.csv")
+    assert f"nothing is missing in {folder}" in job.stderr
+    assert (tmp_path / "table.csv").read_text().count("\n") == 1 + 3 * 4
+    assert read_contents(folder) == whole_contents
 
 
 @pytest.mark.mpi
