@@ -61,8 +61,8 @@ class Ranks:
         return everyone
 
 
-A = PhysicalGpu("one", "GPU-a")
-B = PhysicalGpu("one", "GPU-b")
+FIRST_GPU = PhysicalGpu("one", "GPU-a")
+SECOND_GPU = PhysicalGpu("one", "GPU-b")
 ELSEWHERE = PhysicalGpu("two", "GPU-a")
 
 
@@ -86,14 +86,15 @@ def prepare_rank(
 
 
 def test_a_gpu_is_identified_by_host_and_uuid() -> None:
-    assert sharing([A, B, ELSEWHERE]) == []
-    assert sharing([A, B, A, ELSEWHERE, B, A]) == [[0, 2, 5], [1, 4]]
+    assert sharing([FIRST_GPU, SECOND_GPU, ELSEWHERE]) == []
+    gpus_of_ranks = [FIRST_GPU, SECOND_GPU, FIRST_GPU, ELSEWHERE, SECOND_GPU, FIRST_GPU]
+    assert sharing(gpus_of_ranks) == [[0, 2, 5], [1, 4]]
 
 
 @pytest.mark.usefixtures("environment")
 def test_ranks_with_their_own_gpus_need_nothing() -> None:
     for loopback in (False, True):
-        assert prepare_rank([A, B], rank=0, loopback=loopback) is None
+        assert prepare_rank([FIRST_GPU, SECOND_GPU], rank=0, loopback=loopback) is None
     assert not [name for name in os.environ if name.startswith("NCCL_")]
 
 
@@ -104,14 +105,16 @@ def test_sharing_a_gpu_is_refused_on_every_rank(rank: int) -> None:
         match=r"^ranks 0, 2 and 3 share one GPU \(GPU-a\): NCCL needs a GPU for each rank, "
         "or --nccl-loopback",
     ):
-        prepare_rank([A, B, A, A], rank, loopback=False)
+        prepare_rank([FIRST_GPU, SECOND_GPU, FIRST_GPU, FIRST_GPU], rank, loopback=False)
 
 
 @pytest.mark.usefixtures("environment")
 def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
     os.environ["NCCL_BUFFSIZE"] = "1"  # the user's own
     # The older of the two versions decides.
-    loopback_facts = prepare_rank([A, A], rank=1, loopback=True, versions=[23203, 22809])
+    loopback_facts = prepare_rank(
+        [FIRST_GPU, FIRST_GPU], rank=1, loopback=True, versions=[23203, 22809]
+    )
     assert (loopback_facts.way, loopback_facts.version, loopback_facts.ranks) == (
         "fake hosts",
         22809,
@@ -131,14 +134,16 @@ def test_loopback_over_hosts_keeps_their_network() -> None:
     assert (
         "NCCL_SOCKET_IFNAME"
         not in prepare_rank(
-            [A, A, ELSEWHERE], rank=0, loopback=True, versions=[22809] * 3
+            [FIRST_GPU, FIRST_GPU, ELSEWHERE], rank=0, loopback=True, versions=[22809] * 3
         ).variables
     )
 
 
 @pytest.mark.usefixtures("environment")
 def test_a_newer_nccl_loops_back_by_its_own_option() -> None:
-    loopback_facts = prepare_rank([A, A], rank=0, loopback=True, versions=[23000, 23000])
+    loopback_facts = prepare_rank(
+        [FIRST_GPU, FIRST_GPU], rank=0, loopback=True, versions=[23000, 23000]
+    )
     assert loopback_facts.way == "multi-rank"
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
     assert "NCCL_HOSTID" not in os.environ

@@ -83,12 +83,13 @@ def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) 
 
 
 def test_each_destination_adds_what_it_takes() -> None:
-    def needs(streaming: str) -> Memory:
+    def needs_of(streaming: str) -> Memory:
         plan = plan_of(model="gpt2", ubatch_size=4, input_len=256, streaming=streaming)
         return memory.estimate_memory(plan, plan.points[0])
 
     streamed = plan_of(model="gpt2", ubatch_size=4, input_len=256).points[0].streamed_nbytes
-    none, host, disk, staging = needs("none"), needs("host"), needs("disk"), 4 * 16 * MIB
+    none, host, disk = needs_of("none"), needs_of("host"), needs_of("disk")
+    staging = 4 * 16 * MIB
     assert disk.source.host_nbytes == none.source.host_nbytes + staging
     assert host.source.host_nbytes == none.source.host_nbytes + streamed, (
         "it is gathered straight into place"
