@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from dejavubench.analysis.trace.choice import TraceError, choose
 from dejavubench.analysis.trace.clocks import RankClock
 from dejavubench.analysis.trace.document import events_of
-from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Process, spread
+from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Process, lay_out_lanes
 from dejavubench.analysis.trace.sink_lanes import add_arrivals
 from dejavubench.bench.environment import clock_offset
 from dejavubench.bench.environment.clock_offset import RoundTrip, offset_of
@@ -376,7 +376,7 @@ SPANS = st.tuples(st.integers(0, 40), st.integers(0, 10))
 @given(st.lists(SPANS, max_size=60))
 def test_events_of_a_lane_never_overlap_and_none_is_lost(spans: list[tuple[int, int]]) -> None:
     events = [Event(str(n), begin, begin + length) for n, (begin, length) in enumerate(spans)]
-    lanes, left_out = spread("wire", events)
+    lanes, left_out = lay_out_lanes("wire", events)
     assert len(lanes) <= MOST_LANES
     shown = [event for lane in lanes for event in lane.events]
     assert len(shown) + left_out == len(events)

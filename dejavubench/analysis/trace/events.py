@@ -76,7 +76,7 @@ class Process:
 
     def add(self, title: str, events: Iterable[Event]) -> None:
         """Add events on as many lanes as they need, so that none overlaps another."""
-        lanes, left_out = spread(title, events)
+        lanes, left_out = lay_out_lanes(title, events)
         self.lanes += lanes
         if left_out:
             self.notes.append(
@@ -96,7 +96,7 @@ class Process:
         return ends + [moment for counter in self.counters for moment, _ in counter.values]
 
 
-def spread(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
+def lay_out_lanes(title: str, events: Iterable[Event]) -> tuple[list[Lane], int]:
     """Return lanes whose events do not overlap, and the number of events that found no lane."""
     lanes: list[list[Event]] = []
     left_out = 0
