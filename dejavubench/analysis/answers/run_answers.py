@@ -164,7 +164,7 @@ def _answer_arm(
 
 
 def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | None:
-    """Say what others took of the busiest host; None without one that was busy."""
+    """Describe what others took of the busiest host; None without one that was busy."""
     point_id, arm_name = _point_and_arm(samples)
     busy_hosts = []
     for host in hosts:

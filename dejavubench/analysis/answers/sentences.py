@@ -26,7 +26,7 @@ TOKENS_MARK = " (tokens)"
 
 
 def cost_sentence(answer: ArmAnswer) -> str:
-    """Say what an arm costs, and whether that is told from noise."""
+    """Return the sentence on an arm's cost, and on whether it is told from noise."""
     if answer.cost is None:
         return f"{answer.arm_name}: its cost is unknown without an arm none."
     clauses = (
@@ -39,14 +39,14 @@ def cost_sentence(answer: ArmAnswer) -> str:
 
 
 def _describe_others(answer: ArmAnswer) -> str:
-    """Say beside a cost what others took: an equal run on an idle machine may cost less."""
+    """Describe what others took, beside a cost: an equal run on an idle machine may cost less."""
     if answer.judgement is not Judgement.SLOWER or answer.others_text is None:
         return ""
     return f", while {answer.others_text}"
 
 
 def _describe_tokens(answer: ArmAnswer) -> str:
-    """Say that the tokens cost something where the whole request does not show it."""
+    """Describe a cost of the tokens that the whole request does not show."""
     if answer.cost is None:
         return ""
     if answer.has_token_cost and answer.token_cost is not None:
@@ -86,7 +86,7 @@ def _describe_cost(cost: Difference) -> str:
 
 
 def _describe_no_cost(cost: Difference) -> str:
-    """Say that no cost is shown; where a large one could hide, how large comes first."""
+    """Describe an arm without a shown cost; where a large one could hide, how large comes first."""
     text = with_range(cost)
     noise = reach_text(cost)
     high_pct = 100 * cost.estimate.high
@@ -110,7 +110,7 @@ def _describe_target(answer: ArmAnswer) -> str:
 
 
 def pair_sentence(pair: Pair) -> str:
-    """Say which of two arms is faster, or that they cannot be ranked."""
+    """Return the sentence that ranks two arms, or that says that they cannot be ranked."""
     text = f"{pair.arm_name} against {pair.other_name}: {with_range(pair.difference)}"
     judgement = pair.difference.judgement
     if judgement.is_shown:
@@ -137,7 +137,7 @@ def _describe_rounds_needed(difference: Difference) -> str:
 def limit_sentence(
     limit: Limit, arm_names: Sequence[str], example_arm_name: str = "", example_label: str = ""
 ) -> str:
-    """Say what limits some arms, with the numbers of one of them.
+    """Return the sentence on what limits some arms, with the numbers of one of them.
 
     Args:
         example_arm_name: name of the arm that the numbers are of, if there are several.
@@ -198,7 +198,7 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
 
 
 def rounds_sentence(all_rounds: int, added_rounds: int, round_ms: float) -> str:
-    """Say which options measure that many rounds, and how long the added ones take.
+    """Return the sentence on the options that measure that many rounds, and on their duration.
 
     Args:
         all_rounds: those measured and those to add.

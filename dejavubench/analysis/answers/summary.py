@@ -144,7 +144,7 @@ def _describe_targets(group: Sequence[ArmAnswer]) -> str:
 
 
 def _propose_rounds(answers: RunAnswers) -> list[str]:
-    """Say how to measure the rounds that sentences of arms and pairs propose; none if none do.
+    """Return how to measure the rounds that sentences of arms and pairs propose, if any do.
 
     Sums over points propose no rounds.
     """

@@ -91,7 +91,7 @@ def has_drifted(row: ComparisonRow) -> bool:
 
 
 def _describe_drift(comparison: Comparison, drifted_rows: Sequence[ComparisonRow]) -> str:
-    """Say that overheads do not compare, and what the times of these arms did."""
+    """Describe what the times of these arms did: their overheads do not compare."""
     reason = str(drifted_rows[0].gate.reason)
     point_ids = {row.point_b for row in drifted_rows}
     if len(point_ids) > 1:

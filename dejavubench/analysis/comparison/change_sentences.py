@@ -140,7 +140,7 @@ def make_notes(comparison: Comparison) -> list[Note]:
 
 
 def _note_one_baseline(comparison: Comparison) -> list[Note]:
-    """Say why the change from one baseline is not the overhead that the run's report has."""
+    """Note why the change from one baseline is not the overhead that the run's report has."""
     # Only arms of one run share the baselines of a report. Its p99 pools the tokens of both.
     if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []

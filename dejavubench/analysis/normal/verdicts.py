@@ -195,7 +195,7 @@ def _format_span(least_pct: float, most_pct: float) -> str:
 
 
 def sentence(normality: Normality) -> str:
-    """Say where an arm falls among measured machines, and name them."""
+    """Describe where an arm falls among measured machines, and name them."""
     arm = normality.arm
     unlike_machines = normality.unlike_machines
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
@@ -224,7 +224,7 @@ def sentence(normality: Normality) -> str:
 
 
 def _explain_unmeasured(normality: Normality) -> str:
-    """Say why an arm has no share of a ceiling, and how to measure it."""
+    """Explain why an arm has no share of a ceiling, and how to measure it."""
     command = normality.noise.ceilings_command
     if command is None:
         return (

@@ -53,7 +53,7 @@ def disturbances(hosts: list[HostRounds]) -> list[Note]:
 
 
 def calmest_words(hosts: list[HostRounds]) -> str | None:
-    """Say how little other processes took; None if the run has recorded nothing of it."""
+    """Describe how little other processes took; None if the run has recorded nothing of it."""
     busiest_rounds = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
     if not busiest_rounds:
         return None

@@ -34,7 +34,7 @@ def make_notes(run: Run) -> list[Note]:
 
 
 def _note_disks(run: Run) -> list[Note]:
-    """Say where disk arms streamed to, and what their durability means there."""
+    """Note where disk arms streamed to, and what their durability means there."""
     destinations = run_destinations(run)
     arms = [
         arm
@@ -65,7 +65,7 @@ def _note_disks(run: Run) -> list[Note]:
 
 
 def _note_quotas(run: Run) -> list[Note]:
-    """Say how many CPUs control groups allowed, and how long they throttled a host's ranks."""
+    """Note how many CPUs control groups allowed, and how long they throttled a host's ranks."""
     hosts: dict[str, dict[int, RankInfo]] = {}
     for rank, info in run.records_of(RankInfo):
         hosts.setdefault(info.host, {})[rank] = info

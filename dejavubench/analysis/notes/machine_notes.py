@@ -90,7 +90,7 @@ DMA_SHARE = re.compile(r" \(([0-9.]+) of the kernel's time\)")
 
 
 def _note_gpu(run: Run) -> list[Note]:
-    """Say what drives the GPU, and how chunks leave it."""
+    """Note what drives the GPU, and how chunks leave it."""
     if not source_ranks.on_gpu(run):
         return []
     environment = run.header.facts
@@ -143,7 +143,7 @@ def _note_loopback(run: Run) -> list[Note]:
 
 
 def _note_hosts(run: Run) -> list[Note]:
-    """Say which ranks are on which host, and the rate that the link is limited to."""
+    """Note which ranks are on which host, and the rate that the link is limited to."""
     ranks: dict[str, list[str]] = {}
     for rank, info in run.records_of(RankInfo):
         ranks.setdefault(info.host, []).append(f"{info.role} {rank}")

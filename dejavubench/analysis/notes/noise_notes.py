@@ -60,7 +60,7 @@ def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> N
 
 
 def _describe_cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
-    """Say what can have made two equal arms differ, unless the line goes on to say it."""
+    """Describe what can have made two equal arms differ, unless the line goes on to say it."""
     disturbance_notes = disturbances(hosts)
     if disturbance_notes and not other_points:
         return ""

@@ -42,7 +42,7 @@ RESTART_CHECKSUM = NoteKind("restart-checksum", "error")
 
 
 def note_empty_rows(rows: list[Row]) -> list[Note]:
-    """Say why rows have no numbers, each reason once. Points stand for all of their rows."""
+    """Note why rows have no numbers, each reason once. Points stand for all of their rows."""
     points: dict[str | None, list[Row]] = {}
     for row in rows:
         points.setdefault(row.point, []).append(row)
@@ -122,7 +122,7 @@ def _note_tight_streams(rows: list[Row]) -> list[Note]:
 
 
 def _note_missing_ceilings(rows: list[Row]) -> list[Note]:
-    """Say that shares of a ceiling are missing: a sum over some sources bounds no other one."""
+    """Note that shares of a ceiling are missing: a sum over some sources bounds no other one."""
     timed_rates = [row.rates for row in rows if row.rates.alone_gb_per_s is not None]
     if any(rates.ceiling is not None and rates.ceiling_share_pct is None for rates in timed_rates):
         return [
@@ -146,7 +146,7 @@ def note_few_rounds(rows: list[Row]) -> list[Note]:
 
 
 def _note_few_tokens(rows: list[Row]) -> list[Note]:
-    """Say why a p99 is missing."""
+    """Note why a p99 is missing."""
     token_counts = [row.tails.token_samples for row in rows if row.tails.token_samples]
     if not token_counts or min(token_counts) >= FEWEST_TOKENS:
         return []

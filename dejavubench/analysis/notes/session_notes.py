@@ -49,7 +49,7 @@ def _describe_rounds(session: Run) -> str:
 
 
 def _describe_baselines(run: Run) -> list[str]:
-    """Say how fast the model alone was in each session of a point: pairs do not mix sessions."""
+    """Describe the speed of the model alone in each session of a point: no pair mixes sessions."""
     baseline_names = {arm.name for arm in run.header.arms if arm.mode == NO_STREAMING}
     totals_ms: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for session in run.joined_sessions:

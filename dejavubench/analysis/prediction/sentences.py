@@ -78,7 +78,7 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
 
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
-    """Say whether the asked link is faster or slower than the measured one."""
+    """Describe the asked link as faster or slower than the measured one."""
     slowest_rate, fastest_rate = forecast.measured_rates(mode)
     asked_text = rate_text(forecast.rate)
     measured_text = _format_range(slowest_rate, fastest_rate)
@@ -124,7 +124,7 @@ def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> s
 
 
 def _describe_noise(forecast: Forecast) -> str:
-    """Say that the run is too noisy for a forecast; empty if it is not."""
+    """Describe the noise of a run that is too noisy for a forecast; empty if it is not."""
     noise_reaches = [point.noise for point in forecast.run.points if point.noise is not None]
     noise_pct = 100 * max(noise_reaches, default=0.0)
     if noise_pct <= FREE_PCT:
@@ -136,14 +136,14 @@ def _describe_noise(forecast: Forecast) -> str:
 
 
 def _describe_free(forecast: Forecast, mode: str) -> str:
-    """Say from which rate on each level costs nothing, and what no link takes away."""
+    """Describe from which rate on each level costs nothing, and what no link takes away."""
     levels = dict.fromkeys(row.level for row in reversed(forecast.answers) if row.mode == mode)
     costs = "; ".join(_describe_free_from(forecast, mode, level_name) for level_name in levels)
     return f"{mode} at prompt {forecast.target.point.input_len:,}: {costs}."
 
 
 def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
-    """Say from which rate on a level costs nothing or, if at none, what remains and from where."""
+    """Describe the rate from which a level costs nothing or, if there is none, what remains."""
     rate = forecast.costs_nothing_from(mode, level_name)
     if rate is not None:
         return (
@@ -169,7 +169,7 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
 
 
 def _describe_layerwise(forecast: Forecast, mode: str) -> str:
-    """Say from which prompt length on streaming layer by layer is faster."""
+    """Describe from which prompt length on streaming layer by layer is faster."""
     if not forecast.can_compare_layerwise(mode):
         return ""
     length = forecast.layerwise_pays_from(mode)

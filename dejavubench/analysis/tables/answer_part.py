@@ -143,7 +143,7 @@ def _name_unmeasured_arms(rows: Sequence[Row]) -> list[str]:
 
 
 def _describe_model(rows: Sequence[Row]) -> list[str]:
-    """Say how long prompts and tokens take, for a run in which nothing streams."""
+    """Describe how long prompts and tokens take, for a run in which nothing streams."""
     baseline_times = [row.times for row in rows if row.ok and row.arm == NO_STREAMING]
     phase_pairs = [
         (times_of_point.prompt_ms, times_of_point.token_ms) for times_of_point in baseline_times
@@ -188,7 +188,7 @@ def _restart_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _handover_sentences(rows: Sequence[Row]) -> list[str]:
-    """Say how long a hand-over takes. Its sources stop there, so it has no baseline."""
+    """Describe how long a hand-over takes. Its sources stop there, so it has no baseline."""
     is_sweep = len({row.point for row in rows}) > 1
     texts = []
     for row in rows:
@@ -203,7 +203,7 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
-    """Say what is missing for an answer, and which command measures it."""
+    """Explain what is missing for an answer, and which command measures it."""
     points = len({row.point for row in rows})
     suffix = f" at any of {points} points" if points > 1 else ""
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))

@@ -182,7 +182,7 @@ LATENCY_NOTE = (
 
 
 def _make_notes(rows_of_run: Sequence[ChunkRow]) -> list[Note]:
-    """Say how the parts of a chunk's time are made, and which of them are missing."""
+    """Note how the parts of a chunk's time are made, and which of them are missing."""
     if not rows_of_run:
         return []
     notes = [CHUNK_LATENCY.note(LATENCY_NOTE)]

@@ -123,7 +123,7 @@ def _floor_at(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
 
 
 def describe_others(row: Row) -> str | None:
-    """Say what other programs took, if they disturbed half of the rounds and took much."""
+    """Describe what other programs took, if they disturbed half of the rounds and took much."""
     conditions = row.conditions
     rounds = row.times.samples
     if not rounds or not conditions.disturbed_rounds:

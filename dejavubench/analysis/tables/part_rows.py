@@ -130,7 +130,7 @@ GPU_STALL_TEXT = (
 
 
 def _make_notes(run: Run, rows_of_parts: Sequence[PartRow]) -> list[Note]:
-    """Say how the parts of an overhead are made."""
+    """Note how the parts of an overhead are made."""
     if not rows_of_parts:
         return []
     notes = [OVERHEAD_PARTS.note(PARTS_TEXT)]

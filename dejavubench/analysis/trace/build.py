@@ -147,7 +147,7 @@ def _make_notes(
     clocks: Iterable[RankClock],
     timed_microbatches: list[TimedChunks],
 ) -> list[str]:
-    """Say which lanes are missing, and which clocks were compared only in part."""
+    """Describe which lanes are missing, and which clocks were compared only in part."""
     arm = next(info for info in run.header.arms if info.name == choice.arm_name)
     notes = []
     if (arm.is_streaming or arm.is_swapping) and not timed_microbatches:

@@ -22,7 +22,7 @@ def require_undamaged(run: Run) -> None:
 
 
 def why_no_times(run: Run) -> str:
-    """Say why there are no times of an arm's chunks: the setting, an old program, or the files."""
+    """Explain why an arm's chunks have no times: the setting, an old program, or the files."""
     setting = run.header.experiment.get("chunk_times")
     if setting is False:
         return "the run recorded no times of chunks (--no-chunk-times)"

@@ -203,7 +203,7 @@ def describe_copies(evidence: Evidence) -> str:
 
 
 def describe_parts(evidence: Evidence) -> str:
-    """Say in which part of the request a cost of unknown cause lies."""
+    """Describe the part of the request in which a cost of unknown cause lies."""
     if evidence.cost.is_mostly_stalled:
         if evidence.chunks is not None:
             return describe_part(evidence)
