@@ -32,7 +32,7 @@ import numpy as np
 from rich.table import Table
 
 from dejavubench import __version__
-from dejavubench.analysis.number_texts import ms_text
+from dejavubench.analysis.number_texts import format_ms
 from dejavubench.analysis.numbers.stats import Estimate, estimate, paired_ratios
 from dejavubench.cli.console import console
 from dejavubench.cli.errors import fail_usage
@@ -482,9 +482,9 @@ def table(estimates_by_engine: dict[str, dict[str, Estimate]], title: str) -> Ta
         prompt, token = ("", "") if name == OURS else ratios
         shown_table.add_row(
             name,
-            ms_text(estimates_of_engine["prompt"].median),
+            format_ms(estimates_of_engine["prompt"].median),
             prompt,
-            ms_text(estimates_of_engine["token"].median),
+            format_ms(estimates_of_engine["token"].median),
             token,
         )
     return shown_table

@@ -13,7 +13,7 @@ def value_or_dash(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def rate_text(rate: float | None, decimals: int) -> str:
+def format_rate(rate: float | None, decimals: int) -> str:
     """Write a rate with some decimals; a small one has three significant digits."""
     if rate is None:
         return "–"
@@ -24,7 +24,7 @@ def rate_text(rate: float | None, decimals: int) -> str:
     return f"{rate:.{decimals}f}"
 
 
-def ms_text(ms: float | None, total_ms: float | None = None) -> str:
+def format_ms(ms: float | None, total_ms: float | None = None) -> str:
     """Write milliseconds with about four digits.
 
     Args:
@@ -36,7 +36,7 @@ def ms_text(ms: float | None, total_ms: float | None = None) -> str:
     return f"{ms:.3f}" if size_ms < 1 else f"{ms:.2f}" if size_ms < 100 else f"{ms:.1f}"
 
 
-def nbytes_text(nbytes: float | None) -> str:
+def format_nbytes(nbytes: float | None) -> str:
     """Write bytes in decimal units, as rates are in GB/s."""
     if nbytes is None:
         return "–"
@@ -76,38 +76,38 @@ def unsigned_percent(percent: float, more_decimals: int = 0) -> str:
     return f"{size_pct:,.{decimals + more_decimals}f}"
 
 
-def span_text(low: float | None, high: float | None) -> str:
+def format_span(low: float | None, high: float | None) -> str:
     """Write an interval of percentages; nothing where there is none."""
     return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
 
 
-def slowdown_text(factor: float) -> str:
+def format_slowdown(factor: float) -> str:
     """Write a factor: 0.98×, 1.40×, 13.4×, 131×."""
     return (
         f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×" if factor < 100 else f"{factor:,.0f}×"
     )
 
 
-def noise_range_text(low: float, high: float) -> str:
+def format_noise_range(low: float, high: float) -> str:
     """Write the interval of a noise floor in percent, with the digits of tables: −0.79 to +65.3."""
     return f"{signed_percent(low)} to {signed_percent(high)}"
 
 
 def with_interval(percent: float, low: float | None, high: float | None) -> str:
     """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
-    return f"{signed_percent(percent)} {span_text(low, high)}".rstrip()
+    return f"{signed_percent(percent)} {format_span(low, high)}".rstrip()
 
 
 def interval_of(low: float | None, high: float | None) -> str:
     """Write an interval of milliseconds."""
-    return "–" if low is None else f"[{ms_text(low)}, {ms_text(high)}]"
+    return "–" if low is None else f"[{format_ms(low)}, {format_ms(high)}]"
 
 
 def four_digits(rate: float | None) -> str:
     """Write a rate with about four digits."""
     if rate is None:
         return "–"
-    return rate_text(rate, 3 if rate < 10 else 1 if rate < 1000 else 0)
+    return format_rate(rate, 3 if rate < 10 else 1 if rate < 1000 else 0)
 
 
 def three_digits(speed: float) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS, setting_text
+from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS, format_setting
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli import host_lines
 from dejavubench.cli.console import console
@@ -157,7 +157,7 @@ def _make_table(
     rows = [
         [
             *_size_cells(point),
-            *(setting_text(getattr(point.settings, name)) for name in swept_options),
+            *(format_setting(getattr(point.settings, name)) for name in swept_options),
             *_need_cells(plan, point, host, point.id in skip_reasons, rates),
         ]
         for point in plan.points

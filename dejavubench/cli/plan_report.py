@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.number_texts import format_count, ms_text, nbytes_text
+from dejavubench.analysis.number_texts import format_count, format_ms, format_nbytes
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli.plan_rows import PHASES, PlanRow, PlanRows
@@ -50,7 +50,7 @@ class PlanReport:
             sent_volume = traffic.sent[traffic.busiest_source]
             lines.append(
                 f"flush: every {point.flush_interval} tokens; the busiest source then sends "
-                f"{nbytes_text(sent_volume.flush_nbytes)} in "
+                f"{format_nbytes(sent_volume.flush_nbytes)} in "
                 f"{format_count(sent_volume.flush_extents)} extents"
             )
         if link is not None:
@@ -68,14 +68,14 @@ class PlanReport:
         least_times_s = self.rows.least_times_s
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (
-            f"total: {nbytes_text(total.total_nbytes)} in "
+            f"total: {format_nbytes(total.total_nbytes)} in "
             f"{count_text(total.region_pairs, 'region pair')}; "
-            f"busiest: source {sender} sends {nbytes_text(traffic.sent[sender].total_nbytes)}, "
-            f"sink {receiver} receives {nbytes_text(traffic.received[receiver].total_nbytes)}"
+            f"busiest: source {sender} sends {format_nbytes(traffic.sent[sender].total_nbytes)}, "
+            f"sink {receiver} receives {format_nbytes(traffic.received[receiver].total_nbytes)}"
         )
         if least_times_s is None:
             return text
-        prompt, token, request = (ms_text(1e3 * seconds) for seconds in least_times_s)
+        prompt, token, request = (format_ms(1e3 * seconds) for seconds in least_times_s)
         return f"{text}; lower bounds: prompt {prompt} ms, token {token} ms, all {request} ms"
 
     def tables(self) -> list[Block]:
@@ -155,13 +155,13 @@ _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 def _amount_cells(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
-    sizes = [nbytes_text(row[f"{phase}_nbytes"]) for phase in PHASES]
+    sizes = [format_nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
     return [*sizes, format_count(row["prompt_runs"]), format_count(row["token_runs"])]
 
 
 def _time_cells(row: PlanRow) -> list[str]:
     """Return the least times of a row over a link."""
-    return [ms_text(row[f"{phase}_ms"]) for phase in PHASES]
+    return [format_ms(row[f"{phase}_ms"]) for phase in PHASES]
 
 
 def _span_text(span: Span) -> str:

@@ -13,7 +13,7 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.number_texts import rate_text, signed_percent
+from dejavubench.analysis.number_texts import format_rate, signed_percent
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables import health, run_rows
 from dejavubench.analysis.tables.rows import Row, frame
@@ -55,7 +55,7 @@ def append(folder: Path, rank: int, line: str) -> None:
     ],
 )
 def test_a_small_rate_has_three_significant_digits(value: float | None, text: str) -> None:
-    assert rate_text(value, decimals=2) == text
+    assert format_rate(value, decimals=2) == text
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from dejavubench.analysis.figures.style import (
     ordered_colours,
     readable_colour,
 )
-from dejavubench.analysis.number_texts import signed_percent, span_text
+from dejavubench.analysis.number_texts import format_span, signed_percent
 from dejavubench.records import ArmInfo, Skipped, read_run
 from dejavubench.records.destination_info import FROZEN_DESTINATIONS
 from helpers.committed_runs import runs_of
@@ -130,7 +130,7 @@ def test_the_band_of_fig25_is_the_interval_of_the_noise_floor(fig25: Drawing) ->
     box = band.get_extents().transformed(ax.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((low, high))
     assert abs(low) != pytest.approx(abs(high))
-    assert f"noise floor {span_text(low, high)}" in texts_of(fig25)
+    assert f"noise floor {format_span(low, high)}" in texts_of(fig25)
 
 
 def test_times_of_fig25_agree_with_the_overheads(fig25: Drawing) -> None:
@@ -173,7 +173,7 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
     assert set(clear["arm"]) == {"disk@3/fdatasync", "disk@3/direct"}
     texts_of_clear_overheads = {
         f"{signed_percent(row['overhead_pct'])} "
-        + span_text(row["overhead_low_pct"], row["overhead_high_pct"])
+        + format_span(row["overhead_low_pct"], row["overhead_high_pct"])
         for _, row in clear.iterrows()
     }
     assert bold == texts_of_clear_overheads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dejavubench.analysis.answers.judgement import Difference, Judgement, Noise
-from dejavubench.analysis.number_texts import noise_range_text, signed_percent, unsigned_percent
+from dejavubench.analysis.number_texts import format_noise_range, signed_percent, unsigned_percent
 
 LEAST_SHOWN = 0.5e-4
 """Fraction below which a table prints 0.00 %."""
@@ -68,5 +68,5 @@ def noise_text(noise: Noise, more_decimals: int = 0) -> str:
     # A factor up and the same factor down differ in percent as soon as the noise is large. The
     # rule takes both for noise: "either way".
     if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
-        return f"{noise_range_text(100 * noise.low, 100 * noise.high)} %, either way"
+        return f"{format_noise_range(100 * noise.low, 100 * noise.high)} %, either way"
     return f"±{unsigned_percent(100 * noise.reach, more_decimals)} %"

@@ -15,7 +15,7 @@ from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judg
 from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
-from dejavubench.analysis.number_texts import ms_text, unsigned_percent
+from dejavubench.analysis.number_texts import format_ms, unsigned_percent
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
 LEAST_HIDDEN_PCT = 5.0
@@ -192,8 +192,8 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
     owner = f"of {example.arm_name}{point_text} " if len(arm_names) > 1 or point_text else ""
     return (
         f"{', '.join(arm_names)}: the medians of the times point the other way ({owner}none "
-        f"{ms_text(none_ms)} ms, {example.arm_name} {ms_text(arm_ms)} ms). A cost is the median of "
-        "the ratios within rounds, from which the machine's drift cancels."
+        f"{format_ms(none_ms)} ms, {example.arm_name} {format_ms(arm_ms)} ms). A cost is the "
+        "median of the ratios within rounds, from which the machine's drift cancels."
     )
 
 

@@ -12,7 +12,7 @@ from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.json_output import write_json
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import ms_text, signed_percent, with_interval
+from dejavubench.analysis.number_texts import format_ms, signed_percent, with_interval
 from dejavubench.analysis.reports.formats import STYLES
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.rows import frame
@@ -57,8 +57,8 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
         [
             *([row.point_b] if is_sweep else []),
             row.arm,
-            ms_text(row.time.a_ms),
-            ms_text(row.time.b_ms),
+            format_ms(row.time.a_ms),
+            format_ms(row.time.b_ms),
             _format_interval(
                 row.time.time_change_pct,
                 row.time.time_change_low_pct,

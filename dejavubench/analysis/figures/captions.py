@@ -16,7 +16,7 @@ from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import health
 from dejavubench.analysis.tables.rows import SETTING_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
+from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     return ", ".join(
         f"{first_row[name]}"
         if name == "model"
-        else f"{HEADINGS[name]} {setting_text(first_row[name])}"
+        else f"{HEADINGS[name]} {format_setting(first_row[name])}"
         for name in columns
     )
 
@@ -140,7 +140,7 @@ def swept_settings(runs: Sequence[Run]) -> list[str]:
 def _common_settings(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
     """Return the settings of a sweep that all of the drawing's points have in common."""
     common_names = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
-    return [f"{HEADINGS[name]} {setting_text(frame[name].iloc[0])}" for name in common_names]
+    return [f"{HEADINGS[name]} {format_setting(frame[name].iloc[0])}" for name in common_names]
 
 
 def _common_level(frame: pd.DataFrame) -> list[str]:

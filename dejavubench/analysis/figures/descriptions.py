@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.number_texts import noise_range_text
+from dejavubench.analysis.number_texts import format_noise_range
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
+from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def noise_sentence(frame: pd.DataFrame) -> str:
     total_rows = frame[frame["phase"] == "total"] if "phase" in frame else frame
     # Of several points, the range that covers all of their intervals.
     low, high = total_rows["noise_floor_low_pct"].min(), total_rows["noise_floor_high_pct"].max()
-    return f"Noise floor of TOTAL (none#2 / none): {noise_range_text(low, high)} %."
+    return f"Noise floor of TOTAL (none#2 / none): {format_noise_range(low, high)} %."
 
 
 def _named_sizes(frame: pd.DataFrame) -> list[str]:
@@ -61,7 +61,7 @@ def _named_sizes(frame: pd.DataFrame) -> list[str]:
 
 
 def _values_text(frame: pd.DataFrame, name: str) -> str:
-    return "/".join(setting_text(value) for value in dict.fromkeys(frame[name]))
+    return "/".join(format_setting(value) for value in dict.fromkeys(frame[name]))
 
 
 def _paths_sentence(frame: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.figures.shared_columns import destinations_of
 from dejavubench.analysis.tables.rows import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, setting_text
+from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _short_size(name: str, value: object) -> str:
         "staging_slots": "slots",
         "confine": "confined-",
     }
-    return f"{prefix.get(name, '')}{setting_text(value)}"
+    return f"{prefix.get(name, '')}{format_setting(value)}"
 
 
 def _refuse_repeated_rows(frame: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> None:
@@ -159,7 +159,7 @@ def _refuse_repeated_rows(frame: pd.DataFrame, columns: Sequence[str], keys: Seq
     if not repeated_rows.empty:
         first_row = repeated_rows.iloc[0]
         row_text = ", ".join(
-            f"{HEADINGS[name]} {setting_text(first_row[name])}"
+            f"{HEADINGS[name]} {format_setting(first_row[name])}"
             for name in columns
             if first_row[name]
         )

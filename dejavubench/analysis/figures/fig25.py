@@ -21,7 +21,7 @@ from dejavubench.analysis.figures.style import (
     make_panels,
 )
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
-from dejavubench.analysis.number_texts import MINUS, ms_text, signed_percent, span_text
+from dejavubench.analysis.number_texts import MINUS, format_ms, format_span, signed_percent
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, destination_named
 
@@ -147,23 +147,23 @@ def _write_numbers(ax: Axes, arm_rows: pd.DataFrame, none_ms: float | None) -> N
         floor_ends = (
             float(arm_rows[f"noise_floor_{suffix}_pct"].iloc[0]) for suffix in ("low", "high")
         )
-        noise = f"noise floor {span_text(*floor_ends)}"
+        noise = f"noise floor {format_span(*floor_ends)}"
     # On the grey of the band that it names.
     grey = {"facecolor": NOISE_GREY, "edgecolor": "none", "pad": 2.0}
     has_noise = captions.has_noise(arm_rows)
     _write_text(ax, noise, (1, 0), OVERHEAD_POINTS, bbox=grey if has_noise else None)
-    _write_text(ax, ms_text(none_ms), (1, 0), TOTAL_POINTS, ha="right")
+    _write_text(ax, format_ms(none_ms), (1, 0), TOTAL_POINTS, ha="right")
     for row_number, (_, row) in enumerate(arm_rows.iterrows(), 1):
         value, low, high = (float(row[f"overhead{suffix}_pct"]) for suffix in ("", "_low", "_high"))
         if none_ms is None or np.isnan(value):
             _write_text(ax, "–", (1, row_number), OVERHEAD_POINTS)
             continue
-        interval = "" if np.isnan(low) else f" {span_text(low, high)}"
+        interval = "" if np.isnan(low) else f" {format_span(low, high)}"
         weight = "bold" if is_told(row) else "normal"
         text = f"{signed_percent(value)}{interval}"
         _write_text(ax, text, (1, row_number), OVERHEAD_POINTS, fontweight=weight)
         _write_text(
-            ax, ms_text(none_ms * (1 + value / 100)), (1, row_number), TOTAL_POINTS, ha="right"
+            ax, format_ms(none_ms * (1 + value / 100)), (1, row_number), TOTAL_POINTS, ha="right"
         )
 
 

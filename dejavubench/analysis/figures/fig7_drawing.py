@@ -26,7 +26,7 @@ from dejavubench.analysis.figures.style import (
     make_panels,
     tick_at,
 )
-from dejavubench.analysis.number_texts import slowdown_text
+from dejavubench.analysis.number_texts import format_slowdown
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import Destinations, destination_named
 
@@ -210,7 +210,7 @@ def _draw_levels(
         style = ERROR_BARS | {"elinewidth": 0.8, "capsize": 1.8}
         ax.errorbar(values, ys, xerr=errors_of(bars, "slowdown"), **style)
         for y, value in zip(ys, values, strict=True):
-            _write_at_base(ax, slowdown_text(value), y)
+            _write_at_base(ax, format_slowdown(value), y)
     for y, level_name in enumerate(level_names):
         # Another destination of the layout has this level, so the row stays, and says why.
         if level_name not in set(panel_rows["level"]):

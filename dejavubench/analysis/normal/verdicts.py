@@ -9,7 +9,7 @@ from enum import StrEnum
 from dejavubench.analysis.answers.difference_texts import noise_text
 from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
-from dejavubench.analysis.number_texts import nbytes_text, signed_percent
+from dejavubench.analysis.number_texts import format_nbytes, signed_percent
 
 FEWEST_MACHINES = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""
@@ -75,7 +75,7 @@ class UnlikeMachines:
     def __str__(self) -> str:
         count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
         texts = dict.fromkeys(
-            nbytes_text(size) for size in (self.smallest_chunk_bytes, self.largest_chunk_bytes)
+            format_nbytes(size) for size in (self.smallest_chunk_bytes, self.largest_chunk_bytes)
         )
         return f"{count} measured, with chunks of {' to '.join(texts)}"
 
@@ -201,10 +201,10 @@ def sentence(normality: Normality) -> str:
     subject = ", ".join(filter(None, (arm.arm, arm.hosts)))
     if arm.share_pct is None:
         return f"{subject}: {_explain_unmeasured(normality)}"
-    rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {nbytes_text(arm.chunk_bytes)}"
+    rate = f"{arm.share_pct:.0f} % of {arm.ceiling} in chunks of {format_nbytes(arm.chunk_bytes)}"
     if normality.least_pct is None or normality.most_pct is None:
         if unlike_machines is not None:
-            size = nbytes_text(arm.chunk_bytes)
+            size = format_nbytes(arm.chunk_bytes)
             return f"{subject}: {rate}; {unlike_machines}: too different from {size} to compare."
         return f"{subject}: {rate}; no other machine of this class was measured."
     machines_text = ", ".join(map(str, normality.other_machines))

@@ -6,7 +6,7 @@ import re
 
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.facts.arm_destinations import loopback_of, run_destinations
-from dejavubench.analysis.number_texts import nbytes_text
+from dejavubench.analysis.number_texts import format_nbytes
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
 
@@ -170,7 +170,7 @@ def _note_staging(run: Run) -> list[Note]:
             # Ranks of one role may hold different layers, so the largest bounds them all.
             nbytes_by_role[info.role] = max(nbytes_by_role.get(info.role, 0), getattr(info, key))
         texts += [
-            f"{nbytes_text(size)} per {role}{memory}"
+            f"{format_nbytes(size)} per {role}{memory}"
             for role, size in nbytes_by_role.items()
             if size
         ]

@@ -11,7 +11,7 @@ from dejavubench.analysis.notes.condition_notes import (
     calmest_words,
     disturbances,
 )
-from dejavubench.analysis.number_texts import noise_range_text, signed_percent, unsigned_percent
+from dejavubench.analysis.number_texts import format_noise_range, signed_percent, unsigned_percent
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import Row
@@ -92,7 +92,7 @@ def _format_range(row: Row) -> str:
         return f"{signed_percent(floor_pct)} % in a single round"
     samples = row.times.samples or 0
     few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
-    return f"{noise_range_text(low, high)} %{few_text}"
+    return f"{format_noise_range(low, high)} %{few_text}"
 
 
 NOISE = RunPart(

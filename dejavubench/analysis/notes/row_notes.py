@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
-from dejavubench.analysis.number_texts import ms_text, rate_text
+from dejavubench.analysis.number_texts import format_ms, format_rate
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
 from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row
-from dejavubench.analysis.tables.text_cells import ceiling_share_text, has_alone
+from dejavubench.analysis.tables.text_cells import format_ceiling_share, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -104,18 +104,18 @@ def _note_tight_streams(rows: list[Row]) -> list[Note]:
             or alone_ms < LARGEST_ALONE_SHARE * request_ms
         ):
             continue
-        share = f", {ceiling_share_text(row)}" if row.rates.ceiling_share_pct is not None else ""
+        share = f", {format_ceiling_share(row)}" if row.rates.ceiling_share_pct is not None else ""
         fit_text = (
             "does not fit behind the model"
             if alone_ms > request_ms
             else "hardly fits behind the model: a slower round ends in a drain"
         )
-        gb_per_s = rate_text(row.rates.alone_gb_per_s, 2)
+        gb_per_s = format_rate(row.rates.alone_gb_per_s, 2)
         notes.append(
             HARDLY_FITS.note(
                 f"{f'{row.point} ' * is_sweep}{row.arm} {fit_text}. Its stream alone takes "
-                f"{ms_text(alone_ms)} ms "
-                f"({gb_per_s} GB/s{share}), a request takes {ms_text(request_ms)} ms."
+                f"{format_ms(alone_ms)} ms "
+                f"({gb_per_s} GB/s{share}), a request takes {format_ms(request_ms)} ms."
             )
         )
     return notes

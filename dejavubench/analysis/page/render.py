@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dejavubench import __version__
-from dejavubench.analysis.number_texts import nbytes_text
+from dejavubench.analysis.number_texts import format_nbytes
 from dejavubench.analysis.page.contents import Page
 
 TEMPLATE = "page.html.jinja"
@@ -26,7 +26,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(nbytes=nbytes_text, keep_together=keep_together)
+    environment.filters.update(nbytes=format_nbytes, keep_together=keep_together)
     script = _asset("page.js")
     text = environment.get_template(TEMPLATE).render(
         page=page,

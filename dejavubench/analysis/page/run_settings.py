@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dejavubench.analysis.facts.source_ranks import rank_count
-from dejavubench.analysis.number_texts import nbytes_text
+from dejavubench.analysis.number_texts import format_nbytes
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
 
@@ -78,7 +78,7 @@ def _value_text(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
-        return nbytes_text(value)
+        return format_nbytes(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_value_text(name, entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):

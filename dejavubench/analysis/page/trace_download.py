@@ -8,7 +8,7 @@ import io
 
 from markupsafe import Markup
 
-from dejavubench.analysis.number_texts import nbytes_text
+from dejavubench.analysis.number_texts import format_nbytes
 from dejavubench.analysis.page.contents import PageDownload
 from dejavubench.analysis.trace import document
 from dejavubench.analysis.trace.build import Trace, build
@@ -28,8 +28,8 @@ def trace_download(run: Run) -> tuple[PageDownload | None, str]:
     content = _compress(trace)
     if len(content) > LARGEST_NBYTES:
         return None, (
-            f"it has {nbytes_text(len(content))}, more than the {nbytes_text(LARGEST_NBYTES)} that "
-            "a page carries. dejavubench trace writes it to a file"
+            f"it has {format_nbytes(len(content))}, more than the {format_nbytes(LARGEST_NBYTES)} "
+            "that a page carries. dejavubench trace writes it to a file"
         )
     base64_text = base64.b64encode(content).decode("ascii")
     return PageDownload(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.number_texts import signed_percent, span_text, three_digits
+from dejavubench.analysis.number_texts import format_span, signed_percent, three_digits
 from dejavubench.analysis.prediction.compute import Basis
 from dejavubench.analysis.prediction.table import (
     BORROWED_ERROR_PCT,
@@ -74,7 +74,9 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
         unit: stands behind the overhead.
     """
     marks = (BUSY_MARK if row.busy_arms else "") + (BORROWED_MARK if row.is_borrowed else "")
-    return f"{signed_percent(row.overhead_pct)}{unit} {span_text(row.low_pct, row.high_pct)}{marks}"
+    return (
+        f"{signed_percent(row.overhead_pct)}{unit} {format_span(row.low_pct, row.high_pct)}{marks}"
+    )
 
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
@@ -208,7 +210,7 @@ def _describe_measured_arms(forecast: Forecast) -> list[str]:
             continue
         costs = "; ".join(
             f"level {arm.level} {signed_percent(100 * arm.overhead.median)} % "
-            f"{span_text(100 * arm.overhead.low, 100 * arm.overhead.high)}"
+            f"{format_span(100 * arm.overhead.low, 100 * arm.overhead.high)}"
             for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
         )
         lines.append(

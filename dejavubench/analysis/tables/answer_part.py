@@ -11,7 +11,7 @@ from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import summary
-from dejavubench.analysis.number_texts import ms_text, nbytes_text, three_digits
+from dejavubench.analysis.number_texts import format_ms, format_nbytes, three_digits
 from dejavubench.analysis.tables import health
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
 from dejavubench.analysis.tables.rows import Row
@@ -178,11 +178,11 @@ def _restart_sentences(rows: Sequence[Row]) -> list[str]:
         restart = row.restart
         if restart.restored_bytes is None or restart.restore_ms is None:
             continue
-        size_text = nbytes_text(restart.restored_bytes)
-        restore_text = ms_text(restart.restore_ms)
+        size_text = format_nbytes(restart.restored_bytes)
+        restore_text = format_ms(restart.restore_ms)
         text = f"{row.arm}: putting {size_text} back took {restore_text} ms"
         if restart.anew_ms is not None:
-            text += f", computing them again takes {ms_text(restart.anew_ms)} ms"
+            text += f", computing them again takes {format_ms(restart.anew_ms)} ms"
         texts.append(f"{text}.")
     return texts
 
@@ -195,9 +195,9 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
         if row.handover.handover_ms is not None:
             name = f"{row.point} {row.arm}" if is_sweep else row.arm
             texts.append(
-                f"{name}: the sinks have their first token {ms_text(row.handover.handover_ms)} ms "
-                "after the sources' last computation. A hand-over has no arm without streaming, so "
-                "its cost is unknown."
+                f"{name}: the sinks have their first token {format_ms(row.handover.handover_ms)} "
+                "ms after the sources' last computation. A hand-over has no arm without streaming, "
+                "so its cost is unknown."
             )
     return texts
 

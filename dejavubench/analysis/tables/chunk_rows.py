@@ -10,9 +10,9 @@ from dejavubench.analysis.breakdown.chunk_bill import FEWEST_CHUNKS, LATENCY, Bi
 from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.number_texts import (
     format_count,
+    format_ms,
+    format_nbytes,
     four_digits,
-    ms_text,
-    nbytes_text,
     value_or_dash,
 )
 from dejavubench.analysis.tables.arm_columns import ArmPhase
@@ -160,7 +160,7 @@ def _format_sizes(row: ChunkRow) -> list[str]:
     return [
         format_count(row.chunks),
         format_count(row.extents),
-        nbytes_text(row.extent_bytes),
+        format_nbytes(row.extent_bytes),
         four_digits(row.median_us),
         four_digits(row.extent_us),
     ]
@@ -168,7 +168,7 @@ def _format_sizes(row: ChunkRow) -> list[str]:
 
 def _format_times(row: ChunkRow) -> list[str]:
     return [
-        ms_text(row.summed_ms),
+        format_ms(row.summed_ms),
         four_digits(row.median_us),
         four_digits(row.p99_us),
         value_or_dash(row.share_pct, ".1f"),

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
-from dejavubench.analysis.number_texts import format_count, four_digits, nbytes_text
+from dejavubench.analysis.number_texts import format_count, format_nbytes, four_digits
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.rows import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
@@ -118,7 +118,7 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
                 extent_row.arm,
                 extent_row.phase,
                 format_count(extent_row.timed_extents),
-                nbytes_text(extent_row.extent_bytes),
+                format_nbytes(extent_row.extent_bytes),
                 *map(four_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
             ]
             for extent_row in extents

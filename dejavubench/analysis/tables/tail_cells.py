@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.number_texts import ms_text, value_or_dash, with_interval
+from dejavubench.analysis.number_texts import format_ms, value_or_dash, with_interval
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
 from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import Cell, make_block, varying_cells
@@ -30,10 +30,10 @@ def _format_overhead(row: Row) -> str:
 
 TAIL_CELLS = (
     Cell("tokens", ("token_samples",), lambda row: value_or_dash(row.tails.token_samples, ",d")),
-    Cell("p50 ms", ("token_p50_ms",), lambda row: ms_text(row.tails.token_p50_ms)),
-    Cell("p90 ms", ("token_p90_ms",), lambda row: ms_text(row.tails.token_p90_ms)),
-    Cell("p99 ms", ("token_p99_ms",), lambda row: ms_text(row.tails.token_p99_ms)),
-    Cell("max ms", ("token_max_ms",), lambda row: ms_text(row.tails.token_max_ms)),
+    Cell("p50 ms", ("token_p50_ms",), lambda row: format_ms(row.tails.token_p50_ms)),
+    Cell("p90 ms", ("token_p90_ms",), lambda row: format_ms(row.tails.token_p90_ms)),
+    Cell("p99 ms", ("token_p99_ms",), lambda row: format_ms(row.tails.token_p99_ms)),
+    Cell("max ms", ("token_max_ms",), lambda row: format_ms(row.tails.token_max_ms)),
     Cell(
         "p99 overhead %",
         (

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from dejavubench.analysis.number_texts import (
     format_count,
+    format_ms,
+    format_nbytes,
+    format_rate,
     four_digits,
     interval_of,
-    ms_text,
-    nbytes_text,
-    rate_text,
     value_or_dash,
     with_interval,
 )
@@ -46,7 +46,7 @@ HEADINGS = SIZE_HEADINGS | SETTING_HEADINGS
 """Headings of all that may tell points apart."""
 
 
-def setting_text(value: object) -> str:
+def format_setting(value: object) -> str:
     """Return a setting as tables and captions show it; a switch is yes or no."""
     return {"True": "yes", "False": "no"}.get(str(value), str(value))  # pandas has its own bool
 
@@ -71,14 +71,14 @@ class Cell:
 def _format_overhead(row: Row) -> str:
     overhead = row.overhead
     if not row.is_streaming:
-        return noise_text(row) if row.arm != NO_STREAMING else "baseline"
+        return format_noise(row) if row.arm != NO_STREAMING else "baseline"
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
     interval = overhead.overhead_low_pct, overhead.overhead_high_pct
     return with_interval(overhead.overhead_pct, *interval)
 
 
-def noise_text(row: Row) -> str:
+def format_noise(row: Row) -> str:
     """Write a row's noise floor with its interval; a dash without one."""
     overhead = row.overhead
     if overhead.noise_floor_pct is None:
@@ -108,11 +108,11 @@ def has_alone(row: Row) -> bool:
     return row.level == DEFAULT_LEVEL
 
 
-def _alone_text(row: Row) -> str:
-    return rate_text(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
+def _format_alone(row: Row) -> str:
+    return format_rate(row.rates.alone_gb_per_s if has_alone(row) else None, 2)
 
 
-def ceiling_share_text(row: Row) -> str:
+def format_ceiling_share(row: Row) -> str:
     """Write the share of its ceiling that an arm reached; a dash if either is unknown."""
     if row.rates.ceiling_share_pct is None or not has_alone(row):
         return "–"
@@ -129,12 +129,11 @@ def _format_copies(row: Row) -> str:
 
 
 def _format_cpu(row: Row) -> str:
-    cpu = row.cpu
-    cpu_times = (cpu.cpu_model_s, cpu.cpu_helper_s, cpu.cpu_sink_s)
+    cpu_times = (row.cpu.cpu_model_s, row.cpu.cpu_helper_s, row.cpu.cpu_sink_s)
     return " / ".join(value_or_dash(seconds, ".2f") for seconds in cpu_times)
 
 
-def _hidden_text(row: Row) -> str:
+def _format_hidden(row: Row) -> str:
     share = row.rates.hidden_pct
     if share is None:
         return "–"
@@ -159,7 +158,7 @@ def _make_size_cell(name: str) -> Cell:
 
 def _make_setting_cell(name: str) -> Cell:
     return Cell(
-        SETTING_HEADINGS[name], (name,), lambda row: setting_text(getattr(row.setting, name))
+        SETTING_HEADINGS[name], (name,), lambda row: format_setting(getattr(row.setting, name))
     )
 
 
@@ -169,9 +168,9 @@ POINT_CELL = Cell("point", ("point",), lambda row: row.point or "–")
 ARM_CELL = Cell("arm", ("arm",), lambda row: row.arm)
 STATISTIC_CELL = Cell("statistic", ("statistic",), lambda row: str(row.cpu.statistic))
 TIME_CELLS = (
-    Cell("prompt ms", ("prompt_ms",), lambda row: ms_text(row.times.prompt_ms)),
-    Cell("token ms", ("token_ms",), lambda row: ms_text(row.times.token_ms)),
-    Cell("total ms", ("total_ms",), lambda row: ms_text(row.times.total_ms)),
+    Cell("prompt ms", ("prompt_ms",), lambda row: format_ms(row.times.prompt_ms)),
+    Cell("token ms", ("token_ms",), lambda row: format_ms(row.times.token_ms)),
+    Cell("total ms", ("total_ms",), lambda row: format_ms(row.times.total_ms)),
     Cell("rounds", ("samples",), lambda row: value_or_dash(row.times.samples, "d")),
 )
 SPREAD_CELLS = (
@@ -180,7 +179,7 @@ SPREAD_CELLS = (
         ("total_low_ms", "total_high_ms"),
         lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
     ),
-    Cell("total IQR ms", ("total_iqr_ms",), lambda row: ms_text(row.times.total_iqr_ms)),
+    Cell("total IQR ms", ("total_iqr_ms",), lambda row: format_ms(row.times.total_iqr_ms)),
 )
 OVERHEAD_CELLS = (
     Cell(
@@ -196,16 +195,16 @@ OVERHEAD_CELLS = (
 )
 PATH_CELL = Cell("path (≥ share of bytes)", ("path",), lambda row: row.conditions.path or "–")
 STREAM_CELLS = (
-    Cell("stall ms", ("stall_ms",), lambda row: ms_text(row.streaming.stall_ms)),
+    Cell("stall ms", ("stall_ms",), lambda row: format_ms(row.streaming.stall_ms)),
     Cell(
         "largest lag",
         ("largest_lag_bytes",),
-        lambda row: nbytes_text(row.streaming.largest_lag_bytes),
+        lambda row: format_nbytes(row.streaming.largest_lag_bytes),
     ),
-    Cell("bytes", ("streamed_bytes",), lambda row: nbytes_text(row.streaming.streamed_bytes)),
+    Cell("bytes", ("streamed_bytes",), lambda row: format_nbytes(row.streaming.streamed_bytes)),
     Cell("copies per prompt / token", ("copies_per_prompt", "copies_per_token"), _format_copies),
-    Cell("GB/s alone", ("alone_gb_per_s",), _alone_text),
-    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), ceiling_share_text),
+    Cell("GB/s alone", ("alone_gb_per_s",), _format_alone),
+    Cell("share of ceiling", ("ceiling_share_pct", "ceiling"), format_ceiling_share),
     Cell("hosts", ("hosts",), lambda row: row.hosts or "–"),
     PATH_CELL,
     Cell("durability", ("durability",), lambda row: row.durability or "–"),
@@ -220,44 +219,48 @@ REST_CELLS = (
         ),
         _format_token_overhead,
     ),
-    Cell("drain ms", ("drain_ms",), lambda row: ms_text(row.times.drain_ms)),
+    Cell("drain ms", ("drain_ms",), lambda row: format_ms(row.times.drain_ms)),
     Cell(
-        "GB/s over total", ("total_gb_per_s",), lambda row: rate_text(row.rates.total_gb_per_s, 3)
+        "GB/s over total", ("total_gb_per_s",), lambda row: format_rate(row.rates.total_gb_per_s, 3)
     ),
-    Cell("hidden %", ("hidden_pct",), _hidden_text),
+    Cell("hidden %", ("hidden_pct",), _format_hidden),
     Cell("CPU s model / helper / sink", ("cpu_model_s", "cpu_helper_s", "cpu_sink_s"), _format_cpu),
 )
 HANDOVER_CELLS = (
-    Cell("hand-over ms", ("handover_ms",), lambda row: ms_text(row.handover.handover_ms)),
-    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: ms_text(row.handover.sink_waited_ms)),
-    Cell("first token ms", ("sink_first_ms",), lambda row: ms_text(row.handover.sink_first_ms)),
-    Cell("token ms", ("sink_token_ms",), lambda row: ms_text(row.handover.sink_token_ms)),
+    Cell("hand-over ms", ("handover_ms",), lambda row: format_ms(row.handover.handover_ms)),
+    Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: format_ms(row.handover.sink_waited_ms)),
+    Cell("first token ms", ("sink_first_ms",), lambda row: format_ms(row.handover.sink_first_ms)),
+    Cell("token ms", ("sink_token_ms",), lambda row: format_ms(row.handover.sink_token_ms)),
 )
 SWAP_CELLS = (
     Cell("caches in place", ("resident_caches",), _format_resident),
     Cell(
         "brought back",
         ("brought_back_bytes",),
-        lambda row: nbytes_text(row.swap.brought_back_bytes),
+        lambda row: format_nbytes(row.swap.brought_back_bytes),
     ),
-    Cell("bring-back ms", ("bring_ms",), lambda row: ms_text(row.swap.bring_ms)),
-    Cell("model's wait ms", ("swap_wait_ms",), lambda row: ms_text(row.swap.swap_wait_ms)),
+    Cell("bring-back ms", ("bring_ms",), lambda row: format_ms(row.swap.bring_ms)),
+    Cell("model's wait ms", ("swap_wait_ms",), lambda row: format_ms(row.swap.swap_wait_ms)),
 )
 RESTART_CELLS = (
     Cell("resumed run", ("resumed_run",), lambda row: row.restart.resumed_run or "–"),
     Cell("first new token", ("resumed_at_token",), lambda row: str(row.restart.resumed_at_token)),
-    Cell("restored", ("restored_bytes",), lambda row: nbytes_text(row.restart.restored_bytes)),
-    Cell("restore ms", ("restore_ms",), lambda row: ms_text(row.restart.restore_ms)),
-    Cell("recompute ms", ("anew_ms",), lambda row: ms_text(row.restart.anew_ms)),
-    Cell("token ms", ("token_ms",), lambda row: ms_text(row.times.token_ms)),
-    Cell("drain ms", ("drain_ms",), lambda row: ms_text(row.times.drain_ms)),
+    Cell("restored", ("restored_bytes",), lambda row: format_nbytes(row.restart.restored_bytes)),
+    Cell("restore ms", ("restore_ms",), lambda row: format_ms(row.restart.restore_ms)),
+    Cell("recompute ms", ("anew_ms",), lambda row: format_ms(row.restart.anew_ms)),
+    Cell("token ms", ("token_ms",), lambda row: format_ms(row.times.token_ms)),
+    Cell("drain ms", ("drain_ms",), lambda row: format_ms(row.times.drain_ms)),
     Cell("verified", ("verified",), lambda row: row.verified or "–"),
 )
 EVENT_CELLS = (
     Cell(
-        "prompt ms by events", ("prompt_event_ms",), lambda row: ms_text(row.events.prompt_event_ms)
+        "prompt ms by events",
+        ("prompt_event_ms",),
+        lambda row: format_ms(row.events.prompt_event_ms),
     ),
-    Cell("token ms by events", ("token_event_ms",), lambda row: ms_text(row.events.token_event_ms)),
+    Cell(
+        "token ms by events", ("token_event_ms",), lambda row: format_ms(row.events.token_event_ms)
+    ),
 )
 MODEL_CELLS = (
     Cell(

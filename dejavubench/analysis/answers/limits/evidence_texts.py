@@ -5,9 +5,9 @@ from __future__ import annotations
 from dejavubench.analysis.answers.limits.evidence import Evidence, MovingSide
 from dejavubench.analysis.number_texts import (
     format_count,
-    ms_text,
-    nbytes_text,
-    rate_text,
+    format_ms,
+    format_nbytes,
+    format_rate,
     signed_percent,
 )
 
@@ -41,7 +41,7 @@ def _kind_of_stall(evidence: Evidence) -> str:
 def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
     """Write a part and the cost with the same decimals, so that a reader can subtract them."""
     total_ms = evidence.cost.total_ms
-    return f"of {ms_text(total_ms)} ms of cost, {ms_text(part_ms, total_ms)} ms"
+    return f"of {format_ms(total_ms)} ms of cost, {format_ms(part_ms, total_ms)} ms"
 
 
 def describe_rates(evidence: Evidence) -> str:
@@ -53,14 +53,14 @@ def describe_rates(evidence: Evidence) -> str:
         if stream.ceiling and stream.ceiling_gb_per_s:
             ceiling_text = f" ({stream.ceiling}: {_format_rate(stream.ceiling_gb_per_s)})"
         stream_text = (
-            f"the stream alone takes {ms_text(stream.alone_ms)} ms{speed_text}{ceiling_text}"
+            f"the stream alone takes {format_ms(stream.alone_ms)} ms{speed_text}{ceiling_text}"
         )
-        return f"{stream_text}, a request {ms_text(evidence.cost.request_ms)} ms"
+        return f"{stream_text}, a request {format_ms(evidence.cost.request_ms)} ms"
     least_ms = stream.least_ms or 0.0
     speed_text = _format_speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
     )
-    return f"{_stalled_text(evidence)}; the bytes take {ms_text(least_ms)} ms{speed_text}"
+    return f"{_stalled_text(evidence)}; the bytes take {format_ms(least_ms)} ms{speed_text}"
 
 
 def _format_speed(nbytes_moved: float, time_ms: float) -> str:
@@ -70,7 +70,7 @@ def _format_speed(nbytes_moved: float, time_ms: float) -> str:
 def _format_rate(gb_per_s: float) -> str:
     if gb_per_s < SLOW_GB_PER_S:
         return f"{1e3 * gb_per_s:.3g} MB/s"
-    return f"{rate_text(gb_per_s, 2)} GB/s"
+    return f"{format_rate(gb_per_s, 2)} GB/s"
 
 
 def describe_part(evidence: Evidence) -> str:
@@ -92,9 +92,9 @@ def describe_part(evidence: Evidence) -> str:
     if chunk is None:
         return text
     part_us, chunk_nbytes = chunk
-    text += f", {ms_text(part_us / 1e3)} ms per {nbytes_text(chunk_nbytes)}"
+    text += f", {format_ms(part_us / 1e3)} ms per {format_nbytes(chunk_nbytes)}"
     if evidence.chunks.is_mostly_fixed:
-        return f"{text}, of it {ms_text((fixed_us or 0.0) / 1e3)} ms whatever the size"
+        return f"{text}, of it {format_ms((fixed_us or 0.0) / 1e3)} ms whatever the size"
     return f"{text} ({_format_rate(chunk_nbytes / part_us / 1e3)})"
 
 
@@ -111,7 +111,7 @@ def describe_extents(evidence: Evidence) -> str:
     time_text = f" at {extent_us:.3g} µs {statistic}" if extent_us is not None else ""
     packed_text = ""
     if extent_us is None and evidence.cost.packed_ms is not None:
-        packed_text = f", and the same bytes packed cost {ms_text(evidence.cost.packed_ms)} ms"
+        packed_text = f", and the same bytes packed cost {format_ms(evidence.cost.packed_ms)} ms"
     count_text = f"{format_count(round(extent_count))} extents"
     return f"{_stalled_text(evidence)}; {count_text}{time_text}{packed_text}"
 
@@ -131,8 +131,8 @@ def _format_phases(evidence: Evidence) -> str:
 
 def _rest_text(evidence: Evidence) -> str:
     # From the numbers as they are printed: a reader adds them up.
-    total_text = ms_text(evidence.cost.total_ms)
-    stalled_text = ms_text(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
+    total_text = format_ms(evidence.cost.total_ms)
+    stalled_text = format_ms(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
     rest_text = _part_of_cost(evidence, float(total_text) - float(stalled_text))
     return f"{rest_text} are the model itself running slower{_format_phases(evidence)}"
 
@@ -161,8 +161,8 @@ def _describe_polling(evidence: Evidence, side_name: str, side: MovingSide | Non
     assert side is not None
     cores = evidence.machine.cores or 0
     return (
-        f"{_rest_text(evidence)}; the {side_name} took {ms_text(side.cpu_ms)} ms of CPU time per "
-        f"request, of which its bytes need {ms_text(side.needed_ms)} ms at most; the model alone "
+        f"{_rest_text(evidence)}; the {side_name} took {format_ms(side.cpu_ms)} ms of CPU time per "
+        f"request, of which its bytes need {format_ms(side.needed_ms)} ms at most; the model alone "
         f"takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
 
@@ -176,7 +176,7 @@ def describe_programs(evidence: Evidence) -> str:
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
-        more_ms_text = ms_text(machine.other_ms)
+        more_ms_text = format_ms(machine.other_ms)
         text += (
             f"; the other processes took {more_ms_text} ms more CPU time per iteration than "
             "without streaming"
@@ -197,7 +197,7 @@ def describe_copies(evidence: Evidence) -> str:
     """Write the least time of the stream's copies in the memory that the tokens read."""
     return (
         f"{_rest_text(evidence)}; the stream's copies take at least "
-        f"{ms_text(evidence.copies_ms)} ms of a memory that tokens read at "
+        f"{format_ms(evidence.copies_ms)} ms of a memory that tokens read at "
         f"{evidence.machine.read_pct:.0f} % of its rate"
     )
 
@@ -210,5 +210,5 @@ def describe_parts(evidence: Evidence) -> str:
         return f"{_stalled_text(evidence)}; the records have no times of chunks"
     if evidence.cost.stalled_ms < (1 - NEARLY_ALL_SHARE) * evidence.cost.total_ms:
         return _rest_text(evidence)
-    stalled_text = ms_text(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
+    stalled_text = format_ms(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
     return f"{_rest_text(evidence)}; {stalled_text} ms are {_kind_of_stall(evidence)}"
