@@ -240,6 +240,14 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert any("no rate of a remote GPU" in note for note in report(run).note_texts) == loopback
 
 
+def test_parts_of_a_model_that_share_a_gpu_are_named(tmp_path: Path) -> None:
+    facts = {"way": "fake hosts", "version": 22809, "ranks": [[0, 2], [1, 3]]}
+    infos = [{"environment": {"gpu": GPU, "nccl_loopback": facts}}, on_gpu()]
+    run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], rounds=2, infos=infos)
+    (note,) = (text for text in report(run).note_texts if "loopback" in text)
+    assert note.startswith("loopback: ranks 0, 2 and ranks 1, 3 share a GPU, ")
+
+
 def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     tmp_path: Path,
 ) -> None:

@@ -308,6 +308,17 @@ def test_loopback_is_for_nccl() -> None:
     assert skipped["nccl-loopback@3"] == "no CUDA device"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_parts_of_one_model_may_share_a_gpu_whatever_the_destination() -> None:
+    shared = make_plan(streaming="mpi", pipeline_para_size=2, nccl_loopback=True, device="cuda")
+    assert shared.experiment.nccl_loopback
+    message = "--nccl-loopback needs --streaming nccl"
+    one_part = {"streaming": "mpi", "nccl_loopback": True, "device": "cuda"}
+    assert load_error(**one_part).startswith(message)
+    on_cpu = {"streaming": "mpi", "pipeline_para_size": 2, "nccl_loopback": True, "device": "cpu"}
+    assert load_error(**on_cpu).startswith(message)
+
+
 # ---- ranks ----
 
 

@@ -126,20 +126,32 @@ def _describe_way(way: str) -> str:
 
 def _note_loopback(run: Run) -> list[Note]:
     """Warn that ranks of one GPU share it, or even take turns on it."""
-    if all(loopback_of(run, arm) is None for arm in run.header.arms):
-        return []
-    notes = [
-        LOOPBACK.note(
+    if any(loopback_of(run, arm) for arm in run.header.arms):
+        text = (
             "loopback on one GPU: both ranks share its processors and memory, so this is no rate "
             "of a remote GPU"
         )
-    ]
+    elif groups := _sharing_ranks(run):
+        numbers = " and ranks ".join(", ".join(map(str, group)) for group in groups)
+        text = (
+            f"loopback: ranks {numbers} share a GPU, its processors and its memory, so no time is "
+            "that of a GPU per rank"
+        )
+    else:
+        return []
+    notes = [LOOPBACK.note(text)]
     environment = run.header.facts
     if environment.gpu.mps is False:
         notes.append(
             NO_MPS.note("NO MPS: the ranks take turns on the GPU, which itself slows the model")
         )
     return notes
+
+
+def _sharing_ranks(run: Run) -> list[list[int]]:
+    """Return the groups of ranks that share a GPU, as NCCL was told; one per GPU."""
+    loopbacks = [info.facts.nccl_loopback for _, info in run.records_of(RankInfo)]
+    return next((loopback.ranks for loopback in loopbacks if loopback is not None), [])
 
 
 def _note_hosts(run: Run) -> list[Note]:

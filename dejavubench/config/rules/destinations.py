@@ -104,6 +104,16 @@ SINKS = (
 # ---- destinations ----
 
 
+def _lets_models_share(plan: Plan, key: str) -> bool:
+    """Return whether an option lets parts of the model share a GPU, whatever the destination."""
+    loopbacks = [transport.loopback for transport in usable() if transport.loopback is not None]
+    return (
+        plan.experiment.device == "cuda"
+        and plan.experiment.sources > 1
+        and any(loopback.option == key for loopback in loopbacks)
+    )
+
+
 def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     """Return an option that is given without its destination, and that destination."""
     used_names = {*plan.experiment.streaming, *plan.experiment.swap}
@@ -114,6 +124,7 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
             for key in transport.options
             # A plugin of another version may name an option that is not there.
             if key in OPTIONS and plan.experiment.is_given(key) and transport.name not in used_names
+            if not _lets_models_share(plan, key)
         ),
         None,
     )
