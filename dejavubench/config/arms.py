@@ -88,6 +88,11 @@ class Arm:
         """Whether the cache of a GPU goes to another GPU without passing host memory."""
         return self.destination is not None and self.destination.entry.device_memory
 
+    @property
+    def fills_sink_devices(self) -> bool:
+        """Whether sinks have the cache of a GPU on GPUs: it moves there, or they go on from it."""
+        return self.to_device or self.scenario == "handover"
+
 
 def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> list[Arm]:
     """Return the arms of every round, in order.

@@ -136,6 +136,7 @@ if TYPE_CHECKING:
         Swapper as Swapper,
     )
     from .transfers import StreamStats as StreamStats
+    from .upload import DeviceUpload as DeviceUpload
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from .kv_cache import KVCache
 from .levels import LEVELS, Level
 from .packing import Packing, device_staging, staging
 from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
+from .upload import BouncedExtents, DeviceUpload
 from .waiting import EAGER_NAPS, LAZY_NAPS, Naps, wait_asleep
 
 SHORTEST_STEP_S = 5e-3
@@ -70,9 +72,10 @@ class SinkEndpoint(Protocol):
         """Receive the stream's next chunk into ``packed``, then put it in its place.
 
         Args:
-            packed: uint8 of the chunk's bytes, in the memory of the cache.
-            scatter: puts ``packed`` in its place; on a device, it issues that on torch's current
-                stream.
+            packed: uint8 of the chunk's bytes.
+            scatter: puts ``packed`` in its place. If ``packed`` is on a device, it issues that on
+                torch's current stream. If only the cache is on a device, it issues an upload, whose
+                end the receiver waits for.
         """
 
     def receive_extents(
@@ -115,6 +118,11 @@ class _PendingChunk(NamedTuple):
     messages: int
 
 
+class _PendingUpload(NamedTuple):
+    arrived_chunk: _PendingChunk
+    placed_event: torch.cuda.Event
+
+
 class ChunkArrival(NamedTuple):
     """When a chunk was seen to have come, if its endpoint knows, and when it was in its place."""
 
@@ -132,10 +140,12 @@ class CacheReceiver:
     the same extents: same heads, in the same layout.
 
     Args:
-        slots: staging of at least :func:`largest_chunk` bytes each, in the memory of the cache.
-            Receivers that do not work at the same time may share it. Without it, the receiver has
-            :func:`receiving_slots` of its own.
+        slots: staging of at least :func:`largest_chunk` bytes each, in the memory of the cache, or
+            with ``upload`` in pinned host memory. Receivers that do not work at the same time may
+            share it. Without it, the receiver has :func:`receiving_slots` of its own.
         timed: note when each chunk came and was in its place.
+        upload: brings chunks that come in host memory to a cache on a device. Receivers may share
+            it.
 
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
@@ -154,8 +164,10 @@ class CacheReceiver:
         endpoint: SinkEndpoint,
         slots: Sequence[torch.Tensor] = (),
         timed: bool = True,
+        upload: DeviceUpload | None = None,
     ) -> None:
         self._cache = cache
+        self._upload = upload
         self.stream = stream
         self.arrivals: list[ChunkArrival] = []
         self._most_arrivals = MOST_TIMED_CHUNKS if timed else 0
@@ -167,12 +179,15 @@ class CacheReceiver:
         if level.buffered:
             self.slots = slots or self._make_slots()
             self._scatters = self._make_scatters()
+        elif upload is not None:
+            self._extents = BouncedExtents(cache, stream.schedule, upload)
         elif endpoint.by_address:
             self._extents = ExtentAddresses(cache, stream.schedule)
         else:
             self._extents = ExtentViews(cache, stream.schedule)
         self._chunks: Iterator[Chunk] = iter(())
         self._pending_chunks: deque[_PendingChunk] = deque()
+        self._pending_uploads: deque[_PendingUpload] = deque()  # of arrived chunks, oldest first
         self.left = 0
         self.nbytes = 0
         self.messages = 0
@@ -180,14 +195,17 @@ class CacheReceiver:
     def _make_slots(self) -> list[torch.Tensor]:
         nbytes = largest_chunk(self.stream)
         device = self._cache.k.device
-        if device.type == "cuda":
+        if device.type == "cuda" and self._upload is None:
             return device_staging(nbytes, DEVICE_SLOTS, device)
-        return staging(nbytes, HOST_SLOTS)
+        return staging(nbytes, HOST_SLOTS, pinned=self._upload is not None)
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
         """Return the scatter of each chunk, prepared beforehand."""
         chunks = self.stream.schedule.all_chunks(self._level)
-        return [Packing(self._cache, chunk.region).scatter for chunk in chunks]
+        packings = [Packing(self._cache, chunk.region) for chunk in chunks]
+        if self._upload is None:
+            return [packing.scatter for packing in packings]
+        return [partial(self._upload.put, scatter=packing.scatter) for packing in packings]
 
     def begin(self) -> None:
         """Prepare for a microbatch, outside the clock: ask for the first chunks."""
@@ -231,15 +249,25 @@ class CacheReceiver:
         Raises:
             StreamingError: a chunk that was announced does not come.
         """
+        has_finished = self._finish_uploads()
         if not self._pending_chunks or not self._pending_chunks[0].request.poll():
-            return False
+            return has_finished
         arrived_chunk = self._pending_chunks.popleft()
-        self._finish_chunk(arrived_chunk)  # acknowledge first: the source may be waiting
-        if arrived_chunk.slot is not None:
-            self._receive(arrived_chunk.slot)
-        elif self._extents is not None:
-            self._receive_extents(self._extents)
+        if self._upload is None:
+            self._finish_chunk(arrived_chunk)
+        else:
+            if isinstance(self._extents, BouncedExtents):
+                self._extents.put(arrived_chunk.chunk.step)
+            self._pending_uploads.append(_PendingUpload(arrived_chunk, self._upload.mark()))
         return True
+
+    def _finish_uploads(self) -> bool:
+        """Finish the chunks whose upload has ended; return whether there were any."""
+        count = len(self._pending_uploads)
+        # One stream runs all uploads, so the oldest ends first.
+        while self._pending_uploads and self._pending_uploads[0].placed_event.query():
+            self._finish_chunk(self._pending_uploads.popleft().arrived_chunk)
+        return len(self._pending_uploads) < count
 
     def _receive(self, slot: torch.Tensor) -> None:
         chunk = next(self._chunks, None)
@@ -259,13 +287,18 @@ class CacheReceiver:
             self._pending_chunks.append(_PendingChunk(request, chunk, None, len(extents)))
 
     def _finish_chunk(self, arrived_chunk: _PendingChunk) -> None:
-        self._endpoint.acknowledge(self.stream)
+        """Acknowledge a chunk that is in its place, and ask for the next one into its slot."""
+        self._endpoint.acknowledge(self.stream)  # first: the source may be waiting
         if len(self.arrivals) < self._most_arrivals:
             self.arrivals.append(ChunkArrival(arrived_chunk.request.received, chunk_times.now()))
         progress.listener.count_progress()
         self.left -= 1
         self.nbytes += arrived_chunk.chunk.nbytes
         self.messages += arrived_chunk.messages
+        if arrived_chunk.slot is not None:
+            self._receive(arrived_chunk.slot)
+        elif self._extents is not None:
+            self._receive_extents(self._extents)
 
 
 def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) -> None:

@@ -28,7 +28,7 @@ def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> Device
     With a loopback the sinks share the devices of their sources.
     """
     device_of_rank = tuple(rank % devices for rank in range(sources + sinks))
-    if not any(arm.to_device for arm in plan.running):
+    if not any(arm.fills_sink_devices for arm in plan.running):
         return DeviceNumbers(device_of_rank[:sources])
     # Counting the sinks from device 0 again puts each of them on its own source's device.
     if any(arm.loopback for arm in plan.running):
@@ -41,7 +41,7 @@ def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> Device
 def too_few_devices(
     plan: Plan, devices: Sequence[CudaDevice], sources: int | None = None, sinks: int | None = None
 ) -> str | None:
-    """Return why ranks of this host would share a GPU although their destination needs one each.
+    """Return why ranks of this host would share a GPU although each of them needs one.
 
     Args:
         devices: the CUDA devices of this host.
@@ -50,9 +50,17 @@ def too_few_devices(
     ranks_here = (plan.sources if sources is None else sources) + (
         plan.sinks if sinks is None else sinks
     )
-    arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.loopback]
-    if plan.experiment.device != "cuda" or not arms_between_gpus or ranks_here <= len(devices):
+    if plan.experiment.device != "cuda" or ranks_here <= len(devices):
         return None
+    counts = f"{count_text(ranks_here, 'rank')} and {count_text(len(devices), 'GPU')}"
+    arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.loopback]
+    if not arms_between_gpus:
+        if not plan.experiment.handoff or plan.experiment.nccl_loopback:
+            return None
+        return (
+            f"--handoff needs one GPU per rank: this host has {counts}. --nccl-loopback lets ranks "
+            "share one"
+        )
     first_arm = min(arms_between_gpus, key=lambda arm: arm.mode)
     loopback = next(
         (
@@ -67,7 +75,4 @@ def too_few_devices(
         if loopback
         else ""
     )
-    return (
-        f"--streaming {first_arm.mode} needs one GPU per rank: this host has "
-        f"{count_text(ranks_here, 'rank')} and {count_text(len(devices), 'GPU')}{advice}"
-    )
+    return f"--streaming {first_arm.mode} needs one GPU per rank: this host has {counts}{advice}"

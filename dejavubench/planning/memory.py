@@ -126,7 +126,9 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
             + buffers_nbytes
             + _cpu_working_nbytes(point)
         )
-        successor_nbytes = _sink_model_nbytes(point) if point.handed_over else 0
+        successor_nbytes = (
+            _sink_weights_nbytes(point) + _cpu_working_nbytes(point) if point.handed_over else 0
+        )
         slots_nbytes = sink_staging(plan, point, arriving_streams(point)).host_nbytes
         sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + slots_nbytes + successor_nbytes)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
@@ -196,11 +198,12 @@ def _most_overlaps(length: int, sources: int, sinks: int) -> int:
 # ---- what else a rank has ----
 
 
-def _sink_model_nbytes(point: Point) -> int:
-    """Return the part of the model that a sink holds if it continues the request."""
+def _sink_weights_nbytes(point: Point) -> int:
+    """Return the weights that a sink holds if it continues the request."""
     sizes = point.sinks or point.sources
-    parameters = most_parameters(point.spec, sizes.tensor_para_size, sizes.pipeline_para_size)
-    return point.itemsize * parameters + _cpu_working_nbytes(point)
+    return point.itemsize * most_parameters(
+        point.spec, sizes.tensor_para_size, sizes.pipeline_para_size
+    )
 
 
 def pinned_nbytes(nbytes: int) -> int:
@@ -209,14 +212,21 @@ def pinned_nbytes(nbytes: int) -> int:
 
 
 def _cuda_sink(plan: Plan, point: Point) -> Needs:
-    """Return the memory of a sink; it has a GPU, and a context there, only for device memory."""
+    """Return the memory of a sink; it has a GPU, and a context there, only if that holds caches."""
     caches_nbytes = arriving_nbytes(point)
     staging = sink_staging(plan, point, arriving_streams(point))
-    process_nbytes = CUDA_PROCESS_NBYTES if staging.device_nbytes else PROCESS_NBYTES
-    return Needs(
-        process_nbytes + (caches_nbytes + staging.host_nbytes if staging.host_nbytes else 0),
-        CUDA_CONTEXT_NBYTES + caches_nbytes + staging.device_nbytes if staging.device_nbytes else 0,
-    )
+    if not staging.device_nbytes:
+        return Needs(
+            PROCESS_NBYTES + (caches_nbytes + staging.host_nbytes if staging.host_nbytes else 0)
+        )
+    host_nbytes = CUDA_PROCESS_NBYTES + staging.host_nbytes
+    device_nbytes = CUDA_CONTEXT_NBYTES + caches_nbytes + staging.device_nbytes
+    if point.handed_over:  # the only caches are those that the sink's model goes on over
+        return Needs(
+            host_nbytes,
+            device_nbytes + _sink_weights_nbytes(point) + _cuda_working_nbytes(point),
+        )
+    return Needs(host_nbytes + (caches_nbytes if staging.host_nbytes else 0), device_nbytes)
 
 
 def _cpu_working_nbytes(point: Point) -> int:

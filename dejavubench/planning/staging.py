@@ -81,7 +81,10 @@ def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)
     slots_nbytes = streams * slot_nbytes(point)
+    # Chunks that come in host memory go on to the sink's model through one slot on its GPU.
+    uploads = on_cuda and on_host and point.handed_over is not None
     return Staging(
         host_nbytes=HOST_SLOTS * slots_nbytes if on_host else 0,
-        device_nbytes=DEVICE_SLOTS * slots_nbytes if on_device else 0,
+        device_nbytes=(DEVICE_SLOTS * slots_nbytes if on_device else 0)
+        + (slot_nbytes(point) if uploads else 0),
     )

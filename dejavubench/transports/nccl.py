@@ -82,6 +82,7 @@ class NCCLTransport(Transport):
     style = PlotStyle("#CC79A7", "xx")
     options = ("nccl_loopback",)
     copy_s = 1e-5  # a send kernel, and the grant before it
+    hands_over = True
     loopback = LoopbackVariant(
         "nccl_loopback", "nccl-loopback", "loopback on one GPU (NCCL)", PlotStyle("#D55E00", "oo")
     )

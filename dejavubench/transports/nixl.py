@@ -99,6 +99,7 @@ class NIXLTransport(Transport):
     help = "by NVIDIA's NIXL: a remote CPU, or GPU to GPU"
     style = PlotStyle("#0072B2", "++")
     copy_s = 1.5e-5  # a one-sided write by UCX, until it is done
+    hands_over = True
     probe_names = ProbeNames(
         ceiling="nixl-raw",
         ceiling_on_gpu="nixl-raw",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
@@ -121,13 +122,16 @@ def test_a_sink_that_fails_as_it_takes_over_ends_the_job(tmp_path: Path) -> None
         assert "rank 1 failed in phase take over: RuntimeError: injected" in job.stderr
 
 
+ONE_DESTINATION = "--handoff needs --streaming mpi or .* alone, without --compare"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ({"handoff_tokens": "2"}, "--handoff-tokens 2 needs --handoff"),
-        ({"handoff": True, "streaming": "host"}, "--handoff needs --streaming mpi alone"),
-        ({"handoff": True, "streaming": "none,mpi"}, "--handoff needs --streaming mpi alone"),
-        ({"handoff": True, "compare": True}, "--handoff needs --streaming mpi alone"),
+        ({"handoff": True, "streaming": "host"}, ONE_DESTINATION),
+        ({"handoff": True, "streaming": "none,mpi"}, ONE_DESTINATION),
+        ({"handoff": True, "compare": True}, ONE_DESTINATION),
         (
             {"handoff": True, "output_len": "4", "handoff_tokens": "4"},
             "leaves nothing for the sinks: --output-len is 4",
@@ -159,7 +163,92 @@ def test_a_hand_over_between_setups_that_round_bf16_apart_is_refused(
     assert load(None, {**flags, "sink_pipeline_para_size": "2"}, {}).experiment.handoff
 
 
+# ---- on a GPU ----
+
+
 @pytest.mark.usefixtures("gpu")
-def test_a_hand_over_is_refused_on_a_gpu() -> None:
-    with pytest.raises(UsageError, match="--handoff needs --device cpu"):
-        load(None, {"streaming": "mpi", "device": "cuda", "handoff": True}, {})
+def test_a_hand_over_on_a_gpu_is_refused_only_where_heads_are_cut_in_another_way() -> None:
+    flags = {"streaming": "mpi", "device": "cuda", "handoff": True, "ubatch_size": "2"}
+    for allowed in (
+        {},
+        {"streaming": "nccl"},
+        {"sink_ubatch_size": "1"},
+        {"sink_pipeline_para_size": "2"},
+        {"sink_tensor_para_size": "2", "verify": False},
+    ):
+        assert load(None, {**flags, **allowed}, {}).experiment.handoff
+    with pytest.raises(UsageError, match="on a GPU the two sides round differently"):
+        load(None, {**flags, "sink_tensor_para_size": "2"}, {})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_sink_that_goes_on_may_share_a_gpu_whatever_the_destination() -> None:
+    flags = {"streaming": "mpi", "device": "cuda", "nccl_loopback": True, "handoff": True}
+    assert load(None, flags, {}).experiment.nccl_loopback
+
+
+one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+ON_GPU = args(
+    "--device cuda --inference-data-type fp16 --size-per-head 32 --rounds 2 --warmup 0 --handoff"
+)
+"""Flags of a hand-over between the smallest models whose decode step has kernels on a GPU."""
+
+
+def check_tokens(job: Job, *arms: str) -> None:
+    """Assert that tokens and bytes of two rounds of each arm were compared, and were right."""
+    assert count_verified(job) == {("p000", arm): 2 for arm in arms}
+    handovers = list(job.run.records_of(Handover))
+    assert len(handovers) == 2 * len(arms)
+    assert all(record.ms > 0 for _, record in handovers)
+    devices = {info.device for _, info in job.run.records_of(RankInfo)}
+    assert None not in devices
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("layout", "flags"),
+    [
+        ("hnd", ()),
+        ("ft", args("--sink-ubatch-size 1 --handoff-tokens 3")),
+        ("nhd", args("--temperature 1.2")),
+    ],
+)
+def test_a_sink_goes_on_over_a_cache_that_came_to_its_gpu_through_host_memory(
+    layout: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    flags = (*args("--streaming mpi --nccl-loopback --level 0,0-batched,1,3"), *flags)
+    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, "--kv-layout", layout, *flags)
+    check_tokens(job, "mpi@0", "mpi@0-batched", "mpi@1", "mpi@3")
+    assert "loopback: ranks 0, 1 share a GPU" in process_folder(job.folder, long=True)
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(tmp_path: Path) -> None:
+    flags = args("--streaming nccl --nccl-loopback --level 0,3 --sink-ubatch-size 1")
+    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)
+    check_tokens(job, "nccl-loopback@0", "nccl-loopback@3")
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+def test_one_sink_takes_over_from_two_stages_on_its_gpu(tmp_path: Path) -> None:
+    flags = args("--streaming mpi --nccl-loopback --pipeline-para-size 2")
+    setup = args("--sink-pipeline-para-size 1 --sink-ubatch-size 4")
+    job = run(tmp_path, 3, "run", *QUICK, *ON_GPU, *flags, *setup)
+    check_tokens(job, "mpi@3")
+
+
+@two_gpus
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("mode", ["mpi", "nccl"])
+def test_a_sink_goes_on_on_the_other_gpu(mode: str, tmp_path: Path) -> None:
+    flags = ("--streaming", mode, *args("--level 0,1,3 --sink-ubatch-size 1"))
+    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)
+    check_tokens(job, *(f"{mode}@{level}" for level in (0, 1, 3)))

@@ -294,6 +294,32 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
         assert too_few_devices(plan_of(**values), (H200,)) is None
 
 
+@pytest.mark.usefixtures("gpu")
+def test_a_hand_over_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
+    values = {"model": "opt-13b", "streaming": "mpi", "handoff": True}
+    plan, shared = plan_of(**values), plan_of(**values, nccl_loopback=True)
+    assert too_few_devices(plan, (H200,)) == (
+        "--handoff needs one GPU per rank: this host has 2 ranks and 1 GPU. --nccl-loopback lets "
+        "ranks share one"
+    )
+    assert too_few_devices(plan, (H200, H200)) is None
+    assert too_few_devices(shared, (H200,)) is None
+    assert device_numbers(plan, 1, 1, 2) == device_numbers(shared, 1, 1, 2)
+    assert device_numbers(plan, 1, 1, 2) == DeviceNumbers((0,), (1,))
+    assert device_numbers(shared, 1, 1, 1) == DeviceNumbers((0,), (0,))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_sink_that_goes_on_has_model_and_cache_on_its_gpu() -> None:
+    values = {"model": "opt-13b", "streaming": "mpi", "output_len": 8}
+    receiving, going_on = plan_of(**values), plan_of(**values, handoff=True)
+    needs = memory.estimate_memory(going_on, going_on.points[0])
+    assert memory.estimate_memory(receiving, receiving.points[0]).sink.device_nbytes == 0
+    model_nbytes = 2 * most_parameters(going_on.points[0].spec, 1, 1)
+    assert needs.sink.device_nbytes > model_nbytes + memory.arriving_nbytes(going_on.points[0])
+    assert needs.sink.device_nbytes < 1.2 * needs.source.device_nbytes
+
+
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "cuda_devices", refuse_question)

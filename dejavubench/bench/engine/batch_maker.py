@@ -134,6 +134,8 @@ class BatchMaker:
                 self._step(step, microbatch, clock, stream)
         self._finish_steps(clocks)
         self.collectives.finish()
+        for microbatch, clock in enumerate(clocks):
+            clock.event_ms += self.steps.event_ms(microbatch)
         check_logits(self.steps, self.prompts, self.model.dtype)
 
     def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:

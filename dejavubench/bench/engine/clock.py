@@ -98,6 +98,11 @@ class MicrobatchClock:
         self._returned_s = now_s
 
     @property
+    def returned_s(self) -> float:
+        """When the newest step returned, by ``now``."""
+        return self._returned_s
+
+    @property
     def under_way(self) -> int:
         """Number of steps that were submitted and have not returned."""
         return len(self._submitted)

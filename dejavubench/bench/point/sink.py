@@ -24,6 +24,7 @@ from dejavubench.dejavulib.receiver import (
     receive_all,
     receiving_slots,
 )
+from dejavubench.dejavulib.upload import DeviceUpload
 from dejavubench.models.gpt import GPT
 from dejavubench.transports.contexts import SinkContext
 
@@ -48,6 +49,8 @@ class ReceivedIteration:
 class Sink:
     """One worker that receives: what comes by MPI in host memory, else in its device's.
 
+    A sink that has a model receives into the memory of the model's device in any case.
+
     Args:
         model: this worker's part, loaded, where sinks have one.
 
@@ -63,7 +66,9 @@ class Sink:
         self.model = model
         self.pattern = 0
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
-        self._slots: dict[str, list[list[torch.Tensor]]] = {}  # likewise, for each stream
+        # By the type of device that they are on, for each stream.
+        self._slots: dict[str, list[list[torch.Tensor]]] = {}
+        self._upload: DeviceUpload | None = None
         self._endpoints: dict[str, SinkEndpoint] = {}
         self._receivers: dict[tuple[str, str], list[CacheReceiver]] = {}
 
@@ -103,7 +108,7 @@ class Sink:
         began_s = time.process_time()
         began_ns = time.perf_counter_ns()
         # NCCL's and NIXL's chunks on a device get on only while their sink looks.
-        to_host = self._device_of(arm.mode).type == "cpu"
+        to_host = self._slots_device_of(arm.mode).type == "cpu"
         receive_all(receivers, self._shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
         self._endpoint(arm.mode).finish()
@@ -143,24 +148,44 @@ class Sink:
             endpoint.close()
 
     def _device_of(self, mode: str) -> torch.device:
+        """Return the device of the caches that a mode fills."""
+        # A model goes on over the caches, so they are where it is.
+        return self._slots_device_of(mode) if self.model is None else self.model.device
+
+    def _slots_device_of(self, mode: str) -> torch.device:
+        """Return the device that a mode's chunks arrive on."""
         return (
             self.rank_at_point.device if DESTINATIONS[mode].device_memory else torch.device("cpu")
         )
 
     def _slots_of(self, mode: str) -> list[list[torch.Tensor]]:
         """Return the slots of each stream; modes that end on one type of device share them."""
-        device = self._device_of(mode)
+        device = self._slots_device_of(mode)
         if device.type not in self._slots:
             # A slot per chunk under way, each as large as the largest chunk of its stream.
             slot_count = receiving_slots(device)
             largest_chunks_nbytes = [largest_chunk(stream) for _, stream in self._streams(mode)]
+            is_pinned = self._uploads(mode)
             self._slots[device.type] = [
                 device_staging(nbytes, slot_count, device)
                 if device.type == "cuda"
-                else staging(nbytes, slot_count)
+                else staging(nbytes, slot_count, is_pinned)
                 for nbytes in largest_chunks_nbytes
             ]
         return self._slots[device.type]
+
+    def _uploads(self, mode: str) -> bool:
+        """Return whether chunks of a mode come in host memory and go on to a device."""
+        return self._device_of(mode).type != self._slots_device_of(mode).type
+
+    def _upload_of(self, mode: str) -> DeviceUpload | None:
+        """Return the way to the device, which all streams share; None where none is needed."""
+        if not self._uploads(mode):
+            return None
+        if self._upload is None:
+            largest = max(largest_chunk(stream) for _, stream in self._streams(mode))
+            self._upload = DeviceUpload(self._device_of(mode), largest)
+        return self._upload
 
     def _streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
@@ -197,6 +222,7 @@ class Sink:
                     endpoint=self._endpoint(mode),
                     slots=own_slots,
                     timed=self.rank_at_point.experiment.chunk_times,
+                    upload=self._upload_of(mode),
                 )
                 for (cache, stream), own_slots in zip(pairs, slots, strict=True)
             ]

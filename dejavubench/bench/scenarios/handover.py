@@ -108,11 +108,13 @@ class HandoverSource(PlainSource):
 
     def _wait_for_answer(self) -> float:
         """Return milliseconds from the last computation here to the sinks' first token."""
+        # A device computes on when the step has been launched: it ends with the token.
+        ended_s = max(
+            clock.returned_s if clock.event_ms else clock.compute_ended_s for clock in self.clocks
+        )
         answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON_TAG)
         wait_asleep(answer.Test, "the sinks' first token")
-        answer_ms = (
-            time.perf_counter() - max(clock.compute_ended_s for clock in self.clocks)
-        ) * 1e3
+        answer_ms = (time.perf_counter() - ended_s) * 1e3
         MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
         return answer_ms
 
@@ -151,7 +153,8 @@ class HandoverSink(PlainSink):
         super().expect(undisturbed_clocks, expected_tokens.flatten(0, 1))
 
     def prepare(self, arm: Arm, pattern: int) -> None:
-        """Load the sink's part of the model, the first time, and fill all with the pattern."""
+        """Prepare the sink's steps, the first time; then fill all with the pattern."""
+        # On a GPU this captures the decode steps, which writes to the caches: so before the fill.
         if self._sink_model is None:
             self._sink_model = SinkModel(self.sink, self.sink.caches(arm.mode))
         super().prepare(arm, pattern)

@@ -23,7 +23,7 @@ class Devices:
     """The devices of a run.
 
     Attributes:
-        own_device: the device where this rank computes, or receives what comes by NCCL or NIXL.
+        own_device: the device where this rank computes, or receives what comes from a GPU's memory.
         compute_type: the type of device that all workers compute on.
         native_bf16: the CPU of every rank multiplies bf16.
         loopback: facts on how NCCL works between ranks that share a GPU, where they may and do.
@@ -70,8 +70,8 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
         UsageError: this host has no CUDA device, or too few.
     """
     plan = runnable.plan
-    receives = any(arm.to_device for arm in runnable.arms)
-    if plan.experiment.device != "cuda" or not (ranks.is_source or receives):
+    on_sinks = any(arm.fills_sink_devices for arm in runnable.arms)
+    if plan.experiment.device != "cuda" or not (ranks.is_source or on_sinks):
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 0:

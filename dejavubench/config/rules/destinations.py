@@ -107,9 +107,10 @@ SINKS = (
 def _lets_models_share(plan: Plan, key: str) -> bool:
     """Return whether an option lets parts of the model share a GPU, whatever the destination."""
     loopbacks = [transport.loopback for transport in usable() if transport.loopback is not None]
+    has_parts = plan.experiment.sources > 1 or plan.experiment.handoff
     return (
         plan.experiment.device == "cuda"
-        and plan.experiment.sources > 1
+        and has_parts
         and any(loopback.option == key for loopback in loopbacks)
     )
 

@@ -11,18 +11,35 @@ from dejavubench.transports.registry import usable
 
 
 def _has_rounding_difference(plan: Plan) -> bool:
-    """Return whether products of the two sides may differ in the last bits of bf16."""
+    """Return whether products of the two sides may differ in the last bits of a half type."""
     experiment = plan.experiment
     # Another split or another height of the matrices adds up in another order.
     other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
     other_microbatch = any(
         experiment.sink_ubatch_size not in (None, size) for size in experiment.ubatch_size
     )
+    if not (experiment.handoff and experiment.verify):
+        return False
+    if experiment.device == "cuda":
+        # The kernels of a decode step add up each row of up to 16 in one order, so that another
+        # microbatch rounds alike as a rule. Ranks that share a layer add up their parts.
+        return other_tensor
     # Where the CPU has no bf16, products are computed in fp32: they differ too little to change a
     # token.
     in_bf16 = plan.native_bf16 and "bf16" in experiment.inference_data_type
+    return in_bf16 and (other_tensor or other_microbatch)
+
+
+def _advise_on_rounding(plan: Plan) -> str:
+    if plan.experiment.device == "cuda":
+        return (
+            "--handoff to sinks of another --sink-tensor-para-size: on a GPU the two sides round "
+            "differently, so tokens may differ. Use --no-verify"
+        )
     return (
-        experiment.handoff and experiment.verify and in_bf16 and (other_tensor or other_microbatch)
+        "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
+        "the two sides round differently, so tokens may differ. Use --inference-data-type fp32 "
+        "or --no-verify"
     )
 
 
@@ -51,18 +68,7 @@ HANDOVER = (
             "--compare: sinks of other destinations have no model yet"
         ),
     ),
-    make_rule(
-        lambda plan: plan.experiment.handoff and plan.experiment.device == "cuda",
-        lambda plan, _: "--handoff needs --device cpu: sinks on a GPU have no model yet",
-    ),
-    make_rule(
-        _has_rounding_difference,
-        lambda plan, _: (
-            "--handoff to sinks of another --sink-tensor-para-size or --sink-ubatch-size: in bf16 "
-            "the two sides round differently, so tokens may differ. Use --inference-data-type fp32 "
-            "or --no-verify"
-        ),
-    ),
+    make_rule(_has_rounding_difference, lambda plan, _: _advise_on_rounding(plan)),
     make_rule(
         lambda plan: (
             plan.experiment.handoff
