@@ -129,12 +129,17 @@ class CacheManager:
         return not self.cache.k.is_cuda or self._streamer.destination.device_memory
 
     def reset(self) -> None:
-        """Set the counters of all phases to zero, and forget the chunks' times."""
+        """Set the counters of all phases to zero, and forget the chunks' times.
+
+        On a CUDA device this waits for it, so it is called outside any clock.
+        """
         self.prompt = StreamStats()
         self.tokens = StreamStats()
         self.draining = StreamStats()
         if self.times is not None:
             self.times.reset()
+        if self._device_clock is not None:
+            self._device_clock.set()
 
     @property
     def lag_nbytes(self) -> int:
@@ -157,11 +162,10 @@ class CacheManager:
         """
         began_ns = chunk_times.now()
         self._streamer.wait(self._byte_progress, self._timeout)
+        stall_s = _seconds_since(began_ns)
         self.reset()
         self._held.leave()
-        self.prompt.stall_s = _seconds_since(began_ns)
-        if self._device_clock is not None:
-            self._device_clock.set()
+        self.prompt.stall_s = stall_s
         for stream in self.streams:
             self._streamer.destination.begin(stream, tokens)
 

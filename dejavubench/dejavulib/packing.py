@@ -206,5 +206,8 @@ def _scatter_atoms(
         offset = step_index * stride
         for atom in schedule.atoms(step):
             nbytes = schedule.geometry.region_nbytes(atom)
-            scatter(packed[offset : offset + nbytes], cache, atom)
+            atom_bytes = packed[offset : offset + nbytes]
+            if packed.is_cuda:  # the kernel takes aligned vectors, and a trailer may lie before
+                atom_bytes = atom_bytes.clone()
+            scatter(atom_bytes, cache, atom)
             offset += nbytes

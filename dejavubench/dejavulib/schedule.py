@@ -34,6 +34,9 @@ DEVICE_SLOTS = 8
 The source runs further ahead there.
 """
 
+MOST_FETCHED_NBYTES = 64 << 20
+"""Most bytes of decode steps that a swapped cache is fetched by at once: the memory of a fetch."""
+
 
 @dataclass(frozen=True)
 class Chunk:

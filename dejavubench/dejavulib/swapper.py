@@ -4,6 +4,7 @@ Microbatches take turns. A few caches are in place; the keys and values of the o
 are in a destination of this process, host memory or disk. What a turn adds is streamed out while
 the next microbatch computes, so a cache is evicted once that is complete. A thread of its own
 fetches a microbatch's whole cache into the place that another one has left, before its next turn.
+Copy engines move both ways on a CUDA device, beside the model.
 """
 
 from __future__ import annotations
@@ -15,20 +16,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import chunk_times
+from .cache_fetcher import CacheFetcher
 from .destinations.base import LocalDestination, Stream, StreamingError
 from .helper_thread import cpu_seconds, start_helper
 from .kv_cache import KVCache
 from .levels import DEFAULT_LEVEL, LEVELS
 from .manager import CacheManager
-from .packing import Packing, scatter_steps
-from .schedule import Chunk
+from .residents import Wait, residents_of
+from .schedule import MOST_FETCHED_NBYTES
 from .streamer import Streamer
 from .transfers import StreamStats
 from .waiting import DeadlineError, Wake, wait_asleep
-
-MOST_FETCHED_NBYTES = 64 << 20
-"""Most bytes of decode steps that are fetched at once: the memory that a fetch from disk takes."""
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
 
@@ -40,7 +38,7 @@ class SwapCost:
     Attributes:
         nbytes: keys and values that were brought back.
         bring_s: seconds of fetching and scattering them, beside the model.
-        wait_s: seconds that the model waited for a cache to be in place.
+        wait_s: seconds that the model waited for caches to be in place, in drained microbatches.
     """
 
     nbytes: int = 0
@@ -54,7 +52,7 @@ class Swapper:
     Turn ``n`` is step ``n // U`` of microbatch ``n % U`` and takes the resident cache ``n % R``.
 
     Args:
-        resident: the R caches that are in place, on the CPU.
+        resident: the R caches that are in place, all on the CPU or all on one CUDA device.
         streams: one stream of a whole cache for each of the U microbatches, U > R.
         streamer: its destination must be a :class:`~.destinations.base.LocalDestination`.
         timeout: seconds without progress after which a wait for a cache fails.
@@ -90,14 +88,13 @@ class Swapper:
         self._resident_caches = list(resident)
         self._streams = list(streams)
         self._streamer = streamer
-        self._destination = streamer.destination
         self._timeout = timeout
         self._managers = [self._make_managers(stream) for stream in streams]
         schedule = streams[0].schedule
-        self._prompts: list[list[tuple[Chunk, Packing]]] = [
-            [(chunk, Packing(cache, chunk.region)) for chunk in schedule.chunks(_LEVEL, 0)]
-            for cache in resident
-        ]
+        self._places = residents_of(resident, MOST_FETCHED_NBYTES)
+        self._fetcher = CacheFetcher(
+            resident, schedule, streamer.destination, self._places, self._count_move
+        )
         self.current = [resident[microbatch % len(resident)] for microbatch in range(len(streams))]
         self.microbatches = [
             SwappedMicrobatch(self, microbatch) for microbatch in range(len(streams))
@@ -144,6 +141,7 @@ class Swapper:
         first_manager.begin(tokens)
         for manager in other_managers:
             manager.reset()
+        self._places.begin()
         self.cost = SwapCost()
         self._in_place = len(self._resident_caches)  # the first R turns bring nothing back
 
@@ -170,14 +168,17 @@ class Swapper:
         """
         self.microbatches[microbatch].step_begins(step)
 
-    def wait(self, microbatch: int, step: int) -> None:
-        """Wait until this turn's cache is in place, and add the seconds to :attr:`cost`.
+    def wait(self, microbatch: int, step: int) -> Wait:
+        """Wait until the model can be given this turn's cache.
+
+        On a CUDA device its stream then waits until the cache is in place. The returned wait lasts
+        until that moment.
 
         Raises:
             StreamingError: as :meth:`step_begins`.
         """
         turn = self._turn_number(microbatch, step)
-        began_s = time.perf_counter()
+        enter = self._places.arrive()
         while self._in_place <= turn:
             # A slow fetch may take longer than the timeout, if it moves.
             moves_before = self._move_count
@@ -188,13 +189,16 @@ class Swapper:
                 raise StreamingError(
                     f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
                 )
-        self.current[microbatch] = self._resident_caches[turn % len(self._resident_caches)]
-        self.cost.wait_s += time.perf_counter() - began_s
+        place = turn % len(self._resident_caches)
+        self.current[microbatch] = self._resident_caches[place]
+        return enter(place)
 
     def leave(self, microbatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one brought in its place."""
+        turn = self._turn_number(microbatch, step)
+        self._places.leave(turn % len(self._resident_caches))
         # R turns later this cache serves again: its next user is the turn to bring.
-        turn = self._turn_number(microbatch, step) + len(self._resident_caches)
+        turn += len(self._resident_caches)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
 
@@ -203,7 +207,9 @@ class Swapper:
 
         To be called once every turn is over.
         """
-        self._fetch(microbatch, self._streams[microbatch].schedule.steps + 1, 0)
+        stream = self._streams[microbatch]
+        self._fetcher.fetch(stream, stream.schedule.steps + 1, 0)
+        self._await_filled(microbatch, 0)
         return self._resident_caches[0]
 
     def cpu_seconds(self) -> float:
@@ -228,7 +234,6 @@ class Swapper:
     def _work(self) -> None:
         while (turn := self._turns.get()) is not None:
             self._bring(turn)
-            self._wake.set()
 
     def _fail(self, error: StreamingError) -> None:
         """End the bringer: no later turn may count as in place."""
@@ -236,17 +241,36 @@ class Swapper:
         self._wake.set()
 
     def _bring(self, turn: int) -> None:
-        slot = turn % len(self._resident_caches)
+        place = turn % len(self._resident_caches)
         step, microbatch = divmod(turn, len(self._streams))
-        # The turn that was in this slot must be streamed out before its cache is overwritten.
+        # The turn that was in this place must be streamed out before its cache is overwritten.
         self._await_complete(turn - len(self._resident_caches))
         if step:
             # Chunks of a stream complete in order, so all earlier steps are complete with the last.
             self._await_complete(turn - len(self._streams))
             began_s = time.perf_counter()
-            self.cost.nbytes += self._fetch(microbatch, step, slot)
+            self.cost.nbytes += self._fetcher.fetch(self._streams[microbatch], step, place)
+            self._let_in(turn)
+            self._await_filled(microbatch, place)
             self.cost.bring_s += time.perf_counter() - began_s
-        self._in_place = turn + 1  # last: the model's thread computes as soon as it sees this
+        else:
+            self._let_in(turn)
+
+    def _let_in(self, turn: int) -> None:
+        """Let the model's thread compute a turn, as it does as soon as it sees the count."""
+        self._in_place = turn + 1
+        self._wake.set()
+
+    def _await_filled(self, microbatch: int, place: int) -> None:
+        """Wait until all that was fetched is in a place; on the CPU it is."""
+        try:
+            wait_asleep(
+                lambda: self._places.is_filled(place),
+                f"bringing back microbatch {microbatch}",
+                self._timeout,
+            )
+        except DeadlineError as error:
+            raise StreamingError(str(error)) from None
 
     def _await_complete(self, turn: int) -> None:
         """Wait until everything that a turn has streamed is complete."""
@@ -263,26 +287,10 @@ class Swapper:
                 wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
-            self._move_count += 1  # eviction got on, so the model's wait is not stuck
+            self._count_move()  # eviction got on, so the model's wait is not stuck
 
-    def _fetch(self, microbatch: int, steps: int, slot: int) -> int:
-        """Put the first ``steps`` steps of a microbatch in a resident cache; return their bytes."""
-        stream = self._streams[microbatch]
-        destination = self._destination
-        # All of the prompt and the steps: the slot holds another microbatch's bytes everywhere.
-        prompt, _ = destination.fetch_steps(stream, range(1))
-        for chunk, packing in self._prompts[slot]:
-            packing.scatter(prompt[chunk.offset : chunk.offset + chunk.nbytes])
-        # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
-        most_steps = max(1, MOST_FETCHED_NBYTES // stream.schedule.step_nbytes(1))
-        for first_step in range(1, steps, most_steps):
-            self._move_count += 1
-            decode_steps = range(first_step, min(first_step + most_steps, steps))
-            packed, stride = destination.fetch_steps(stream, decode_steps)
-            scatter_steps(
-                packed, stride, self._resident_caches[slot], stream.schedule, decode_steps
-            )
-        return stream.schedule.step_offset(steps)
+    def _count_move(self) -> None:
+        self._move_count += 1
 
 
 class SwappedMicrobatch:
@@ -290,7 +298,7 @@ class SwappedMicrobatch:
 
     Attributes:
         prompt, tokens, draining: counters of streaming it out. Waiting for the cache to be back is
-            part of the stall.
+            part of the stall, from the drain on.
     """
 
     def __init__(self, swapper: Swapper, microbatch: int) -> None:
@@ -299,19 +307,19 @@ class SwappedMicrobatch:
         self.prompt = StreamStats()
         self.tokens = StreamStats()
         self.draining = StreamStats()
+        self._waits: list[Wait] = []  # one for each step
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Swapper.begin`."""
         self.prompt = StreamStats()
         self.tokens = StreamStats()
         self.draining = StreamStats()
+        self._waits = []
         self._swapper.begin(self._microbatch, tokens)
 
     def step_begins(self, step: int) -> None:
         """Wait until the cache is in place, as :meth:`Swapper.step_begins`."""
-        began_ns = chunk_times.now()
-        self._swapper.wait(self._microbatch, step)
-        (self.tokens if step else self.prompt).add_stall(began_ns)
+        self._waits.append(self._swapper.wait(self._microbatch, step))
         self._manager = self._swapper.manager(self._microbatch, step)
 
     def layer_ready(self, layer: int) -> None:
@@ -330,3 +338,8 @@ class SwappedMicrobatch:
             self.prompt.add(manager.prompt)
             self.tokens.add(manager.tokens)
             self.draining.add(manager.draining)
+        # All is streamed out now, so every turn is over, on a device as well.
+        for step, wait in enumerate(self._waits):
+            began_ns, ended_ns = wait.span()
+            (self.tokens if step else self.prompt).add_past_stall(began_ns, ended_ns)
+            self._swapper.cost.wait_s += (ended_ns - began_ns) * 1e-9

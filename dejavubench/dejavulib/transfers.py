@@ -41,10 +41,13 @@ class StreamStats:
 
     def add_stall(self, began: int) -> None:
         """Count the time since ``began``, by :func:`.chunk_times.now`, as a stall of the model."""
-        ended_ns = chunk_times.now()
-        self.stall_s += (ended_ns - began) * 1e-9
+        self.add_past_stall(began, chunk_times.now())
+
+    def add_past_stall(self, began: int, ended: int) -> None:
+        """Count the time from ``began`` to ``ended``, likewise."""
+        self.stall_s += (ended - began) * 1e-9
         if len(self.stalls) < MOST_TIMED_CHUNKS:
-            self.stalls.append((began, ended_ns))
+            self.stalls.append((began, ended))
 
     def add(self, more: StreamStats) -> None:
         """Add the counters of other streaming in the same phase."""

@@ -14,6 +14,7 @@ from itertools import pairwise
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
+from dejavubench.dejavulib.schedule import MOST_FETCHED_NBYTES
 from dejavubench.models.hub.model_spec import ModelSpec, even_cuts
 from dejavubench.models.hub.shard import most_parameters
 from dejavubench.planning.devices import DeviceNumbers
@@ -114,6 +115,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
             + weights_nbytes
             + cache_nbytes
             + staging.device_nbytes
+            + (MOST_FETCHED_NBYTES if is_swapping else 0)
             + _cuda_working_nbytes(point),
         )
         sink = _cuda_sink(plan, point)

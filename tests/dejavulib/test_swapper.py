@@ -19,8 +19,9 @@ from dejavubench.dejavulib.destinations.base import Destination, Stream, Streami
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
 from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.device import DeviceStaging
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
-from dejavubench.dejavulib.packing import scatter_steps, staging
+from dejavubench.dejavulib.packing import device_staging, scatter_steps, staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.swapper import Swapper
@@ -30,6 +31,7 @@ from helpers.cli_calls import usage_error_of
 from helpers.disk_files import DURABILITIES, IDENTITY
 from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
 from helpers.paths import DRIVERS
+from helpers.verifications import count_verified
 
 # ---- several steps at once ----
 
@@ -77,11 +79,16 @@ def swapping(
     microbatches: int,
     resident: int,
     timeout: float = 30.0,
+    device: str = "cpu",
 ) -> Iterator[Swapper]:
+    on_device = device != "cpu"
+    nbytes = schedule.slot_nbytes
     streamer = Streamer(
-        destination, staging(schedule.slot_nbytes, 2) if destination.entry.staged else ()
+        destination,
+        staging(nbytes, 2, pinned=on_device) if destination.entry.staged else (),
+        DeviceStaging(device_staging(nbytes, 2, torch.device(device))) if on_device else None,
     )
-    caches = [KVCache.allocate(schedule.geometry, torch.int16) for _ in range(resident)]
+    caches = [KVCache.allocate(schedule.geometry, torch.int16, device) for _ in range(resident)]
     streams = [Stream(microbatch, schedule) for microbatch in range(microbatches)]
     with closing(streamer), closing(Swapper(caches, streams, streamer, timeout)) as swapper:
         yield swapper
@@ -89,6 +96,8 @@ def swapping(
 
 def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedule) -> None:
     """Act as the model: earlier steps must be in place; positions behind are overwritten."""
+    # On a device nothing is waited for meanwhile, as the model waits for nothing.
+    checks: dict[tuple[int, int, str], torch.Tensor] = {}
     for step in range(STEPS + 1):
         for microbatch, (swapped, source) in enumerate(
             zip(swapper.microbatches, sources, strict=True)
@@ -97,12 +106,8 @@ def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedul
             cache, step_positions = swapper.current[microbatch], schedule.positions(step)
             earlier_region = schedule.geometry.region(positions=Span(0, step_positions.start))
             for kv in BOTH:
-                assert torch.equal(
-                    cache.piece(kv, earlier_region), source.piece(kv, earlier_region)
-                ), (
-                    step,
-                    microbatch,
-                )
+                same_elements = cache.piece(kv, earlier_region) == source.piece(kv, earlier_region)
+                checks[step, microbatch, f"{kv} before"] = same_elements.all()
                 later_region = schedule.geometry.region(
                     positions=Span(step_positions.stop, schedule.geometry.positions)
                 )
@@ -115,10 +120,24 @@ def play_turns(swapper: Swapper, sources: list[KVCache], schedule: StreamSchedul
                     cache.piece(kv, new_positions).copy_(source.piece(kv, new_positions))
                 if step == 0:
                     swapped.layer_ready(layer)
+            # The last layer still reads the cache when all of it may have been streamed out.
+            compute_slowly(cache)
+            past = schedule.geometry.region(positions=Span(0, step_positions.stop))
+            for kv in BOTH:
+                same_elements = cache.piece(kv, past) == source.piece(kv, past)
+                checks[step, microbatch, f"{kv} at the end"] = same_elements.all()
             swapped.step_ready(step)
+    assert not [place for place, are_equal in checks.items() if not are_equal]
+
+
+def compute_slowly(cache: KVCache) -> None:
+    """Keep a device busy for some milliseconds; a CPU has computed when it goes on."""
+    if cache.k.is_cuda:
+        torch.cuda._sleep(3_000_000)
 
 
 WHOLE, CUT = 1 << 16, 130
+on_a_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
 
 
@@ -175,9 +194,49 @@ def test_every_microbatch_finds_what_it_left(
                 )
 
 
-def make_destination(store: str, tmp_path: Path) -> Destination:
+@pytest.mark.gpu
+@on_a_device
+@pytest.mark.parametrize("slot", [WHOLE, CUT])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize(("microbatches", "resident"), [(2, 1), (3, 2), (5, 4)])
+@pytest.mark.parametrize("store", ["host", "page-cache"])
+def test_every_microbatch_finds_what_it_left_on_a_device(
+    store: str, microbatches: int, resident: int, layout: KVLayout, slot: int, tmp_path: Path
+) -> None:
+    schedule = schedule_of(layout, slot)
+    sources = [copy_to_device(random_cache(schedule.geometry, n)) for n in range(microbatches)]
+    destination = make_destination(store, tmp_path, pinned=True)
+    with swapping(destination, schedule, microbatches, resident, device="cuda") as swapper:
+        for again in range(2):
+            for cache in swapper.current:
+                cache.fill(0x30 + again)
+            for swapped in swapper.microbatches:
+                swapped.begin()
+            torch.cuda.synchronize()
+            play_turns(swapper, sources, schedule)
+            for swapped in swapper.microbatches:
+                swapped.drain()
+                spans = swapped.tokens.stalls
+                assert all(began <= ended for began, ended in spans)
+            # The model came to a cache before it was back: each turn's copy waits for the one
+            # before, which computes for milliseconds.
+            assert swapper.cost.bring_s > 0
+            assert swapper.cost.wait_s > 0
+            written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
+            for microbatch, source in enumerate(sources):
+                back = swapper.bring_back(microbatch)
+                assert all(
+                    torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
+                )
+
+
+def copy_to_device(cache: KVCache) -> KVCache:
+    return KVCache(cache.geometry, cache.k.cuda(), cache.v.cuda())
+
+
+def make_destination(store: str, tmp_path: Path, pinned: bool = False) -> Destination:
     if store == "host":
-        return HostDestination()
+        return HostDestination(pinned)
     durability: Durability = store  # type: ignore[assignment]
     return DiskDestination(tmp_path, "test", durability, False, IDENTITY)
 
@@ -313,6 +372,33 @@ def test_a_swapped_run_is_verified_and_leaves_no_stream_file(swapped_run: Swappe
     verified = [words[0] for words in of_swaps if words[-2:] == ["yes", "(3)"]]
     assert verified == ["swap-host", "swap-disk"]
     assert not list(swapped_run.job.folder.glob("*.kv"))
+
+
+@pytest.mark.gpu
+@pytest.mark.mpi
+@on_a_device
+@pytest.mark.parametrize(
+    ("depth", "resident", "layout"), [(2, 1, "hnd"), (3, 2, "ft"), (3, 1, "nhd")]
+)
+def test_a_swapped_run_on_a_gpu_generates_the_same(
+    depth: int, resident: int, layout: str, tmp_path: Path
+) -> None:
+    flags = args("--device cuda --inference-data-type fp16 --size-per-head 32 --nccl-loopback")
+    job = run(
+        tmp_path,
+        depth,
+        "run",
+        *(*REQUEST, *flags, "--no-ceilings", "--swap", "host,disk", "--kv-layout", layout),
+        *("--layer-num", depth, "--pipeline-para-size", depth, "--resident", resident),
+    )
+    # Warm-up and two rounds of each arm: bytes of every microbatch, and tokens.
+    arms = ("none", "none#2", "swap-host", "swap-disk")
+    assert count_verified(job) == {("p000", arm): 3 for arm in arms}
+    costs = [record for _, record in job.run.records_of(Swapping) if record.round is not None]
+    assert len(costs) == depth * 2 * 2  # sources, arms, rounds
+    # K and V of one layer, 2 requests, 4 heads of 32: steps 1 … 5 bring back 8, 9 … 12 positions.
+    assert {record.nbytes for record in costs} == {depth * 2 * 2 * 4 * 32 * 2 * sum(range(8, 13))}
+    assert all(record.bring_ms > 0 and record.wait_ms > 0 for record in costs)
 
 
 @pytest.mark.mpi

@@ -17,7 +17,7 @@ def digests(cache: KVCache, positions: int) -> list[str]:
         region = geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions))
         for kv in BOTH:
             # Contiguous, so that two caches of one content have one digest, whatever their strides.
-            piece = as_integers(cache.piece(kv, region)).contiguous()
+            piece = as_integers(cache.piece(kv, region)).contiguous().cpu()
             hashes.append(xxhash.xxh3_128_hexdigest(piece.numpy().data))
     return hashes
 

@@ -15,19 +15,31 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
 
 if TYPE_CHECKING:
-    from dejavubench.models.backends.cuda.graph import DecodeGraph
+    from dejavubench.models.backends.cuda.graph import DecodeGraph, StepInput
 
 
 class DeviceSteps:
-    """Steps on a CUDA device: a prompt is launched kernel by kernel, a decode step as one graph."""
+    """Steps on a CUDA device: a prompt is launched kernel by kernel, a decode step as one graph.
+
+    Args:
+        caches: one per microbatch. A swapper replaces the items of the list as caches take turns.
+        turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+    """
 
     thorough = False
 
-    def __init__(self, model: GPT, caches: Sequence[KVCache], samplers: list[Sampler]) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        caches: Sequence[KVCache],
+        samplers: list[Sampler],
+        turns: Sequence[KVCache] = (),
+    ) -> None:
         self._model = model
         self.ahead = model.is_first_stage and model.is_last_stage
+        self._caches = caches
         self._in_flight = [
-            _InFlight.capture(model, cache, sampler)
+            _InFlight.capture(model, turns or [cache], sampler)
             for cache, sampler in zip(caches, samplers, strict=True)
         ]
 
@@ -46,10 +58,11 @@ class DeviceSteps:
         begin_event.record()
         # A prompt is launched kernel by kernel, since its layers are streamed one by one, and the
         # host must know when each is launched. A graph would hide that.
+        cache = self._caches[microbatch]
         if position == 0:
-            out = self._run_prompt(in_flight, x, on_layer)
+            out = self._run_prompt(in_flight, cache, x, on_layer)
         else:
-            out = self._replay(in_flight, x, position)
+            out = self._replay(in_flight, cache, x, position)
         # Two host buffers take turns. At most two steps are under way, so the one that is
         # overwritten here was waited for, and read, before.
         tokens = in_flight.tokens[0]
@@ -62,26 +75,30 @@ class DeviceSteps:
         return out
 
     def _run_prompt(
-        self, in_flight: _InFlight, x: Tensor, on_layer: Callable[[int], None] | None
+        self,
+        in_flight: _InFlight,
+        cache: KVCache,
+        x: Tensor,
+        on_layer: Callable[[int], None] | None,
     ) -> Tensor:
         positions = x.shape[1]
         on_device = x.to(self._model.device, non_blocking=True)
-        out = self._model.forward(on_device, in_flight.cache, 0, on_layer)
+        out = self._model.forward(on_device, cache, 0, on_layer)
         if self._model.is_last_stage:
             out, check = in_flight.sampler(out, positions)
             in_flight.checks.append((positions, check))
-        # The graph counts positions and feeds tokens back by itself: it is told where it begins.
-        in_flight.graph.begin(positions, out)
+        # Graphs count positions and feed tokens back by themselves: they are told where to begin.
+        in_flight.input.begin(positions, out)
         return out
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
-        """Set the graph's position, and the tokens that go into its next step."""
-        self._in_flight[microbatch].graph.begin(position, tokens)
+        """Set the position of the next step, and the tokens that go into it."""
+        self._in_flight[microbatch].input.begin(position, tokens)
 
-    def _replay(self, in_flight: _InFlight, x: Tensor, position: int) -> Tensor:
-        graph = in_flight.graph
+    def _replay(self, in_flight: _InFlight, cache: KVCache, x: Tensor, position: int) -> Tensor:
+        graph = in_flight.graphs[id(cache)]
         if not self.ahead:  # else the graph has fed its tokens back itself
-            graph.x.copy_(x, non_blocking=True)
+            in_flight.input.x.copy_(x, non_blocking=True)
         graph.replay()
         if graph.check is not None:
             in_flight.last_check = (position + 1, graph.check)
@@ -118,15 +135,16 @@ class _InFlight:
     """One microbatch in flight on a CUDA device.
 
     Attributes:
-        graph: the captured decode step. Its module needs Triton, so it is imported when used.
+        input: input of its decode steps. The module needs Triton, so it is imported when used.
+        graphs: the decode step captured over each cache that the microbatch takes, by its ``id``.
         tokens: pinned, taken in turn: a step's are read while the next step is under way.
         steps_under_way: those not waited for, each with its end and its tokens on the host.
         last_check: the check of the newest replay, which ``checks`` does not hold yet.
     """
 
-    cache: KVCache
     sampler: Sampler
-    graph: DecodeGraph
+    input: StepInput
+    graphs: dict[int, DecodeGraph]
     tokens: deque[Tensor]
     checks: list[tuple[int, Tensor]] = field(default_factory=list)
     last_check: tuple[int, Tensor] | None = None
@@ -134,10 +152,13 @@ class _InFlight:
     steps_under_way: deque[tuple[torch.cuda.Event, Tensor]] = field(default_factory=deque)
 
     @classmethod
-    def capture(cls, model: GPT, cache: KVCache, sampler: Sampler) -> _InFlight:
-        """Capture the microbatch's decode step."""
-        from dejavubench.models.backends.cuda.graph import DecodeGraph
+    def capture(cls, model: GPT, caches: Sequence[KVCache], sampler: Sampler) -> _InFlight:
+        """Capture the microbatch's decode step over each of its caches."""
+        from dejavubench.models.backends.cuda.graph import DecodeGraph, StepInput
 
-        graph = DecodeGraph(model, cache, sampler)
-        tokens = torch.zeros(2, len(sampler.requests), dtype=torch.long, pin_memory=True)
-        return cls(cache, sampler, graph, deque(tokens))
+        requests = len(sampler.requests)
+        step_input = StepInput(model, requests)
+        # A graph holds the addresses of its cache, so the step over each cache is one of its own.
+        graphs = {id(cache): DecodeGraph(model, cache, sampler, step_input) for cache in caches}
+        tokens = torch.zeros(2, requests, dtype=torch.long, pin_memory=True)
+        return cls(sampler, step_input, graphs, deque(tokens))

@@ -70,15 +70,20 @@ def steps_of(
     caches: Sequence[KVCache],
     prompts: Sequence[Prompts],
     sampling: SamplingOptions | None,
+    turns: Sequence[KVCache] = (),
 ) -> Steps:
-    """Return the steps for the model's device; caches and prompts are those in flight."""
+    """Return the steps for the model's device; caches and prompts are those in flight.
+
+    Args:
+        turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+    """
     samplers = [
         # By the requests' own numbers, so that a draw does not depend on the microbatch.
         Sampler(model, sampling, prompt.request_numbers.to(model.device), prompt.tokens.shape[1])
         for prompt in prompts
     ]
     if model.device.type == "cuda":
-        return DeviceSteps(model, caches, samplers)
+        return DeviceSteps(model, caches, samplers, turns)
     return HostSteps(model, caches, samplers, [prompt.prompt_start for prompt in prompts])
 
 

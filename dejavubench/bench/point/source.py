@@ -54,12 +54,17 @@ class Source:
         self,
         caches: Sequence[KVCache],
         before_step: Callable[[int, int], None] | None = None,
+        turns: Sequence[KVCache] = (),
     ) -> BatchMaker:
-        """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`."""
+        """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`.
+
+        Args:
+            turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+        """
         context = self.rank_at_point.context
         plan, collectives = context.plan, context.collectives
         assert collectives is not None
-        steps = steps_of(self.model, caches, self.prompts, plan.sampling)
+        steps = steps_of(self.model, caches, self.prompts, plan.sampling, turns)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
         return plain_or_ranged(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,

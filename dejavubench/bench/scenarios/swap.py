@@ -138,12 +138,13 @@ class SwapSource(PlainSource):
                 dtype = source.caches[0].k.dtype
                 geometry = source.view.geometry
                 self._resident_caches = [
-                    KVCache.allocate(geometry, dtype) for _ in range(experiment.resident)
+                    KVCache.allocate(geometry, dtype, source.model.device)
+                    for _ in range(experiment.resident)
                 ]
             streams = [stream for (stream,) in source.view.local_streams()]
             streamer = self.destinations.streamer(arm)
             swapper = Swapper(self._resident_caches, streams, streamer, experiment.drain_timeout)
-            maker = source.maker_over(swapper.current, swapper.step_begins)
+            maker = source.maker_over(swapper.current, swapper.step_begins, self._resident_caches)
             self._swaps[arm.mode] = Swap(swapper, maker)
         return self._swaps[arm.mode]
 

@@ -179,10 +179,6 @@ SWAP = (
         lambda plan, _: f"{format_given(plan, 'resident')} needs --swap",
     ),
     make_rule(
-        lambda plan: plan.experiment.swap and plan.experiment.device == "cuda",
-        lambda plan, _: "--swap needs --device cpu: caches on a GPU cannot be swapped yet",
-    ),
-    make_rule(
         _option_not_with_swap,
         lambda plan, key: (
             f"--swap cannot be combined with {flag_of(key)}: it measures whole requests. Drop one "
