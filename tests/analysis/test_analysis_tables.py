@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dejavubench.records import (
     ArmInfo,
     Ceiling,
     End,
+    Handover,
+    HandoverAtSink,
     Microbatch,
     RankFailure,
     RankInfo,
@@ -235,6 +238,34 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
     append(folder, 1, of_point)
     assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
     assert ceiling_of(read_run(folder), "pcie", "p000", None) is None
+
+
+def test_a_hand_over_stands_beside_the_time_of_its_bytes_and_of_one_step(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", [arm_of("mpi")], [point_of(handed_over=1)], rounds=3)
+    rank_file = folder / "rank-0000.jsonl"
+    left = 40_000_000  # 4 ms at the 10 GB/s of mpi-windowed
+    rank_file.write_text(
+        re.sub(r'("drain":{[^}]*"lag_nbytes":)0', rf"\g<1>{left}", rank_file.read_text())
+    )
+    for round_number, token_ms in enumerate((2.5, 2.0, 3.0)):
+        iteration: dict[str, Any] = {
+            "point": "p000",
+            "arm": "mpi@3",
+            "iteration": 2 + round_number,
+            "round": round_number,
+        }
+        append(folder, 0, to_line(Handover(**iteration, ms=8.0)))
+        at_sink = HandoverAtSink(
+            **iteration, waited_ms=100.0, first_ms=3.0, token_ms=[token_ms, 9.0, token_ms]
+        )
+        append(folder, 1, to_line(at_sink))
+    row = rows_of(folder)["mpi@3"]
+    assert (row["handover_ms"], row["sink_token_ms"]) == (8.0, 2.5)
+    assert row["handover_floor_ms"] == pytest.approx(4.0 + 2.5)
+    sentences = [
+        sentence for _, content in report(read_run(folder)).parts for sentence in content.sentences
+    ]
+    assert any("The floor is 6.50 ms: the bytes left" in sentence for sentence in sentences)
 
 
 def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path) -> None:

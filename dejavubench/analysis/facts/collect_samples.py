@@ -12,6 +12,7 @@ from dejavubench.analysis.facts.samples import (
     PhaseTimes,
     PointSamples,
     StreamAloneTime,
+    StreamSamples,
 )
 from dejavubench.records import (
     ArmFailure,
@@ -156,12 +157,22 @@ def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microb
     )
     samples.cpu.model[round_number] = sum(microbatch.cpu_model_s for microbatch in microbatches)
     samples.cpu.helper[round_number] = sum(microbatch.cpu_helper_s for microbatch in microbatches)
+    _add_lag(stream, round_number, sources)
+
+
+def _add_lag(stream: StreamSamples, round_number: int, sources: list[list[Microbatch]]) -> None:
+    """Add one round's bytes that were in place and not complete, as :func:`_add_round`."""
     lag = max(
         phase.lag_nbytes
-        for microbatch in microbatches
+        for source in sources
+        for microbatch in source
         for phase in (microbatch.prompt, microbatch.tokens, microbatch.drain)
     )
     stream.lag_nbytes = max(stream.lag_nbytes, lag)
+    # A drain begins when the last token is known; its lag is of one microbatch's cache.
+    stream.left_nbytes[round_number] = _max_over(
+        sources, sum, lambda microbatch: microbatch.drain.lag_nbytes
+    )
 
 
 def _max_over(

@@ -74,12 +74,15 @@ class StreamSamples:
         prompt_copies: copies or messages for one microbatch's prompt.
         token_copies: copies or messages for one step.
         lag_nbytes: largest lag of all rounds and sources.
+        left_nbytes: bytes of one source that were not complete when its last token was known; the
+            most of any source.
     """
 
     nbytes: RoundValues = field(default_factory=dict)
     prompt_copies: RoundValues = field(default_factory=dict)
     token_copies: RoundValues = field(default_factory=dict)
     lag_nbytes: int = 0
+    left_nbytes: RoundValues = field(default_factory=dict)
 
 
 @dataclass

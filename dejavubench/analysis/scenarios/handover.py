@@ -39,14 +39,24 @@ class HandoverSamples:
         for series, ms in times:
             series[round_number] = max(ms, series.get(round_number, 0.0))
 
-    def make_columns(self) -> HandoverTimes:
-        """Return the columns of hand-over: medians over rounds, in milliseconds."""
-        return HandoverTimes(
+    def make_columns(self, left_nbytes: float | None, link_gb_per_s: float | None) -> HandoverTimes:
+        """Return the columns of hand-over: medians over rounds, in milliseconds.
+
+        Args:
+            left_nbytes: bytes that a source had still to stream after its last computation.
+            link_gb_per_s: rate of the raw loop over the link.
+        """
+        times = HandoverTimes(
             handover_ms=median_of(self.handover_ms),
             sink_waited_ms=median_of(self.waited_ms),
             sink_first_ms=median_of(self.first_ms),
             sink_token_ms=median_of(self.token_ms),
         )
+        step_ms = times.sink_token_ms
+        if left_nbytes is not None and link_gb_per_s and step_ms is not None:
+            # Bytes / (GB/s) / 10⁶ = ms.
+            times.handover_floor_ms = left_nbytes / link_gb_per_s / 1e6 + step_ms
+        return times
 
 
 @dataclass
@@ -66,3 +76,8 @@ class HandoverTimes:
     sink_token_ms: Annotated[float | None, "Time of one later decode step on the slowest sink."] = (
         None
     )
+    handover_floor_ms: Annotated[
+        float | None,
+        "Least time of the hand-over: the bytes that were left at its beginning, at "
+        "ceiling_gb_per_s, and one decode step of the sinks.",
+    ] = None

@@ -194,10 +194,18 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.handover.handover_ms is not None:
             name = f"{row.point} {row.arm}" if is_sweep else row.arm
+            times = row.handover
+            text = (
+                f"{name}: the sinks have their first token {format_ms(times.handover_ms)} ms after "
+                "the sources' last computation."
+            )
+            if times.handover_floor_ms is not None:
+                text += (
+                    f" The floor is {format_ms(times.handover_floor_ms)} ms: the bytes left at the "
+                    "rate of the link, and one step."
+                )
             texts.append(
-                f"{name}: the sinks have their first token {format_ms(row.handover.handover_ms)} "
-                "ms after the sources' last computation. A hand-over has no arm without streaming, "
-                "so its cost is unknown."
+                f"{text} A hand-over has no arm without streaming, so its cost is unknown."
             )
     return texts
 

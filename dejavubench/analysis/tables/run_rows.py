@@ -131,7 +131,6 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.judged = judge_noise(point, samples)
     times = samples.times
     row.events = Events(median_of(times.prompt_event), median_of(times.token_event))
-    row.handover = samples.handover.make_columns()
     row.swap = samples.swap.make_columns()
     row.cpu.cpu_model_s = median_of(samples.cpu.model)
     row.tails = make_tails(point, samples)
@@ -142,3 +141,6 @@ def _add_measured(row: Row, run: Run, point: PointSamples, samples: ArmSamples) 
     row.cpu.cpu_sink_s = median_of(samples.cpu.sink)
     row.streaming = make_stream_totals(samples)
     row.rates = make_rates(run, point, samples)
+    row.handover = samples.handover.make_columns(
+        median_of(samples.stream.left_nbytes), row.rates.ceiling_gb_per_s
+    )

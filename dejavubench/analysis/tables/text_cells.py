@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from dejavubench.analysis.number_texts import (
     format_count,
@@ -231,6 +232,7 @@ HANDOVER_CELLS = (
     Cell("sinks' wait ms", ("sink_waited_ms",), lambda row: format_ms(row.handover.sink_waited_ms)),
     Cell("first token ms", ("sink_first_ms",), lambda row: format_ms(row.handover.sink_first_ms)),
     Cell("token ms", ("sink_token_ms",), lambda row: format_ms(row.handover.sink_token_ms)),
+    Cell("floor ms", ("handover_floor_ms",), lambda row: format_ms(row.handover.handover_floor_ms)),
 )
 SWAP_CELLS = (
     Cell("caches in place", ("resident_caches",), _format_resident),
@@ -339,12 +341,10 @@ def make_block(
     table = Block(
         title, [cell.heading for cell in columns], len(leading_cells), sources=sources_of(columns)
     )
-    last_point_id: object = None
-    for row in rows:
-        if not table.groups or row.point != last_point_id:
-            table.groups.append([])
-            last_point_id = row.point
-        texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
-        texts += ["–"] * (len(cells) - len(texts))
-        table.groups[-1].append([*(cell.write(row) for cell in leading_cells), *texts])
+    for _, point_rows in groupby(rows, key=lambda row: row.point):
+        table.groups.append([])
+        for row in point_rows:
+            texts = [cell.write(row) for cell in cells] if row.ok else [row.status]
+            texts += ["–"] * (len(cells) - len(texts))
+            table.groups[-1].append([*(cell.write(row) for cell in leading_cells), *texts])
     return table
