@@ -1,144 +1,36 @@
-"""Strided DMA: a region of a CUDA cache straight into pinned host memory.
+"""Strided DMA: a region of a CUDA cache straight into pinned host memory, or into another cache.
 
 It needs no kernel and no staging on the device. It is the alternative to the gather kernel if the
 extents are long enough, and lie regularly enough, for few copies of many rows. :func:`choose`
-measures which of the two is faster.
+measures which of the two brings a chunk to the host faster.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from statistics import median_low
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 
-from .kv_cache import BOTH, KV, KVCache, KVGeometry, Region, Rows
+from .boxes import BoxCopy, box_copies, suits_strided_dma
+from .extents import BaseAddresses
+from .kv_cache import KVCache, KVGeometry, Region
 from .packing import Packing, pinned_buffer
 
 PackMethod = Literal["kernel", "strided DMA"]
 """Ways from a device's cache to a contiguous chunk."""
 
-SHORTEST_ROW_NBYTES = 64
-"""Least bytes of a row to try strided DMA: rows of 16 (``ft``) took twice the kernel's time."""
-
-MOST_PITCH_NBYTES = 2**31 - 1
-"""Most bytes from one row to the next that CUDA accepts."""
-
 ROUNDS_PER_CHOICE = 7
 """Times that each way is measured, in turns."""
 
 
-class Axis(NamedTuple):
-    """``number`` equal pieces, ``source`` bytes apart in the cache, ``packed`` when packed."""
-
-    number: int
-    source: int
-    packed: int
-
-
-class BoxCopy(NamedTuple):
-    """One copy: ``slices`` of ``rows`` of ``width`` bytes each, all of K or all of V.
-
-    ``source`` and ``packed`` are the offsets of the first byte in the K or V tensor and in the
-    packed buffer. On both sides a row's pitch is at least its width, and a slice's pitch a multiple
-    of a row's, as CUDA demands.
-    """
-
-    kv: KV
-    source: int
-    packed: int
-    width: int
-    rows: Axis
-    slices: Axis
-
-
-def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
-    """Return the copies that pack a region (of each layer K, then V), as few as the layout allows.
-
-    There is at most one per layer's K or V: one layer has at most two axes that do not merge.
-
-    Raises:
-        ValueError: the region is empty.
-    """
-    if not region.tokens_heads:
-        raise ValueError(f"nothing to move in {region}")
-    layer_nbytes = geometry.region_nbytes(region) // region.layers.size
-    copies: list[BoxCopy] = []
-    for kv_index, kv in enumerate(BOTH):
-        rows = geometry.rows(kv, region)
-        copies += _make_boxes(
-            kv, rows.first_offset, kv_index * layer_nbytes // 2, *_merge_axes(rows, layer_nbytes)
-        )
-    return copies
-
-
-def _merge_axes(rows: Rows, layer_nbytes: int) -> tuple[int, list[Axis]]:
-    """Return the bytes contiguous on both sides, and the axes that count them, outermost first.
-
-    An axis merges into the one inside it if its strides continue that one's on both sides.
-    """
-    layers, *inner_axes = rows.axes
-    width, packed_stride = rows.nbytes, rows.nbytes
-    axes = []
-    for count, stride in reversed(inner_axes):
-        axes.append(Axis(count, stride, packed_stride))
-        packed_stride *= count
-    axes.append(Axis(*layers, layer_nbytes))
-    merged_axes: list[Axis] = []
-    for axis in axes:
-        # Before the first axis, the row itself is the innermost one: ``width`` pieces of one byte,
-        # hence (width, 1, 1). Whole heads of a prompt in ``hnd``, [layers, B, H, P of S, D]: rows()
-        # gives rows of P·D bytes. Heads lie P·D bytes apart when packed and S·D in the cache, so
-        # for P < S they stay an axis, (H, S·D, P·D). Requests lie H·S·D and H·P·D apart, which is H
-        # times that on both sides: (B·H, S·D, P·D), one axis for both.
-        count, inner_source, inner_packed = merged_axes[-1] if merged_axes else (width, 1, 1)
-        if axis.number == 1:
-            continue  # its stride counts nothing, so it must not keep its neighbours apart
-        if axis[1:] != (count * inner_source, count * inner_packed):
-            merged_axes.append(axis)
-        elif merged_axes:
-            merged_axes[-1] = Axis(axis.number * count, inner_source, inner_packed)
-        else:
-            width *= axis.number
-    return width, merged_axes[::-1]
-
-
-def _make_boxes(
-    kv: KV, source: int, packed: int, width: int, axes: list[Axis]
-) -> Iterator[BoxCopy]:
-    """Yield the copies: one copy counts two axes; a copy each counts the outer ones."""
-    rows = axes[-1] if axes else Axis(1, width, width)
-    slices = (
-        axes[-2] if len(axes) > 1 else Axis(1, rows.number * rows.source, rows.number * rows.packed)
-    )
-    outer_axes = axes[:-2]
-    for index in product(*(range(axis.number) for axis in outer_axes)):
-        outer_offsets = [
-            (piece_index * axis.source, piece_index * axis.packed)
-            for piece_index, axis in zip(index, outer_axes, strict=True)
-        ]
-        yield BoxCopy(
-            kv=kv,
-            source=source + sum(in_source for in_source, _ in outer_offsets),
-            packed=packed + sum(in_packed for _, in_packed in outer_offsets),
-            width=width,
-            rows=rows,
-            slices=slices,
-        )
-
-
 def is_worth_trying(geometry: KVGeometry, region: Region) -> bool:
-    """Return whether rows are long enough for strided DMA to have a chance against the kernel."""
-    copies = box_copies(geometry, region)
-    return (
-        min(copy.width for copy in copies) >= SHORTEST_ROW_NBYTES
-        and max(copy.rows.source for copy in copies) <= MOST_PITCH_NBYTES
-    )
+    """Return whether strided DMA of a region to the host has a chance against the kernel."""
+    return suits_strided_dma(box_copies(geometry, region))
 
 
 # ---- on a device ----
@@ -151,15 +43,35 @@ MEMCPY3D = np.dtype(
         ("source_array", "u8"),
         ("source_at", "u8", 3),
         ("source", PITCHED),
-        ("packed_array", "u8"),
-        ("packed_at", "u8", 3),
-        ("packed", PITCHED),
+        ("target_array", "u8"),
+        ("target_at", "u8", 3),
+        ("target", PITCHED),
         ("extent", "u8", 3),
         ("kind", "i4"),
         ("_", "u4"),
     ]
 )
 """CUDA's ``cudaMemcpy3DParms``, byte for byte."""
+
+
+class _Arguments:
+    """Prepared arguments of copies of boxes. They stay where they are as long as this object.
+
+    Attributes:
+        rows: one :data:`MEMCPY3D` per copy.
+        addresses: the address of each.
+    """
+
+    def __init__(self, copies: Sequence[BoxCopy], cache: KVCache, kind: int) -> None:
+        self.rows = np.array(
+            [_make_arguments(copy, cache.tensor(copy.kv).data_ptr(), kind) for copy in copies]
+        )
+        first_address = self.rows.ctypes.data
+        self.addresses = range(first_address, first_address + self.rows.nbytes, MEMCPY3D.itemsize)
+
+    def place_targets(self, begins: np.ndarray) -> None:
+        """Set the address that each copy writes to first, uint64."""
+        self.rows["target"]["begin"] = begins
 
 
 class StridedCopy:
@@ -172,15 +84,8 @@ class StridedCopy:
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._nbytes = cache.geometry.region_nbytes(region)
         copies = box_copies(cache.geometry, region)
-        self._packed_offsets = np.array([copy.packed for copy in copies], np.uint64)
-        self._arguments = np.array(
-            [_make_arguments(copy, cache.tensor(copy.kv).data_ptr()) for copy in copies]
-        )
-        # The array is kept, so the addresses of its rows stay valid; `to_host` writes into them.
-        first_address = self._arguments.ctypes.data
-        self._addresses = range(
-            first_address, first_address + self._arguments.nbytes, MEMCPY3D.itemsize
-        )
+        self._packed_offsets = np.array([copy.target for copy in copies], np.uint64)
+        self._arguments = _Arguments(copies, cache, DEVICE_TO_HOST)
 
     def to_host(self, packed: torch.Tensor, stream: torch.cuda.Stream) -> None:
         """Issue the copies on ``stream``.
@@ -195,18 +100,43 @@ class StridedCopy:
 
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
-        self._arguments["packed"]["begin"] = self._packed_offsets + np.uint64(packed.data_ptr())
+        self._arguments.place_targets(self._packed_offsets + np.uint64(packed.data_ptr()))
         stream_handle = stream.cuda_stream
-        for address in self._addresses:
+        for address in self._arguments.addresses:
             runtime.memcpy3DAsync(address, stream_handle)
 
 
-DEVICE_TO_HOST = 2
-"""CUDA's ``cudaMemcpyDeviceToHost``."""
+class CacheCopy:
+    """Brings one region of a CUDA cache straight to its place in another one, packing nothing.
+
+    The other cache may be that of another process or device whose memory is mapped here.
+
+    Args:
+        copies: from :func:`.boxes.cache_copies`.
+        bases: addresses of the other cache's K and V in this process.
+    """
+
+    def __init__(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> None:
+        from cupy.cuda import runtime
+
+        self._copy = runtime.memcpy3DAsync
+        self._arguments = _Arguments(copies, cache, ANY_TO_ANY)
+        begins = [copy.target + (bases.k if copy.kv == "k" else bases.v) for copy in copies]
+        self._arguments.place_targets(np.array(begins, np.uint64))
+
+    def issue(self, stream_handle: int) -> None:
+        """Issue the copies on the CUDA stream with this handle."""
+        copy = self._copy
+        for address in self._arguments.addresses:
+            copy(address, stream_handle)
 
 
-def _make_arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
-    """Return the arguments of a copy, without the packed buffer's address.
+DEVICE_TO_HOST, ANY_TO_ANY = 2, 4
+"""CUDA's ``cudaMemcpyDeviceToHost``, and ``cudaMemcpyDefault``: the addresses say what they are."""
+
+
+def _make_arguments(copy: BoxCopy, tensor: int, kind: int) -> np.ndarray:
+    """Return the arguments of a copy, without the address that it writes to.
 
     Args:
         tensor: address of K or V.
@@ -219,10 +149,10 @@ def _make_arguments(copy: BoxCopy, tensor: int) -> np.ndarray:
         copy.width,
         slices.source // rows.source,
     )
-    # CUDA wants a slice's distance as a number of rows; `box_copies` made it a whole number.
-    arguments["packed"] = (0, rows.packed, copy.width, slices.packed // rows.packed)
+    # CUDA wants a slice's distance as a number of rows; boxes are planned so that it is whole.
+    arguments["target"] = (0, rows.target, copy.width, slices.target // rows.target)
     arguments["extent"] = (copy.width, rows.number, slices.number)
-    arguments["kind"] = DEVICE_TO_HOST
+    arguments["kind"] = kind
     return arguments
 
 

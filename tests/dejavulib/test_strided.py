@@ -8,18 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dejavubench.dejavulib.boxes import box_copies
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.packing import pinned_buffer
 from dejavubench.dejavulib.strided import (
     MEMCPY3D,
-    BoxCopy,
     StridedCopy,
     WayChoice,
-    box_copies,
     choose,
     is_worth_trying,
 )
 from helpers.caches import geometries, random_cache, regions
+from helpers.copies import emulate_copy, is_accepted_by_cuda
 from helpers.cpu_packing import gather_by_cpu
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -39,24 +39,9 @@ def emulate_copies(cache: KVCache, region: Region) -> bytes:
     packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
     written = np.zeros(len(packed), int)
     for copy in box_copies(cache.geometry, region):
-        memory = cache.bytes(copy.kv).numpy()
-        for piece in range(copy.slices.number):
-            for row in range(copy.rows.number):
-                source = copy.source + piece * copy.slices.source + row * copy.rows.source
-                place = copy.packed + piece * copy.slices.packed + row * copy.rows.packed
-                packed[place : place + copy.width] = memory[source : source + copy.width]
-                written[place : place + copy.width] += 1
+        emulate_copy(copy, cache.bytes(copy.kv).numpy(), packed, written)
     assert (written == 1).all()
     return packed.tobytes()
-
-
-def is_accepted_by_cuda(copy: BoxCopy) -> bool:
-    """Return whether rows do not overlap and slices are whole rows apart."""
-    sides = [(copy.rows.source, copy.slices.source), (copy.rows.packed, copy.slices.packed)]
-    return all(
-        pitch >= copy.width and apart % pitch == 0 and apart >= copy.rows.number * pitch
-        for pitch, apart in sides
-    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -111,7 +96,7 @@ def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None
 def test_a_copys_descriptor_has_the_size_and_offsets_of_cudas_struct() -> None:
     assert MEMCPY3D.itemsize == 160
     assert MEMCPY3D.fields is not None
-    assert [MEMCPY3D.fields[name][1] for name in ("source", "packed", "extent", "kind")] == [
+    assert [MEMCPY3D.fields[name][1] for name in ("source", "target", "extent", "kind")] == [
         32,
         96,
         128,
