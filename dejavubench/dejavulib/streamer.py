@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 
@@ -78,7 +79,9 @@ class Streamer:
         self._submitted = 0  # chunks; changed by the model's thread alone
         # The following are changed by the helper alone.
         self._finished = 0  # chunks
-        self._under_way: deque[Transfer] = deque()  # begun and not complete, oldest first
+        # Begun and not complete, oldest first. The keys are id(): a stream.key would hash a tuple
+        # per transfer. Transfers keep their streams, so ids stay unique.
+        self._under_way: dict[int, deque[Transfer]] = {}
         self._to_prepare: tuple[PlannedChunk, StepExtents] | None = None  # in idle time
         self._is_closing = False
         self._nap = NAP_BESIDE_COMPUTE_S
@@ -198,8 +201,9 @@ class Streamer:
         """Return the next transfer that can start; None to look at what is under way, or to end."""
         while not self._is_closing:
             if self._inbox and self._can_start(self._inbox[0]):
+                key = id(self._inbox[0].planned_chunk.stream)
                 # Appended before it is popped, so that _describe_missing() always sees it.
-                self._under_way.append(self._inbox[0])
+                self._under_way.setdefault(key, deque()).append(self._inbox[0])
                 return self._inbox.popleft()
             nap = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
@@ -256,21 +260,13 @@ class Streamer:
             for transfer, packed in self.device.take_arrived():
                 transfer.stamp(SEEN)  # by an event, the copy has finished earlier than this look
                 self._post(transfer, packed)
-        # Chunks of a stream complete in order, so one count per stream tells which are. It is asked
-        # for once per look, because poll_completed() may read notifications. The keys are id():
-        # stream.key would hash a tuple per transfer. Transfers keep streams, so ids stay unique.
-        complete_by_stream: dict[int, int] = {}
-        still_under_way: deque[Transfer] = deque()
-        for transfer in self._under_way:
-            stream = transfer.planned_chunk.stream
-            key = id(stream)
-            if key not in complete_by_stream:
-                complete_by_stream[key] = self.destination.poll_completed(stream)
-            if transfer.planned_chunk.chunk.index < complete_by_stream[key]:
-                self._finish(transfer)
-            else:
-                still_under_way.append(transfer)
-        self._under_way = still_under_way
+        # Chunks of a stream complete in order, so only its oldest ones are looked at.
+        for key, transfers in list(self._under_way.items()):
+            complete_count = self.destination.poll_completed(transfers[0].planned_chunk.stream)
+            while transfers and transfers[0].planned_chunk.chunk.index < complete_count:
+                self._finish(transfers.popleft())
+            if not transfers:
+                del self._under_way[key]
 
     def _finish(self, transfer: Transfer) -> None:
         if transfer.slot is not None:
@@ -284,7 +280,8 @@ class Streamer:
             self._wake_model.set()
 
     def _describe_missing(self) -> str:
-        return _describe_first([*self._under_way, *self._inbox])
+        begun_transfers = chain.from_iterable([*self._under_way.values()])
+        return _describe_first([*begun_transfers, *self._inbox])
 
 
 def _make_side_stream(slots: Sequence[torch.Tensor]) -> SideStream | None:
