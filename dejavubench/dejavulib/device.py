@@ -43,17 +43,28 @@ class SideStream:
         self, transfer: Transfer, packing: Packing, packed: torch.Tensor
     ) -> Iterator[None]:
         """Pack a chunk behind its ``ready`` event. Inside the context this is torch's stream."""
+        with self._behind(transfer):
+            packing.gather(packed)
+            if transfer.marks is not None:
+                transfer.marks.record("gathered", self._stream)
+            yield
+
+    @contextmanager
+    def passing(self, transfer: Transfer) -> Iterator[None]:
+        """Pack nothing. Inside the context this is torch's stream, behind the ``ready`` event."""
+        with self._behind(transfer) as begun:
+            if transfer.marks is not None and begun is not None:
+                transfer.marks.add("gathered", begun)  # a second event would only take time
+            yield
+
+    @contextmanager
+    def _behind(self, transfer: Transfer) -> Iterator[torch.cuda.Event | None]:
         assert transfer.ready is not None
         with torch.cuda.stream(self._stream):
             # The device waits for the model's kernels; this thread does not.
             self._stream.wait_event(transfer.ready)
             marks = transfer.marks
-            if marks is not None:
-                marks.record("begun", self._stream)
-            packing.gather(packed)
-            if marks is not None:
-                marks.record("gathered", self._stream)
-            yield
+            yield None if marks is None else marks.record("begun", self._stream)
 
 
 class _Copy(NamedTuple):

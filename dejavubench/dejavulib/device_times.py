@@ -65,11 +65,12 @@ class DeviceMarks:
         """Let a timed event that is recorded already be a stamp."""
         self._events.append((name, event))
 
-    def record(self, name: StampName, stream: torch.cuda.Stream) -> None:
-        """Record a stamp on a stream."""
+    def record(self, name: StampName, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        """Record a stamp on a stream; return its event."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(stream)
         self.add(name, event)
+        return event
 
     def fill(self, stamps: array[int], first_stamp: int) -> None:
         """Turn all events into stamps. All have been reached: the chunk is complete.

@@ -89,11 +89,15 @@ class CacheManager:
         extents = None if level.buffered else self._extents_of(stream)
         if extents is not None and self._sampler is not None:
             extents = self._sampler.sample(extents)
-        pack = Packing if self._streamer.destination.entry.moves_cache else NoPacking
+        destination = self._streamer.destination
+        pack = Packing if destination.entry.moves_cache else NoPacking
         for chunk in stream.schedule.all_chunks(level):
             source = pack(self.cache, chunk.region) if extents is None else extents
+            direct = None
+            if level.buffered:
+                direct = destination.prepare_direct(stream, chunk, self.cache)
             planned_chunk = PlannedChunk(
-                stream, chunk, source, level.each_complete, len(self.chunks)
+                stream, chunk, source, level.each_complete, len(self.chunks), direct
             )
             self.chunks.append(planned_chunk)
             # A layerwise prompt leaves with its layers, everything else at the end of its group.

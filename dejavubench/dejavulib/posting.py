@@ -20,11 +20,15 @@ def prepare_next_step(planned_chunk: PlannedChunk, extents: StepExtents) -> None
     extents.prepare(schedule.step_after(planned_chunk.chunk.step))
 
 
-def post_packed(destination: Destination, transfer: Transfer, packed: torch.Tensor) -> None:
-    """Post a chunk that is gathered into ``packed``."""
+def post_packed(destination: Destination, transfer: Transfer, packed: torch.Tensor | None) -> None:
+    """Post a chunk that is gathered into ``packed``; without it, straight from the cache."""
     _announce(destination, transfer)
     planned_chunk = transfer.planned_chunk
-    destination.flush(planned_chunk.stream, planned_chunk.chunk, packed)
+    stream, chunk = planned_chunk.stream, planned_chunk.chunk
+    if packed is None:
+        destination.flush_direct(stream, chunk, planned_chunk.direct)
+    else:
+        destination.flush(stream, chunk, packed)
     transfer.stamp(POSTED)
     transfer.stats.copies += 1
 

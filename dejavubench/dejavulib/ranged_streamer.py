@@ -80,7 +80,7 @@ class RangedStreamer(Streamer):
         finally:
             self._end_gather()  # open if no flush followed at once: the chunk leaves the device
 
-    def _post(self, transfer: Transfer, packed: torch.Tensor) -> None:
+    def _post(self, transfer: Transfer, packed: torch.Tensor | None) -> None:
         self._end_gather()  # one part ends where the next one begins
         _, post = self._lanes(transfer)
         self._push(post, transfer)

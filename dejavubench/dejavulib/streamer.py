@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -220,8 +220,8 @@ class Streamer:
         return None
 
     def _can_start(self, transfer: Transfer) -> bool:
-        if not isinstance(transfer.planned_chunk.source, Packing):
-            return True  # extents move from the cache itself and take no slot
+        if not transfer.planned_chunk.needs_slot:
+            return True  # it moves from the cache itself
         if transfer.ready is not None and self.device is not None and not self.device.has_room:
             return False
         return bool(self._slots) or not self.destination.entry.staged
@@ -235,6 +235,8 @@ class Streamer:
             post_extents(self.destination, transfer, packing)
             self._to_prepare = planned_chunk, packing
             return
+        if planned_chunk.direct is not None:
+            return _post_direct(transfer, self._side_stream, self._post)
         packed = self.destination.place(planned_chunk.stream, planned_chunk.chunk)
         if packed is None:  # the destination has no memory of its own to gather into
             transfer.slot = self._slots.pop()
@@ -251,7 +253,7 @@ class Streamer:
             assert self.device is not None
             self.device.begin(transfer, packing, packed)
 
-    def _post(self, transfer: Transfer, packed: torch.Tensor) -> None:
+    def _post(self, transfer: Transfer, packed: torch.Tensor | None) -> None:
         post_packed(self.destination, transfer, packed)
 
     def _collect(self) -> None:
@@ -288,6 +290,21 @@ def _make_side_stream(slots: Sequence[torch.Tensor]) -> SideStream | None:
     """Return the stream on which slots of a device are filled, beside the model's."""
     on_device = bool(slots) and slots[0].is_cuda
     return SideStream(slots[0].device) if on_device else None
+
+
+def _post_direct(
+    transfer: Transfer,
+    side_stream: SideStream | None,
+    post: Callable[[Transfer, torch.Tensor | None], None],
+) -> None:
+    """Post a chunk that is not packed: behind the model's work, if it is on a device."""
+    if transfer.ready is None:
+        transfer.stamp(GATHERED)
+        post(transfer, None)
+    else:
+        assert side_stream is not None, "a cache on a device needs staging there"
+        with side_stream.passing(transfer):
+            post(transfer, None)
 
 
 def _describe_first(transfers: Sequence[Transfer]) -> str:

@@ -118,6 +118,8 @@ class PlannedChunk:
             one by one.
         each_complete: an extent is complete before the next one begins.
         row: the chunk's row among the chunks of its manager.
+        direct: what the destination needs to move it straight from its cache; None: it is packed,
+            or its extents move one by one.
     """
 
     stream: Stream
@@ -125,6 +127,12 @@ class PlannedChunk:
     source: Packing | StepExtents
     each_complete: bool
     row: int = 0
+    direct: object | None = None
+
+    @property
+    def needs_slot(self) -> bool:
+        """Whether it is packed on its way."""
+        return isinstance(self.source, Packing) and self.direct is None
 
     @property
     def layer(self) -> int | None:

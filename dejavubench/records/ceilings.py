@@ -54,7 +54,8 @@ class CopyWays(Line):
 
     Attributes:
         ways: maps a kind of chunk (prompt, token) to its way, ``kernel`` or ``strided DMA``, with
-            the measured ratio that it was chosen by.
+            the measured ratio that it was chosen by. The name of a destination that chooses for
+            itself stands before the kind.
     """
 
     kind: Literal["copy-ways"] = "copy-ways"

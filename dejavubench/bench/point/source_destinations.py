@@ -152,8 +152,20 @@ class SourceDestinations:
 
     @property
     def ways(self) -> dict[str, str]:
-        """How chunks of each kind leave the device, once something was streamed from it."""
-        return self._staging.ways
+        """How chunks of each kind leave the device, once something was streamed from it.
+
+        The name of a destination that chooses for itself stands before the kind.
+        """
+        destinations = [
+            open_destination.streamer.destination
+            for open_destination in self._open_destinations.values()
+        ]
+        own_ways = {
+            f"{destination.entry.name} {kind}": way
+            for destination in destinations
+            for kind, way in destination.ways.items()
+        }
+        return {**self._staging.ways, **own_ways}
 
     def close_failed(self, arm: Arm) -> None:
         """Close the destination of an arm that has failed; other arms of it open it anew."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..chunk_times import Receipt
+from ..kv_cache import KVCache
 from ..schedule import Chunk, StreamSchedule
 from .registry import DestinationEntry
 
@@ -93,6 +94,11 @@ class Destination(ABC):
         """Whether it takes chunks from a CUDA device's memory, else from host memory only."""
         return self.entry.device_memory
 
+    @property
+    def ways(self) -> Mapping[str, str]:
+        """How chunks of each kind (``prompt``, ``token``) move, in words, if it chooses itself."""
+        return {}
+
     @abstractmethod
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch. Chunks of other streams may be on their way meanwhile.
@@ -130,6 +136,25 @@ class Destination(ABC):
             packed: uint8, contiguous. In device memory, it holds the chunk once the work issued on
                 torch's current stream so far is done.
         """
+
+    def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> object | None:
+        """Prepare to move a chunk straight from its cache, outside the clock.
+
+        Returns:
+            What :meth:`flush_direct` needs for it; None if the chunk is to be packed.
+        """
+        return None
+
+    def flush_direct(self, stream: Stream, chunk: Chunk, prepared: Any) -> None:
+        """Begin to move a chunk straight from its cache; may return before it is complete.
+
+        The cache stays as it is until the chunk is complete. On a device, the chunk is in its place
+        there once the work issued on torch's current stream so far is done.
+
+        Args:
+            prepared: from :meth:`prepare_direct`.
+        """
+        raise NotImplementedError(f"{self.entry.name} packs every chunk")
 
     @abstractmethod
     def flush_extents(
