@@ -116,7 +116,8 @@ class Transport(ABC):
         label: label in figures; without it the destination's name.
         help: a few words for ``--help``, in brackets after the name.
         style: style in figures.
-        options: names of the experiment's options that only concern this destination.
+        options: names of the experiment's options that concern no other destinations than those
+            that name them.
         copy_s: approximate seconds of one naive copy or message of a few bytes, until complete.
         sync_s: approximate seconds until a few bytes are on a storage device.
         swapped_label: label in figures of swapping to this destination; None if it cannot.
@@ -159,10 +160,28 @@ class Transport(ABC):
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
         """Return why the options do not fit together, or None.
 
+        By default, a loopback is refused beside a destination that needs a GPU for each rank.
+
         Args:
             chosen: every destination of the run, this one included.
         """
-        return None
+        if self.loopback is None or not self.is_loopback(options) or options.device != "cuda":
+            return None
+        # Whoever has a loopback can share a GPU; others that fill GPUs need one per rank.
+        other = next(
+            (
+                transport.name
+                for transport in chosen
+                if transport.entry.device_memory and not transport.loopback
+            ),
+            None,
+        )
+        if other is None:
+            return None
+        return (
+            f"--{self.loopback.option.replace('_', '-')} cannot be combined with --streaming "
+            f"{other}: {other} needs one GPU per rank. Drop one of them"
+        )
 
     def is_loopback(self, options: Options) -> bool:
         """Whether this run's sources and sinks share a GPU."""

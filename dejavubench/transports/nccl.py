@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NCCL
@@ -107,23 +107,6 @@ class NCCLTransport(Transport):
         return Unavailable(
             "no CUDA device",
             "--streaming nccl moves the cache from GPU to GPU: it needs a CUDA device",
-        )
-
-    def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
-        """Refuse loopback beside a destination that needs a GPU for each rank."""
-        if not self.is_loopback(options) or options.device != "cuda":
-            return None
-        # Only this destination can share a GPU; each other one that fills GPUs needs one per rank.
-        device_destinations = [
-            transport.name
-            for transport in chosen
-            if transport.entry.device_memory and not transport.loopback
-        ]
-        if not device_destinations:
-            return None
-        return (
-            f"--nccl-loopback cannot be combined with --streaming {device_destinations[0]}: "
-            f"{device_destinations[0]} needs one GPU per rank. Drop one of them"
         )
 
 

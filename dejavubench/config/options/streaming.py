@@ -88,8 +88,8 @@ class StreamingOptions(BaseModel):
     nccl_loopback: bool = _option(
         False,
         "",
-        "Let ranks share a GPU: a source and its sink with nccl or --handoff, and the parts of one "
-        "model. Results are labelled loopback.",
+        "Let ranks share a GPU: a source and its sink, and the parts of one model. Results are "
+        "labelled loopback.",
         reset_on_restart=True,
     )
     stream_dir: FolderOption = _option(

@@ -116,15 +116,18 @@ def _lets_models_share(plan: Plan, key: str) -> bool:
 
 
 def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
-    """Return an option that is given without its destination, and that destination."""
+    """Return an option that is given without its destinations, and those destinations."""
     used_names = {*plan.experiment.streaming, *plan.experiment.swap}
+    owners: dict[str, list[str]] = {}
+    for transport in usable():
+        for key in transport.options:
+            owners.setdefault(key, []).append(transport.name)
     return next(
         (
-            (key, transport.name)
-            for transport in usable()
-            for key in transport.options
+            (key, " or ".join(names))
+            for key, names in owners.items()
             # A plugin of another version may name an option that is not there.
-            if key in OPTIONS and plan.experiment.is_given(key) and transport.name not in used_names
+            if key in OPTIONS and plan.experiment.is_given(key) and used_names.isdisjoint(names)
             if not _lets_models_share(plan, key)
         ),
         None,
