@@ -80,7 +80,7 @@ ARROWS: Mapping[str, tuple[str, ...]] = {
     "parallel": ("dejavulib", "machine"),
     "watchdog": ("dejavulib", "machine"),
     "models": ("dejavulib", "machine"),
-    "transports": ("dejavulib", "parallel", "records"),
+    "transports": ("dejavulib", "machine", "parallel", "records"),
     "config": ("dejavulib", "machine", "models", "records", "transports"),
     "planning": ("config", "dejavulib", "machine", "models"),
     "bench": (*ENGINE, "config", "planning", "transports"),

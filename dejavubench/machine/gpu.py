@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations
 from typing import Any
 
 CUDA_DRIVER = "libcuda.so.1"
@@ -49,6 +50,31 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
     count = ctypes.c_int()
     _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
     return tuple(_read_device(driver, device_index) for device_index in range(count.value))
+
+
+@cache
+def peer_pairs(load: Callable[[str], Any] = ctypes.CDLL) -> frozenset[tuple[int, int]]:
+    """Return the pairs of devices of which the first can access the memory of the second.
+
+    Args:
+        load: as of :func:`cuda_devices`.
+
+    Raises:
+        RuntimeError: a call of the driver failed; the message names the call.
+    """
+    numbers = range(len(cuda_devices(load)))
+    return frozenset(
+        pair for pair in permutations(numbers, 2) if _can_access(load(CUDA_DRIVER), *pair)
+    )
+
+
+def _can_access(driver: Any, device_index: int, other_index: int) -> bool:
+    can = ctypes.c_int()
+    devices = [ctypes.c_int(), ctypes.c_int()]
+    for device, number in zip(devices, (device_index, other_index), strict=True):
+        _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
+    _ask(driver, "cuDeviceCanAccessPeer", ctypes.byref(can), *devices)
+    return bool(can.value)
 
 
 def _read_device(driver: Any, device_index: int) -> CudaDevice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu as machine
-from dejavubench.machine.gpu import CudaDevice, cuda_devices
+from dejavubench.machine.gpu import CudaDevice, cuda_devices, peer_pairs
 
 UUID = bytes(range(16))
 
@@ -58,10 +59,18 @@ def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 class Driver:
-    """A driver with devices of the given names and sizes. It counts its calls."""
+    """A driver with devices of the given names and sizes. It counts its calls.
 
-    def __init__(self, *devices: tuple[str, int], **errors: int) -> None:
+    Args:
+        peers: pairs of devices of which the first can access the second.
+        errors: answers of calls other than 0.
+    """
+
+    def __init__(
+        self, *devices: tuple[str, int], peers: Collection[tuple[int, int]] = (), **errors: int
+    ) -> None:
         self.devices, self.errors, self.asked = devices, errors, 0
+        self._peers = peers
 
     def load(self, name: str) -> Driver:
         assert name == "libcuda.so.1"
@@ -83,6 +92,12 @@ class Driver:
         device._obj.value = 70 + number
         return self._answer("cuDeviceGet")
 
+    def cuDeviceCanAccessPeer(  # noqa: N802
+        self, can: Any, device: ctypes.c_int, other_device: ctypes.c_int
+    ) -> int:
+        can._obj.value = (device.value - 70, other_device.value - 70) in self._peers
+        return self._answer("cuDeviceCanAccessPeer")
+
     def cuDeviceGetName(self, name: Any, length: int, device: ctypes.c_int) -> int:  # noqa: N802
         name.value = self.devices[device.value - 70][0].encode()[: length - 1]
         return self._answer("cuDeviceGetName")
@@ -102,6 +117,15 @@ def test_devices_have_name_bytes_and_uuid() -> None:
         CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-46010203-0405-0607-0809-0a0b0c0d0e0f"),
         CudaDevice("NVIDIA L4", 24 << 30, "GPU-47010203-0405-0607-0809-0a0b0c0d0e0f"),
     )
+
+
+def test_pairs_of_devices_that_access_each_other_are_found() -> None:
+    driver = Driver(*[("NVIDIA H200", 1)] * 3, peers={(0, 1), (1, 0), (2, 0)})
+    assert peer_pairs(driver.load) == {(0, 1), (1, 0), (2, 0)}
+    assert peer_pairs(Driver(("NVIDIA H200", 1)).load) == frozenset()
+    assert peer_pairs(Driver(cuInit=100).load) == frozenset()
+    with pytest.raises(RuntimeError, match="cuDeviceCanAccessPeer returned error 101"):
+        peer_pairs(Driver(*[("NVIDIA H200", 1)] * 2, cuDeviceCanAccessPeer=101).load)
 
 
 def test_the_driver_is_asked_once() -> None:
@@ -132,7 +156,7 @@ def test_any_other_answer_is_an_error_that_names_the_call(call: str) -> None:
     with pytest.raises(
         RuntimeError, match=rf"^the CUDA driver does not work: {call} returned error 803$"
     ):
-        cuda_devices(Driver(("NVIDIA H200", 1), **{call: 803}).load)
+        cuda_devices(Driver(("NVIDIA H200", 1), peers=(), **{call: 803}).load)
 
 
 @pytest.mark.gpu
