@@ -16,6 +16,7 @@ from dejavubench.bench.startup.connectors import refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
+from dejavubench.dejavulib.destinations.peers import gpu_memory
 from dejavubench.errors import UsageError
 from dejavubench.transports.contexts import (
     FileContext,
@@ -43,6 +44,9 @@ class FakeCommunicator:
     def Dup(self) -> FakeCommunicator:  # noqa: N802 - MPI's name
         self.duplicates.append(FakeCommunicator())
         return self.duplicates[-1]
+
+    def allgather(self, own: object) -> list[object]:
+        return [own]
 
 
 def rank_of(is_source: bool = True, worker: int = 0, **options: Any) -> RankContext:
@@ -86,7 +90,10 @@ def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -
     assert transport("host").connector(rank_of()).stored_nbytes(stream) == 0
 
 
-def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None:
+def test_every_destination_between_ranks_has_a_communicator_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_memory, "bus_id_of", lambda device: "0000:1b:00.0")
     rank: Any = rank_of()
     connectors: list[Any] = [
         transport_.connector(rank) for transport_ in builtin_transports() if transport_.entry.remote
@@ -94,7 +101,7 @@ def test_every_destination_between_ranks_has_a_communicator_of_its_own() -> None
     for connector in connectors:
         connector.find_peers()
     assert [connector.comm for connector in connectors] == rank.world.duplicates
-    assert len(rank.world.duplicates) == 3
+    assert len(rank.world.duplicates) == 4
 
 
 def test_nixl_registers_slots_and_caches(

@@ -162,6 +162,15 @@ NIXL = register(
         extent_parts=_MOVED_SINGLY,
     )
 )
+CUDA_IPC = register(
+    DestinationEntry(
+        "cuda-ipc",
+        remote=True,
+        device_memory=True,
+        parts=_ACKNOWLEDGED,
+        extent_parts=_MOVED_SINGLY,
+    )
+)
 TCP = register(
     DestinationEntry(
         "tcp",
