@@ -174,6 +174,8 @@ class CacheReceiver:
         self._level = level
         self._endpoint = endpoint
         self.slots = slots
+        # Listed once: to find a chunk takes longer than to wait for it.
+        self._all_chunks = list(stream.schedule.all_chunks(level))
         self._scatters: list[Callable[[torch.Tensor], None]] = []
         self._extents: StepExtents | None = None
         if level.buffered:
@@ -201,8 +203,7 @@ class CacheReceiver:
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
         """Return the scatter of each chunk, prepared beforehand."""
-        chunks = self.stream.schedule.all_chunks(self._level)
-        packings = [Packing(self._cache, chunk.region) for chunk in chunks]
+        packings = [Packing(self._cache, chunk.region) for chunk in self._all_chunks]
         if self._upload is None:
             return [packing.scatter for packing in packings]
         return [partial(self._upload.put, scatter=packing.scatter) for packing in packings]
@@ -213,8 +214,8 @@ class CacheReceiver:
             # Chunks arrive on streams of their own. Whatever the owner still writes to the cache
             # and the slots comes first.
             torch.cuda.synchronize(self._cache.k.device)
-        self._chunks = self.stream.schedule.all_chunks(self._level)
-        self.left = self.stream.schedule.count(self._level)
+        self._chunks = iter(self._all_chunks)
+        self.left = len(self._all_chunks)
         self.nbytes = 0
         self.messages = 0
         self.arrivals = []
@@ -237,7 +238,7 @@ class CacheReceiver:
     @property
     def expected(self) -> str:
         """The chunk that is waited for, in words."""
-        total = self.stream.schedule.count(self._level)
+        total = len(self._all_chunks)
         return (
             f"chunk {total - self.left} of {total} of stream {self.stream.id} "
             f"from rank {self.stream.peer}"
