@@ -71,7 +71,6 @@ def note_complete(destination: Destination, transfer: Transfer) -> None:
 
 def _announce(destination: Destination, transfer: Transfer) -> None:
     """Tell the destination that a decode step begins, before the step's first chunk."""
-    stream = transfer.planned_chunk.stream
-    chunk = transfer.planned_chunk.chunk
-    if chunk.step and chunk.offset == stream.schedule.step_offset(chunk.step):
-        destination.step(stream, chunk.step, transfer.tokens)
+    planned_chunk = transfer.planned_chunk
+    if planned_chunk.begins_step:
+        destination.step(planned_chunk.stream, planned_chunk.chunk.step, transfer.tokens)

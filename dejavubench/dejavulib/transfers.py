@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -128,6 +129,12 @@ class PlannedChunk:
     each_complete: bool
     row: int = 0
     direct: object | None = None
+
+    @cached_property
+    def begins_step(self) -> bool:
+        """Whether it is the first chunk of a group of decode steps."""
+        step = self.chunk.step
+        return step > 0 and self.chunk.offset == self.stream.schedule.step_offset(step)
 
     @property
     def needs_slot(self) -> bool:
