@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from dejavubench.transports.connector import RankConnector
 from dejavubench.transports.contexts import (
     Options,
     PointContext,
+    ProbeContext,
     RankContext,
     SinkContext,
     SourceContext,
@@ -32,6 +33,7 @@ from dejavubench.transports.contexts import (
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination
     from dejavubench.dejavulib.destinations.cuda_ipc import CudaIPCSinkEndpoint
+    from dejavubench.transports.probe import Probe
 
 NO_CUPY = "cupy is not installed: pip install 'dejavubench[cuda]'"
 NO_PEERS = "no GPU of this host can access the memory of another (no peer access)"
@@ -107,6 +109,17 @@ class CudaIPCConnector(RankConnector):
         memory = [*caches, *(slot for slots in context.make_slots() for slot in slots)]
         return CudaIPCSinkEndpoint.connect(self.comm, context.peers, memory, context.streams)
 
+    def probes(self, context: ProbeContext) -> Iterable[Probe]:
+        """Return the MPI loops, and the raw loop of copies in memory of its own."""
+        from dejavubench.transports.loops.cuda_ipc import CudaIPCLoops
+
+        probes = list(super().probes(context))
+        if context.rank_pair is not None:
+            loops = CudaIPCLoops(self.comm, context.rank_pair, context.device)
+            context.close.callback(loops.close)
+            probes += loops.probes()
+        return probes
+
 
 class CudaIPCTransport(Transport):
     """Streaming from GPU to GPU of one host by the copy engines."""
@@ -124,7 +137,11 @@ class CudaIPCTransport(Transport):
         "loopback on one GPU (CUDA IPC)",
         PlotStyle("#999933", "o."),
     )
-    probe_names = ProbeNames(held_against=LINK_HELD_AGAINST, overhead_of=LINK_OVERHEAD_OF)
+    probe_names = ProbeNames(
+        ceiling_on_gpu="cuda-ipc-raw",
+        held_against={"cuda-ipc-destination": "cuda-ipc-raw", **LINK_HELD_AGAINST},
+        overhead_of=LINK_OVERHEAD_OF,
+    )
     crossing = Crossing(on_one_host=False)
 
     def connector(self, rank: RankContext) -> CudaIPCConnector:
