@@ -69,6 +69,10 @@ if TYPE_CHECKING:
         StreamingError as StreamingError,
         WrongBytesError as WrongBytesError,
     )
+    from .destinations.cuda_ipc import (
+        CudaIPCDestination as CudaIPCDestination,
+        CudaIPCSinkEndpoint as CudaIPCSinkEndpoint,
+    )
     from .destinations.disk import (
         DiskDestination as DiskDestination,
         SavedStream as SavedStream,
