@@ -7,7 +7,7 @@ the cache stay contiguous.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -211,3 +211,31 @@ def _scatter_atoms(
                 atom_bytes = atom_bytes.clone()
             scatter(atom_bytes, cache, atom)
             offset += nbytes
+
+
+class SideScatter:
+    """Scatters packed chunks that are in their slots; on a CUDA device, on a stream of its own.
+
+    Args:
+        device: of slots and caches.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def issue(
+        self, packed: torch.Tensor, scatter_chunk: Callable[[torch.Tensor], None]
+    ) -> torch.cuda.Event | None:
+        """Scatter a chunk; on a device, return the event after which it is in its place.
+
+        Args:
+            packed: uint8, whose bytes are all there: nothing is waited for.
+        """
+        if self._stream is None:
+            scatter_chunk(packed)
+            return None
+        scattered = torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            scatter_chunk(packed)
+            scattered.record(self._stream)
+        return scattered

@@ -27,6 +27,7 @@ from mpi4py import MPI
 
 from ..boxes import cache_copies, suits_strided_dma
 from ..kv_cache import KVCache
+from ..packing import SideScatter
 from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
 from .base import RemoteDestination, Stream, StreamingError
@@ -231,7 +232,7 @@ class CudaIPCSinkEndpoint:
 
     def __init__(self, sources: Mapping[int, PairedSource], device: torch.device) -> None:
         self._sources = sources
-        self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side_scatter = SideScatter(device)
         self._numbers: Counter[tuple[int | None, int]] = Counter()
         # The receives of each stream that are not acknowledged yet, oldest first.
         self._receives: defaultdict[tuple[int | None, int], deque[GrantedChunk]] = defaultdict(
@@ -263,7 +264,9 @@ class CudaIPCSinkEndpoint:
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> GrantedChunk:
         """Grant the stream's next chunk: straight to its place, or to ``packed``."""
-        return self._expect(stream, packed.data_ptr(), partial(self._scatter, packed, scatter))
+        return self._expect(
+            stream, packed.data_ptr(), partial(self._side_scatter.issue, packed, scatter)
+        )
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
@@ -318,16 +321,3 @@ class CudaIPCSinkEndpoint:
         receives.append(granted)
         words.grant(number, place)
         return granted
-
-    def _scatter(
-        self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> torch.cuda.Event | None:
-        if self._side_stream is None:
-            scatter(packed)
-            return None
-        scattered = torch.cuda.Event()
-        # The flag says that the bytes are there, so the scatter waits for no event.
-        with torch.cuda.stream(self._side_stream):
-            scatter(packed)
-            scattered.record(self._side_stream)
-        return scattered

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from ... import chunk_times
 from ...extents import BaseAddresses
 from ...kv_cache import KVCache
+from ...packing import SideScatter
 from ..base import Stream
 from .agent import Agent, Notification
 from .source import SinkCaches
@@ -77,7 +78,7 @@ class NIXLSinkEndpoint:
         for cache, stream in in_place_streams:
             share[stream.peer_rank][stream.id] = stream.schedule, BaseAddresses.of_cache(cache)
         self.agent = Agent(comm, memory, share)
-        self._side_stream = torch.cuda.Stream(memory[0].device) if memory[0].is_cuda else None
+        self._side_scatter = SideScatter(memory[0].device)
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.
         self._named_counts: Counter[tuple[int | None, int]] = Counter()
         self._acknowledged: Counter[tuple[int | None, int]] = Counter()
@@ -98,7 +99,7 @@ class NIXLSinkEndpoint:
             scatter: puts ``packed`` in its place once it is written. None: it stays there.
         """
         chunk_number = self._name(stream, packed.data_ptr(), packed.numel())
-        place_chunk = scatter and partial(self._scatter, packed, scatter)
+        place_chunk = scatter and partial(self._side_scatter.issue, packed, scatter)
         return self._expect(PackedReceive(self, stream, chunk_number, place_chunk), stream)
 
     def receive_extents(
@@ -127,19 +128,6 @@ class NIXLSinkEndpoint:
         self._named_counts[stream.key] += 1
         self.agent.notify(stream, Notification.BUFFER, chunk_number, address, nbytes)
         return chunk_number
-
-    def _scatter(
-        self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
-    ) -> torch.cuda.Event | None:
-        if self._side_stream is None:
-            scatter(packed)
-            return None
-        scatter_event = torch.cuda.Event()
-        # NIXL says that the bytes are written, so the scatter waits for no event.
-        with torch.cuda.stream(self._side_stream):
-            scatter(packed)
-            scatter_event.record(self._side_stream)
-        return scatter_event
 
     def finish(self) -> None:
         """Let acknowledgements leave; NIXL does not say when they have."""
