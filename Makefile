@@ -22,7 +22,7 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu figure-link lint test drills coverage clean
+.PHONY: help figures figures-full figures-gpu figure-link lint test drills test-gpu coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make lint          lint, types, spelling and conflict markers alone'
 	@echo 'make test          make lint, then the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
+	@echo 'make test-gpu      the tests that need a CUDA device; about 15 minutes'
 	@echo 'make coverage      the tests and the lines that they run; fails below a floor; twice as long'
 	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
 
@@ -151,6 +152,12 @@ test: lint
 
 drills: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m drill --durations=15
+
+# Without a device each of these tests would be skipped, which must not look like a success.
+test-gpu: $(VENV)/.installed-dev $(VENV)/.installed-gpu
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo 'torch finds no CUDA device: all tests on a GPU would be skipped.' >&2; exit 1; }
+	$(BIN)/pytest -q -m gpu --durations=15
 
 # Each process writes a file of its own, ranks and killed ones included; combine joins them. Hooks
 # slow a test down, so its time limit is longer.

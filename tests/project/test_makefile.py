@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
 PROGRAMS = {
     "venv/bin/python": "exit 1",
+    "venv/bin/pytest": "printf 'pytest %s\\n' \"$*\" >> calls",
     "venv/bin/dejavubench": "printf '%s\\n' \"$*\" >> calls",
     "venv/bin/mpirun": """
         printf '%s\\n' "$* mps=${CUDA_MPS_PIPE_DIRECTORY:-none}" >> calls
@@ -46,7 +47,7 @@ def place(tmp_path: Path) -> Path:
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
-    for kind in ("run", "gpu"):
+    for kind in ("run", "gpu", "dev"):
         (tmp_path / f"venv/.installed-{kind}").touch()
     (tmp_path / "tmp").mkdir()
     return tmp_path
@@ -160,3 +161,19 @@ def test_without_mps_nothing_is_measured(place: Path) -> None:
     assert make.returncode == 2
     assert "nvidia-cuda-mps-control was not found" in errors
     assert read_calls(place) == []
+
+
+def test_tests_on_a_gpu_fail_where_there_is_no_device_to_run_them(place: Path) -> None:
+    make = start(place, "test-gpu")  # the stand-in for python ends with 1, as without a device
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 2
+    assert "torch finds no CUDA device" in errors
+    assert read_calls(place) == []
+
+
+def test_tests_on_a_gpu_are_those_with_the_mark(place: Path) -> None:
+    (place / "venv/bin/python").write_text("#!/bin/sh\nexit 0\n")
+    make = start(place, "test-gpu")
+    _, errors = make.communicate(timeout=60)
+    assert make.returncode == 0, errors
+    assert read_calls(place) == ["pytest -q -m gpu --durations=15"]
