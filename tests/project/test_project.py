@@ -125,6 +125,15 @@ def test_the_workflow_and_the_hooks_run_what_make_test_runs() -> None:
     assert [entry for entry in entries if f"$(BIN)/{entry}" not in recipe] == []
 
 
+def test_a_release_needs_all_checks_and_the_tests_on_a_gpu() -> None:
+    jobs = parse_yaml(".github/workflows/release.yml")["jobs"]
+    assert jobs["release"]["needs"] == ["ci", "gpu"]
+    assert ".ci/run" in [step.get("run") for step in jobs["ci"]["steps"]]
+    gpu_workflow = jobs["gpu"]["uses"].removeprefix("./")
+    steps = parse_yaml(gpu_workflow)["jobs"]["gpu"]["steps"]
+    assert "make test-gpu" in [step.get("run") for step in steps]
+
+
 def test_the_workflow_runs_every_python_that_the_package_names() -> None:
     named = [classifier.rpartition(" ")[2] for classifier in pyproject()["project"]["classifiers"]]
     versions = [version for version in named if re.fullmatch(r"3\.\d+", version)]
