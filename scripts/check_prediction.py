@@ -5,7 +5,7 @@ from a run over a link of another rate, from other prompt lengths of its run, or
 The link's speed is the one that the point's own run measured.
 
     mkdir runs
-    tar -xf results/epyc-bf16-2core/links-long.tar.xz -C runs
+    tar -xf results/epyc-bf16-2core/links-jumbo-long.tar.xz -C runs
     tar -xf results/h200-x2/levels.tar.xz -C runs
     python scripts/check_prediction.py runs
 

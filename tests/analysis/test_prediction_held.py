@@ -1,4 +1,4 @@
-"""Predictions held against measurement: two runs over emulated links of 19 and 119 MB/s.
+"""Predictions held against measurement, most of them two runs over links of 19 and 119 MB/s.
 
 Their records are in ``results/epyc-bf16-2core/links.tar.xz``: gpt2, batch 4, prompt 32, levels 0
 to 3, ``mpi`` and ``tcp``, 10 rounds each.
@@ -21,7 +21,7 @@ from dejavubench.analysis.prediction.run_inputs import read_inputs
 from dejavubench.analysis.prediction.target import Target
 from helpers.cli_calls import call
 from helpers.committed_runs import unpacked_links
-from helpers.paths import GOLDEN, SCRIPTS
+from helpers.paths import DOCS, GOLDEN, SCRIPTS
 
 SLOW, FAST = "link-20261130T154026Z", "link-20261130T154352Z"
 
@@ -105,9 +105,25 @@ def test_the_script_says_what_was_kept_and_left_out() -> None:
     assert job.stdout.startswith("ok  rate            tcp@3   P=32")
 
 
+def test_as_many_predictions_over_links_are_within_the_bound_as_the_docs_say(
+    check: ModuleType,
+) -> None:
+    runs = [read_inputs(run) for run in find([unpacked_links("links-jumbo-long")]).runs]
+    predictions = [check.hold(*case) for case in check.held_out(runs)]
+    kept_predictions = [
+        prediction
+        for prediction in predictions
+        if prediction and prediction.width <= check.LARGEST_HALF_WIDTH
+    ]
+    within = [prediction for prediction in kept_predictions if prediction.within]
+    assert (len(within), len(kept_predictions)) == (86, 107)
+    assert f"and now {len(within)}." in (DOCS / "method" / "prediction.md").read_text()
+
+
 def test_the_forecast_for_25_gbps_keeps_its_golden_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    arguments = ["plan", "--from", str(unpacked_links() / FAST), "--link", "25GB/s"]
+    run = unpacked_links("links-jumbo-long") / "link-20261201T011951Z"
+    arguments = ["plan", "--from", str(run), "--link", "25GB/s"]
     finished_call = call(*arguments)
     assert finished_call.exit_code == 0, finished_call.stderr
     lines = [line.rstrip() for line in finished_call.stdout.splitlines()]

@@ -57,7 +57,6 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
         costs=costs,
         prompt_rest_ms=draw(times),
         token_rest_ms=draw(st.floats(0.0, 1.0)),
-        rest_rate_per_ms=draw(st.sampled_from([None, 1.0, 1000.0])),
         burst_nbytes=draw(st.sampled_from([0.0, 500.0])),
         early_layers=draw(st.floats(0.0, 1.0)),
     )
@@ -148,16 +147,15 @@ def test_a_rested_link_passes_its_burst_at_once() -> None:
     assert with_burst.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
 
 
-def test_contention_is_shorter_on_a_faster_link_and_never_longer() -> None:
-    """On the measured link chunks move in 40 of the prompt's 100 ms, and 4 of a step's 10."""
-    slowed_request = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0, rest_rate_per_ms=100.0)
-    undisturbed_ms = {rate: PLAIN.predicted_ms("3", rate) for rate in (50.0, 100.0, 400.0)}
-    assert slowed_request.predicted_ms("3", 100.0) == pytest.approx(undisturbed_ms[100.0] + 8 + 6)
-    assert slowed_request.predicted_ms("3", 400.0) == pytest.approx(
-        undisturbed_ms[400.0] + (8 + 6) / 4
-    )
-    # A slower link may hide it, but nothing is made of it.
-    assert slowed_request.predicted_ms("3", 50.0) <= undisturbed_ms[50.0] + 8 + 6
+def test_contention_is_the_same_on_every_link_and_a_slow_one_hides_it() -> None:
+    """On a link of 100 bytes/ms chunks take 40 of the prompt's 100 ms, and 4 of a step's 10."""
+    slowed_request = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0)
+    for rate in (100.0, 400.0, 1e9):
+        undisturbed_ms = PLAIN.predicted_ms("3", rate)
+        assert slowed_request.predicted_ms("3", rate) == pytest.approx(undisturbed_ms + 8 + 6)
+    # Here the link alone decides, once the first layer is ready.
+    undisturbed_ms = PLAIN.predicted_ms("3", 5.0)
+    assert slowed_request.predicted_ms("3", 5.0) == pytest.approx(undisturbed_ms + 8 / 4)
 
 
 def test_messages_are_paid_one_by_one() -> None:

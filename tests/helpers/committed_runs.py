@@ -37,10 +37,10 @@ def report_of(run: Run) -> RunReport:
 
 
 @cache
-def unpacked_links() -> Path:
-    """Return a folder with the link runs of the EPYC, which are committed as an archive."""
+def unpacked_links(name: str = "links") -> Path:
+    """Return a folder with link runs of the EPYC, which are committed as an archive."""
     folder = tempfile.mkdtemp(prefix="links-")
     atexit.register(shutil.rmtree, folder)
-    with tarfile.open(RESULTS / "epyc-bf16-2core" / "links.tar.xz") as archive:
+    with tarfile.open(RESULTS / "epyc-bf16-2core" / f"{name}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return Path(folder)

@@ -142,8 +142,6 @@ def predict(
         burst_nbytes=target.burst_nbytes,
         prompt_rest_ms=rest_beside_streaming_ms(PROMPT, run, mode, level_name, target),
         token_rest_ms=rest_beside_streaming_ms(STEP, run, mode, level_name, target),
-        # On a GPU what is slowed is the thread that launches kernels, not the model's own work.
-        rest_rate_per_ms=None if run.on_gpu else arm.link.rate_per_ms,
         early_layers=_early_layers(run, mode, arm),
     )
     if level_name == "0":

@@ -102,18 +102,10 @@ class _Stations:
 
 
 class _Compute(NamedTuple):
-    """Times of the model's own work."""
+    """Times of the model's own work beside streaming."""
 
     prompt_ms: TimesMs
     token_ms: TimesMs
-
-
-def _shorten(rest_ms: TimesMs, rest_share: TimesMs) -> TimesMs:
-    """Return the share of a rest that a faster link leaves. Noise can make a rest negative.
-
-    A negative one stays whole: less of it would be a cost that rises with the rate.
-    """
-    return np.where(np.asarray(rest_ms) > 0, rest_ms * rest_share, rest_ms)
 
 
 @dataclass(frozen=True)
@@ -135,9 +127,7 @@ class StreamedRequest:
         flush_interval: steps whose keys and values move as one, when the last of them is over.
         costs: what each chunk takes beside its bytes.
         prompt_rest_ms, token_rest_ms: how much longer the model's own work takes in the prompt and
-            in each step, because streaming goes on beside it.
-        rest_rate_per_ms: link on which these were found, if they last as long as chunks are under
-            way. On a faster link they are shorter. None: they are the same on any link.
+            in each step, because streaming goes on beside it. The same on any link.
         early_layers: how long before the end of its share of the prompt a layer is ready, as a part
             of that share. Its attention and MLP follow.
     """
@@ -158,7 +148,6 @@ class StreamedRequest:
     costs: ChunkCosts = field(default_factory=ChunkCosts)
     prompt_rest_ms: TimesMs = 0.0
     token_rest_ms: TimesMs = 0.0
-    rest_rate_per_ms: float | None = None
     early_layers: TimesMs = 0.0
 
     @property
@@ -168,7 +157,7 @@ class StreamedRequest:
 
     def predicted_ms(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return TOTAL at one of :data:`PREDICTED_LEVELS`, over a link in bytes per ms."""
-        compute = self._compute_beside(level_name, rate_per_ms)
+        compute = _Compute(self.prompt_ms + self.prompt_rest_ms, self.token_ms + self.token_rest_ms)
         # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
         # nothing.
         if level_name == "3":
@@ -216,33 +205,6 @@ class StreamedRequest:
             else:
                 fast_rate = middle_rate
         return fast_rate
-
-    def _compute_beside(self, level_name: str, rate_per_ms: float) -> _Compute:
-        """Return the times of the model's own work beside streaming."""
-        prompt_rest_ms = self.prompt_rest_ms
-        token_rest_ms = self.token_rest_ms
-        # Only what moves beside the model slows it for as long as it moves.
-        if level_name in ("2", "3"):
-            pieces = self.layers * self.costs.pieces(self.prompt_nbytes / self.layers)
-            rest_share = self._rest_share(rate_per_ms, self.prompt_ms, self.prompt_nbytes, pieces)
-            prompt_rest_ms = _shorten(prompt_rest_ms, rest_share)
-        if level_name == "3":
-            rest_share = self._rest_share(rate_per_ms, self.token_ms, self.step_nbytes, 1)
-            token_rest_ms = _shorten(token_rest_ms, rest_share)
-        return _Compute(self.prompt_ms + prompt_rest_ms, self.token_ms + token_rest_ms)
-
-    def _rest_share(
-        self, rate_per_ms: float, compute_ms: TimesMs, nbytes: float, pieces: int
-    ) -> TimesMs:
-        """Return which part of a contention is left on a link of ``rate_per_ms``: 1 at most."""
-        if self.rest_rate_per_ms is None:
-            return 1.0
-        # Each chunk takes its costs beside its bytes.
-        costs = self.costs
-        fixed_ms = pieces * (costs.helper_ms + costs.sink_ms + costs.latency_ms)
-        busy_ms = np.minimum(compute_ms, fixed_ms + nbytes / rate_per_ms)
-        measured_busy_ms = np.minimum(compute_ms, fixed_ms + nbytes / self.rest_rate_per_ms)
-        return np.minimum(1.0, busy_ms / measured_busy_ms)
 
     def _step_costs_ms(self, rate_per_ms: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
