@@ -118,6 +118,7 @@ figures-gpu: $(VENV)/.installed-gpu
 	$(call measure,1,h200/appendix_a,logs/$(GPU))
 	$(call measure,1,h200/fig7,logs/$(GPU))
 	$(call measure,2,h200/fig25,logs/$(GPU))
+	$(call measure,2,h200/fig25_llama,logs/$(GPU))
 	$(call under-mps,$(call measure,2,h200/fig25_nccl_loopback,logs/$(GPU)))
 	$(call report,$(GPU))
 

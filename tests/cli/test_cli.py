@@ -1,5 +1,6 @@
 """The command line: quick help, one message a usage error, dry runs of every config."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_a_dry_run_shows_all_points_and_arms_of_every_config(
     dry_run = call("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
     assert dry_run.exit_code == 0
     plan = _plan(path)
-    assert plan.experiment.figure == path.stem.removesuffix("_nccl_loopback")
+    assert plan.experiment.figure == re.sub("_(nccl_loopback|llama)$", "", path.stem)
     for point in plan.points:
         assert sum(line.startswith(f"{point.id} ") for line in dry_run.stdout.splitlines()) in (
             1,
