@@ -1,8 +1,10 @@
 """The command line: quick help, one message a usage error, dry runs of every config."""
 
 import re
+import shlex
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,24 @@ from dejavubench.config.plan import Plan
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
+from dejavubench.records import Iteration
+from dejavubench.records.figures import FIGURES
 from dejavubench.transports.registry import modes
 from helpers.cli_calls import call, heavy_after, usage_error_of
-from helpers.fake_gpu import H200, refuse_question
+from helpers.committed_runs import runs_of
+from helpers.fake_gpu import H200, pretend_cupy, refuse_question
+from helpers.gpu_durations import estimate_iteration_seconds, estimate_run_seconds
 from helpers.jobs import args
 from helpers.paths import CONFIGS, ROOT
 
 CONFIG_FILES = sorted(CONFIGS.glob("*/*.toml"))
+GPUS = {"h200": 1, "h200x4": 4}
+"""H200s of one host that the configs of a folder are for."""
+
+GPU_CONFIG_FILES = [path for path in CONFIG_FILES if path.parent.name in GPUS]
+MOST_RUN_S = 9 * 60
+"""Longest estimate of a run on several GPUs, in seconds."""
+
 HEAVY = {"torch", "mpi4py", "pandas", "matplotlib", "numpy"}
 MPIRUN = Path(sys.executable).parent / "mpirun"
 
@@ -40,6 +53,15 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
     monkeypatch.setattr(gpu, "cuda_devices", lambda: devices)
+
+
+def _have_gpus_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that this is the machine that a config's folder is for."""
+    count = GPUS.get(path.parent.name, 0)
+    _have(monkeypatch, *[H200] * count)
+    if count > 1:
+        pretend_cupy(monkeypatch)
+        monkeypatch.setattr(gpu, "peer_pairs", lambda: frozenset(permutations(range(count), 2)))
 
 
 # ---- help ----
@@ -222,12 +244,11 @@ def test_every_figure_has_a_config_for_each_machine() -> None:
 def test_a_dry_run_shows_all_points_and_arms_of_every_config(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if path.parent.name == "h200":
-        _have(monkeypatch, H200)
+    _have_gpus_of(path, monkeypatch)
     dry_run = call("run", str(path), "--dry-run", "--log-dir", str(tmp_path))
     assert dry_run.exit_code == 0
     plan = _plan(path)
-    assert plan.experiment.figure == re.sub("_(nccl_loopback|llama)$", "", path.stem)
+    assert plan.experiment.figure == _figure_of(path)
     for point in plan.points:
         assert sum(line.startswith(f"{point.id} ") for line in dry_run.stdout.splitlines()) in (
             1,
@@ -241,6 +262,27 @@ def _plan(path: Path) -> Plan:
     from dejavubench.config.resolve import load
 
     return load(path, {}, {})
+
+
+def _figure_of(path: Path) -> str | None:
+    """Return the figure that a config's name begins with; a hand-over has none."""
+    return next((name for name in FIGURES if f"{path.stem}_".startswith(f"{name}_")), None)
+
+
+@pytest.mark.parametrize(
+    "path", CONFIG_FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix()
+)
+def test_the_comment_of_every_config_starts_as_many_ranks_as_it_needs(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _have_gpus_of(path, monkeypatch)
+    (command,) = re.findall(r"^#   (.*dejavubench run .*)$", path.read_text(), re.MULTILINE)
+    launcher, _, arguments = command.partition("dejavubench ")
+    launched_ranks = int(launcher.split()[2]) if launcher else 1
+    assert launcher.startswith(f"mpirun -n {launched_ranks} ") or not launcher
+    assert f" {path.relative_to(ROOT).as_posix()}" in command
+    dry_run = call(*shlex.split(arguments), "--dry-run")
+    assert f"\nRanks    {launched_ranks} " in dry_run.stdout
 
 
 def test_a_dry_run_shows_what_skipped_points_need() -> None:
@@ -288,22 +330,49 @@ def test_a_run_for_a_gpu_is_planned_without_one(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "path",
-    [path for path in CONFIG_FILES if path.parent.name == "h200"],
-    ids=lambda path: path.stem,
+    "path", GPU_CONFIG_FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix()
 )
-def test_configs_for_the_h200_need_one_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _have(monkeypatch, H200)
-    monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPU
+def test_configs_for_h200s_fit_the_gpus_of_their_machine(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _have_gpus_of(path, monkeypatch)
+    monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPUs
     dry_run = call("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"
     assert not [arm for arm in plan.arms if arm.skipped]
     assert [point.problem for point in plan.points if point.problem] == []
+    assert "Cannot run" not in dry_run.stdout
     skipped = [line for line in dry_run.stdout.splitlines() if " SKIPPED: " in line]
     assert all(line.endswith("GiB of GPU memory; NVIDIA H200 has 140 GiB") for line in skipped)
-    assert {line.split()[2] for line in skipped} == ({"opt-66b"} if path.stem == "fig2" else set())
-    assert "GPUs     1 × NVIDIA H200 (140 GiB)\n" in dry_run.stdout
+    skipped_models = {"opt-66b"} if path == CONFIGS / "h200/fig2.toml" else set()
+    assert {line.split()[2] for line in skipped} == skipped_models
+    assert f"GPUs     {GPUS[path.parent.name]} × NVIDIA H200 (140 GiB)\n" in dry_run.stdout
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in GPU_CONFIG_FILES if GPUS[path.parent.name] > 1],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
+)
+def test_a_run_on_several_h200s_is_estimated_to_end_within_nine_minutes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _have_gpus_of(path, monkeypatch)
+    assert estimate_run_seconds(_plan(path)) <= MOST_RUN_S
+
+
+def test_the_estimate_of_an_iteration_is_near_what_one_h200_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _have(monkeypatch, H200)
+    (run,) = (run for run in runs_of("h200") if run.header.name == "fig25")
+    (point,) = _plan(CONFIGS / "h200/fig25.toml").points
+    measured_s = [
+        record.total_ms / 1e3 for _, record in run.records_of(Iteration) if record.arm == "none"
+    ]
+    estimated_s = estimate_iteration_seconds(point)
+    assert all(0.9 < estimated_s / seconds < 1.25 for seconds in measured_s)
 
 
 def test_a_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(

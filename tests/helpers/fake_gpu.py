@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import NoReturn
+
+import pytest
 
 from dejavubench.machine.gpu import CudaDevice
 
@@ -12,3 +17,10 @@ H200 = CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-00000000-0000-0000-0000-0
 def refuse_question() -> NoReturn:
     """Stand in for a question to the machine that must not be asked."""
     raise AssertionError("the machine was asked")
+
+
+def pretend_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that cupy is installed, for those who only look whether it is."""
+    cupy = ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
