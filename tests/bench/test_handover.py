@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
@@ -48,6 +48,19 @@ NEW_TOKENS = 6
             5,
             args("--sink-tensor-para-size 2 --sink-ubatch-size 1 --temperature 1.2"),
             id="one-to-heads-drawn",
+        ),
+        pytest.param(4, 1, args("--tensor-para-size 2"), id="heads-alike"),
+        pytest.param(
+            3, 2, args("--tensor-para-size 2 --sink-tensor-para-size 1"), id="heads-to-one"
+        ),
+        pytest.param(
+            4,
+            3,
+            args(
+                "--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-tensor-para-size 2 "
+                "--sink-ubatch-size 4"
+            ),
+            id="stages-to-heads",
         ),
     ],
 )
@@ -187,8 +200,6 @@ def test_a_sink_that_goes_on_may_share_a_gpu_whatever_the_destination() -> None:
     assert load(None, flags, {}).experiment.nccl_loopback
 
 
-one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 ON_GPU = args(
     "--device cuda --inference-data-type fp16 --size-per-head 32 --rounds 2 --warmup 0 --handoff"
 )
@@ -205,7 +216,7 @@ def check_tokens(job: Job, *arms: str) -> None:
     assert None not in devices
 
 
-@one_gpu
+@needs_gpus(1)
 @pytest.mark.gpu
 @pytest.mark.mpi
 @pytest.mark.parametrize(
@@ -225,7 +236,7 @@ def test_a_sink_goes_on_over_a_cache_that_came_to_its_gpu_through_host_memory(
     assert "loopback: ranks 0, 1 share a GPU" in process_folder(job.folder, long=True)
 
 
-@one_gpu
+@needs_gpus(1)
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(tmp_path: Path) -> None:
@@ -234,7 +245,7 @@ def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(tmp_p
     check_tokens(job, "nccl-loopback@0", "nccl-loopback@3")
 
 
-@one_gpu
+@needs_gpus(1)
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_one_sink_takes_over_from_two_stages_on_its_gpu(tmp_path: Path) -> None:
@@ -244,7 +255,7 @@ def test_one_sink_takes_over_from_two_stages_on_its_gpu(tmp_path: Path) -> None:
     check_tokens(job, "mpi@3")
 
 
-@two_gpus
+@needs_gpus(2)
 @pytest.mark.gpu
 @pytest.mark.mpi
 @pytest.mark.parametrize("mode", ["mpi", "nccl"])
@@ -252,3 +263,47 @@ def test_a_sink_goes_on_on_the_other_gpu(mode: str, tmp_path: Path) -> None:
     flags = ("--streaming", mode, *args("--level 0,1,3 --sink-ubatch-size 1"))
     job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)
     check_tokens(job, *(f"{mode}@{level}" for level in (0, 1, 3)))
+
+
+@needs_gpus(4)
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("mode", ["mpi", "nccl"])
+def test_two_sinks_of_one_model_go_on_on_gpus_of_their_own(mode: str, tmp_path: Path) -> None:
+    flags = ("--streaming", mode, *args("--level 0,3 --tensor-para-size 2"))
+    job = run(tmp_path, 4, "run", *QUICK, *ON_GPU, *flags)
+    check_tokens(job, f"{mode}@0", f"{mode}@3")
+
+
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        pytest.param(
+            3,
+            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
+            marks=needs_gpus(3),
+            id="heads-to-one",
+        ),
+        pytest.param(
+            4,
+            args(
+                "--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-tensor-para-size 2 "
+                "--sink-ubatch-size 4"
+            ),
+            marks=needs_gpus(4),
+            id="stages-to-heads",
+        ),
+    ],
+)
+def test_sinks_that_round_differently_go_on_unverified(
+    ranks: int, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    nccl = args("--streaming nccl --no-verify")
+    job = run(tmp_path, ranks, "run", *QUICK, *ON_GPU, *nccl, *flags)
+    assert count_verified(job) == {}
+    handovers = [record for _, record in job.run.records_of(Handover)]
+    assert [record.ms > 0 for record in handovers] == [True, True]
+    token_counts = {len(record.token_ms) for _, record in job.run.records_of(HandoverAtSink)}
+    assert token_counts == {NEW_TOKENS - 2}

@@ -11,6 +11,7 @@ from dejavubench.config.points import SetupSizes
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import QUICK, args, run
 from helpers.verifications import count_verified
 
@@ -55,6 +56,24 @@ ONE_ROUND = args("--rounds 1 --warmup 0 --inference-data-type fp32")
             [[1, 2], [0], [0]],
             id="one-to-heads",
         ),
+        pytest.param(
+            4, args("--kv-layout hnd --tensor-para-size 2"), [[2], [3], [0], [1]], id="heads-alike"
+        ),
+        pytest.param(
+            3,
+            args("--kv-layout hnd --tensor-para-size 2 --sink-tensor-para-size 1"),
+            [[2], [2], [0, 1]],
+            id="heads-to-one",
+        ),
+        pytest.param(
+            4,
+            args(
+                "--kv-layout hnd --pipeline-para-size 2 --sink-pipeline-para-size 1 "
+                "--sink-tensor-para-size 2 --sink-ubatch-size 4"
+            ),
+            [[2, 3], [2, 3], [0, 1], [0, 1]],
+            id="stages-to-heads",
+        ),
     ],
 )
 def test_every_byte_arrives_whatever_the_two_setups(
@@ -74,6 +93,47 @@ def test_every_byte_arrives_whatever_the_two_setups(
             if (activity.point, activity.arm) == ("p000", arm)
         ]
         assert sum(activity.nbytes for activity in received) == in_flight
+
+
+ON_GPUS = args("--device cuda --inference-data-type fp16 --size-per-head 32 --rounds 1 --warmup 0")
+"""Flags of the smallest model whose decode step has kernels on a GPU."""
+
+
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("ranks", "flags"),
+    [
+        pytest.param(4, args("--tensor-para-size 2"), marks=needs_gpus(4), id="heads-alike"),
+        pytest.param(
+            3,
+            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
+            marks=needs_gpus(3),
+            id="heads-to-one",
+        ),
+        pytest.param(
+            4,
+            args(
+                "--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-tensor-para-size 2 "
+                "--sink-ubatch-size 4"
+            ),
+            marks=needs_gpus(4),
+            id="stages-to-heads",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["nccl", "cuda-ipc"])
+def test_every_byte_arrives_on_gpus_of_their_own(
+    mode: str, ranks: int, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    modes = ("--streaming", f"none,{mode}", "--level", "0,3")
+    job = run(tmp_path, ranks, "run", *QUICK, *ON_GPUS, *modes, *flags)
+    arms = ("none", "none#2", f"{mode}@0", f"{mode}@3")
+    assert count_verified(job) == {("p000", arm): 1 for arm in arms}
+    # Names of GPUs, which may be alike: the program refuses ranks that would share one.
+    devices = [info.device for _, info in job.run.records_of(RankInfo)]
+    assert len(devices) == ranks
+    assert None not in devices
 
 
 @pytest.mark.mpi

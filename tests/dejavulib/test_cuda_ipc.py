@@ -47,6 +47,7 @@ from helpers.fake_destination import (
 )
 from helpers.fake_gpu import H200
 from helpers.fake_puts import FakePuts, connect_ends
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import TINY, Job, args, run
 from helpers.paths import DRIVERS
 from helpers.waits import stays, until
@@ -500,8 +501,8 @@ def test_a_host_that_lacks_something_is_told_what(
 EVERY_STREAM = f"{len(KVLayout) * 2 * len(LEVELS)} streams, all well\n"
 """Output of mpi/ipc_stream.py: one stream per layout, size of the slots (2) and level."""
 
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+two_gpus = needs_gpus(2)
+one_gpu = needs_gpus(1)
 
 
 def output_on_gpus(folder: Path, *words: object) -> str:

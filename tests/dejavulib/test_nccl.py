@@ -41,6 +41,7 @@ from helpers.fake_destination import (
     schedule_of,
     small_geometry,
 )
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import Job, run
 from helpers.paths import DRIVERS
 from helpers.waits import stays
@@ -505,8 +506,8 @@ def output_on_gpus(folder: Path, script: str, *args: object) -> str:
     return run(folder, 2, *args, driver=("-m", "mpi4py", str(DRIVERS / script))).stdout
 
 
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-one_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+two_gpus = needs_gpus(2)
+one_gpu = needs_gpus(1)
 
 
 @two_gpus

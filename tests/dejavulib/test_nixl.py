@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from dejavubench.config.resolve import load
 from dejavubench.dejavulib.extents import BaseAddresses, ExtentAddresses
@@ -26,12 +25,13 @@ from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 from helpers.fake_gpu import H200
 from helpers.faults import FAULTY, has_struck, require_failure, start_faulty
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import GONE_WITHIN, QUICK, TINY, args, process_folder, run
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
 
 needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
-two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+two_gpus = needs_gpus(2)
 
 PAIR = ("-m", "mpi4py", str(DRIVERS / "nixl_pair.py"))
 LEVELS = ("0", "0-batched", "1", "2", "3")
