@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from dejavubench import records
 from dejavubench.bench.extent_samples import ExtentSampling, sample_extents
@@ -24,6 +26,9 @@ ROUNDS_WITH_CEILINGS = 5
 
 LATER_ROUNDS_WITH_CEILINGS = 1
 """The same for later points; they can also use the first point's ceilings."""
+
+MOST_ISOLATED_SOURCES = 4
+"""Most sources of a run that are also measured one by one: each takes a pass of all sources."""
 
 CEILINGS_S = 20.0
 """Stop measuring ceilings at a point after this many seconds: filling large caches is slow."""
@@ -115,21 +120,89 @@ class CeilingRounds:
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
-        iterations, worker = self._iterations, self._worker
-        iterations.mark("alone", arm)
-        if not iterations.try_prepare(
-            arm, lambda pattern: worker.prepare(arm, DEFAULT_LEVEL, pattern)
-        ):
-            return
-        with pause_collector():
-            sleeping_barrier(self._world, "start")
-            alone_ms = worker.stream_alone(arm, DEFAULT_LEVEL)
-        if iterations.has_failed(arm):
+        has_ended, together_ms = self._stream(arm, self._worker.stream_alone)
+        if not has_ended:
             return
         # Sinks have no time of their own: a source's ends with the last acknowledgement.
-        times = sleeping_gather(self._world, alone_ms)
+        times = sleeping_gather(self._world, together_ms)
         if times is not None:
             self._record_without_compute(arm, max(ms for ms in times if ms is not None))
+        sources = self._rank_at_point.view.topology.source_count
+        if arm.remote and 1 < sources <= MOST_ISOLATED_SOURCES:
+            self._measure_isolated_sources(arm, together_ms)
+
+    def _measure_isolated_sources(self, arm: Arm, together_ms: float | None) -> None:
+        """Stream once for each source, which is the first, and record its time.
+
+        Args:
+            together_ms: the time of this source while all stream; None on a sink.
+        """
+        topology = self._rank_at_point.view.topology
+        isolated_ms = None
+        for first_worker in range(topology.source_count):
+            has_ended, stream_ms = self._stream(arm, partial(self._stream_behind, first_worker))
+            if not has_ended:
+                return
+            if topology.worker == first_worker:
+                isolated_ms = stream_ms
+        if isolated_ms is not None and together_ms is not None:
+            self._record_source(arm, isolated_ms, together_ms)
+
+    def _stream(
+        self, arm: Arm, stream: Callable[[Arm, str], float | None]
+    ) -> tuple[bool, float | None]:
+        """Prepare an arm and stream it at level 3. Collective.
+
+        Returns:
+            Whether the arm has not failed, and what ``stream`` returned: a source's milliseconds.
+        """
+        iterations = self._iterations
+        iterations.mark("alone", arm)
+        if not iterations.try_prepare(
+            arm, lambda pattern: self._worker.prepare(arm, DEFAULT_LEVEL, pattern)
+        ):
+            return False, None
+        with pause_collector():
+            sleeping_barrier(self._world, "start")
+            stream_ms = stream(arm, DEFAULT_LEVEL)
+        return not iterations.has_failed(arm), stream_ms
+
+    def _stream_behind(self, first_worker: int, arm: Arm, level_name: str) -> float | None:
+        """Stream as :meth:`PointWorker.stream_alone`; other sources wait for the first one's end.
+
+        A first source has the start of a stream of all: its sink has just begun to look for chunks.
+        """
+        view = self._rank_at_point.view
+        if not view.is_source:
+            return self._worker.stream_alone(arm, level_name)
+        is_first = view.topology.worker == first_worker
+        # Among sources alone: sinks are busy receiving.
+        side = self._rank_at_point.context.comms.side
+        if not is_first:
+            sleeping_barrier(side, "the first source")
+        stream_ms = self._worker.stream_alone(arm, level_name)
+        if is_first:
+            sleeping_barrier(side, "the other sources")
+        return stream_ms
+
+    def _record_source(self, arm: Arm, isolated_ms: float, together_ms: float) -> None:
+        """Record this source's two times, for every level of the destination."""
+        nbytes = sum(
+            stream.schedule.nbytes
+            for microbatch_streams in self._rank_at_point.view.remote_streams()
+            for stream in microbatch_streams
+        )
+        for level_arm in self._arms:
+            if level_arm.opens == arm.opens:
+                self._rank_at_point.write(
+                    records.SourceAlone(
+                        point=self._point.id,
+                        arm=level_arm.name,
+                        isolated_ms=isolated_ms,
+                        together_ms=together_ms,
+                        nbytes=nbytes,
+                    )
+                )
 
     def _record_without_compute(self, measured_arm: Arm, ms: float) -> None:
         """Record the time for every level of the destination: it is the bound of them all."""

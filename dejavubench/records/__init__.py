@@ -10,7 +10,14 @@ those of chunks nanoseconds; sizes are bytes. Samples are kept raw. Warm-up iter
 never dropped.
 """
 
-from dejavubench.records.ceilings import HELD_AGAINST, OVERHEAD_OF, Ceiling, CopyWays, StreamAlone
+from dejavubench.records.ceilings import (
+    HELD_AGAINST,
+    OVERHEAD_OF,
+    Ceiling,
+    CopyWays,
+    SourceAlone,
+    StreamAlone,
+)
 from dejavubench.records.chunk_times import (
     ChunkList,
     ChunkPart,
@@ -126,6 +133,7 @@ __all__ = [
     "SinkActivity",
     "SinkChunkTimes",
     "Skipped",
+    "SourceAlone",
     "StreamAlone",
     "Swapping",
     "TimedArrivals",

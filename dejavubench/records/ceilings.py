@@ -49,6 +49,23 @@ class StreamAlone(Line):
     nbytes: Count
 
 
+class SourceAlone(Line):
+    """One source's chunks at level 3 while nothing is computed, in a run of several sources.
+
+    Attributes:
+        isolated_ms: time while the other sources stream nothing.
+        together_ms: time while all sources stream.
+        nbytes: bytes that this source streamed, each time.
+    """
+
+    kind: Literal["source-alone"] = "source-alone"
+    point: str
+    arm: str
+    isolated_ms: PositiveMs
+    together_ms: PositiveMs
+    nbytes: Count
+
+
 class CopyWays(Line):
     """How chunks left a source's GPU at one point.
 

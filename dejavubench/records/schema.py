@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from dejavubench.records.ceilings import Ceiling, CopyWays, StreamAlone
+from dejavubench.records.ceilings import Ceiling, CopyWays, SourceAlone, StreamAlone
 from dejavubench.records.iterations import (
     Handover,
     HandoverAtSink,
@@ -40,6 +40,7 @@ Record = (
     | Verification
     | Ceiling
     | StreamAlone
+    | SourceAlone
     | CopyWays
     | Skipped
     | RankFailure

@@ -6,12 +6,17 @@ Real mpirun jobs on the CPU.
 from __future__ import annotations
 
 import json
+import shutil
+from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from dejavubench.records import Microbatch, RankInfo, Run
-from helpers.jobs import Job, args, run
+from dejavubench.records import Microbatch, RankInfo, Run, SourceAlone
+from helpers.cli_calls import call, stdout_of
+from helpers.damage import record_edit
+from helpers.jobs import Job, args, process_folder, run
 from helpers.paths import DRIVERS
 from helpers.text_logs import check_lines
 from helpers.verifications import count_verified
@@ -149,3 +154,62 @@ def test_sources_come_before_sinks_and_stream_their_own_layers(split_job: SplitJ
         keys = layers * split.requests * heads * positions * HEAD_SIZE * FP32_NBYTES
         streamed = microbatch.prompt.nbytes + microbatch.tokens.nbytes
         assert streamed == (0 if microbatch.arm.startswith("none") else 2 * keys)  # values as well
+
+
+# ---- each source by itself ----
+
+
+def test_each_source_also_streams_to_its_sinks_while_the_others_wait(split_job: SplitJob) -> None:
+    split = split_job.split
+    nbytes_by_source: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for rank, source_alone in split_job.run.records_of(SourceAlone):
+        by_source = nbytes_by_source[source_alone.point, source_alone.arm]
+        assert rank not in by_source  # one round, so one pass
+        by_source[rank] = source_alone.nbytes
+    header = split_job.run.header
+    # Only ranks that receive make pairs: host and disk have none.
+    assert set(nbytes_by_source) == {
+        (point.id, f"mpi@{level}") for point in header.points for level in split.levels
+    }
+    for point in header.points:
+        for level in split.levels:
+            by_source = nbytes_by_source[point.id, f"mpi@{level}"]
+            assert set(by_source) == set(range(split.workers))
+            assert sum(by_source.values()) == point.streamed_nbytes * split.stages
+
+
+def test_the_rates_of_each_source_are_shown(split_job: SplitJob) -> None:
+    split = split_job.split
+    folder = split_job.job.folder
+    (document,) = json.loads(process_folder(folder, "json"))
+    rows = document["sources"]
+    assert [(row["point"], row["arm"], row["source"], row["sink_ranks"]) for row in rows] == [
+        (point.id, "mpi@3", source, str(split.workers + source))
+        for point in split_job.run.header.points
+        for source in range(split.workers)
+    ]
+    times = {
+        (record.point, rank): record
+        for rank, record in split_job.run.records_of(SourceAlone)
+        if record.arm == "mpi@3"
+    }
+    for row in rows:
+        record = times[row["point"], row["source"]]
+        assert row["source_bytes"] == record.nbytes
+        assert row["isolated_gb_per_s"] == pytest.approx(record.nbytes / record.isolated_ms / 1e6)
+        assert row["together_gb_per_s"] == pytest.approx(record.nbytes / record.together_ms / 1e6)
+        assert row["together_pct"] == pytest.approx(100 * record.isolated_ms / record.together_ms)
+    title = "streams of several sources at level 3, without a model beside them"
+    assert title in stdout_of("process", folder, "--long")
+    assert title not in stdout_of("process", folder)
+
+
+def test_sources_that_move_other_bytes_than_an_iteration_are_refused(
+    split_job: SplitJob, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(split_job.job.folder, folder)
+    record_edit("source-alone", 0, nbytes=9)(folder)
+    refused = call("process", folder)
+    assert refused.exit_code == 2
+    assert "its sources alone had" in refused.stderr

@@ -11,6 +11,7 @@ from dejavubench.analysis.facts.samples import (
     ArmSamples,
     PhaseTimes,
     PointSamples,
+    SourceAloneTimes,
     StreamAloneTime,
     StreamSamples,
 )
@@ -25,6 +26,7 @@ from dejavubench.records import (
     RoundRecord,
     Run,
     SinkActivity,
+    SourceAlone,
     StreamAlone,
     Swapping,
     Verification,
@@ -83,6 +85,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
     for _, check in run.records_of(Verification):
         collector.samples_of(check.point, check.arm).checks.append(check)
     _add_streams_alone(collector)
+    _add_sources_alone(collector)
     for _, failure in run.records_of(ArmFailure):
         collector.samples_of(failure.point, failure.arm).failure = failure
     # Records come in the shuffled order of rounds; tables show the header's order.
@@ -237,4 +240,19 @@ def _add_streams_alone(collector: _Collector) -> None:
         collector.samples_of(point_id, arm_name).stream_alone = StreamAloneTime(
             max(stream_alone.ms for stream_alone in passes),
             sum(stream_alone.nbytes for stream_alone in passes),
+        )
+
+
+def _add_sources_alone(collector: _Collector) -> None:
+    """Add the streams of each source alone, from the best pass of each kind."""
+    for rank, source_alone in collector.run.records_of(SourceAlone):
+        by_source = collector.samples_of(source_alone.point, source_alone.arm).sources_alone
+        times = SourceAloneTimes(
+            source_alone.isolated_ms, source_alone.together_ms, source_alone.nbytes
+        )
+        earlier_times = by_source.get(rank, times)
+        by_source[rank] = SourceAloneTimes(
+            min(times.isolated_ms, earlier_times.isolated_ms),
+            min(times.together_ms, earlier_times.together_ms),
+            times.nbytes,
         )

@@ -101,6 +101,19 @@ class StreamAloneTime(NamedTuple):
     nbytes: int
 
 
+class SourceAloneTimes(NamedTuple):
+    """One source's chunks at level 3 without compute: the best time of each kind, its bytes.
+
+    Attributes:
+        isolated_ms: while the other sources stream nothing.
+        together_ms: while all sources stream.
+    """
+
+    isolated_ms: float
+    together_ms: float
+    nbytes: int
+
+
 @dataclass
 class ArmSamples:
     """Measurements of one arm at one point, in groups.
@@ -110,6 +123,7 @@ class ArmSamples:
         warmups: iterations that were recorded as warm-up.
         checks: verifications in the order of the records.
         stream_alone: T_alone, of the best pass of each source.
+        sources_alone: the streams of each source by its rank, if there are several.
         failure: reason why the arm stopped while the run went on.
     """
 
@@ -125,6 +139,7 @@ class ArmSamples:
     warmups: int = 0
     checks: list[Verification] = field(default_factory=list)
     stream_alone: StreamAloneTime | None = None
+    sources_alone: dict[int, SourceAloneTimes] = field(default_factory=dict)
     failure: ArmFailure | None = None
 
     @property

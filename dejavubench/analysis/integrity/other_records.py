@@ -25,6 +25,7 @@ from dejavubench.records import (
     RoundRecord,
     Run,
     SinkActivity,
+    SourceAlone,
     StreamAlone,
     Swapping,
 )
@@ -149,6 +150,23 @@ def _check_streams_alone(run: Run) -> Iterator[str]:
             )
 
 
+def _check_sources_alone(run: Run) -> Iterator[str]:
+    """Check that the sources' own streams alone move the bytes of one iteration together."""
+    nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for rank, source_alone in run.records_of(SourceAlone):
+        nbytes[source_alone.point, source_alone.arm][rank] = source_alone.nbytes
+    sources = RankPlaces.of_run(run).sources
+    streamed_nbytes = expected_nbytes(run)
+    for (point_id, arm_name), by_rank in nbytes.items():
+        cache_nbytes = streamed_nbytes[point_id, arm_name]
+        # Each source writes its own record, so a killed run may lack some.
+        if len(by_rank) == sources and sum(by_rank.values()) != cache_nbytes:
+            yield (
+                f"{point_id} {arm_name}: its sources alone had {sum(by_rank.values())} bytes, "
+                f"but an iteration has {cache_nbytes}"
+            )
+
+
 def _check_ceilings(run: Run) -> Iterator[str]:
     """Check that a ceiling is its best sample, with as many samples as its raw loop."""
     ceilings = {}
@@ -179,5 +197,6 @@ RULES = (
     _check_swapping,
     _check_restarts,
     _check_streams_alone,
+    _check_sources_alone,
     _check_ceilings,
 )

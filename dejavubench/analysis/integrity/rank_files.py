@@ -24,6 +24,7 @@ from dejavubench.records import (
     Run,
     SinkActivity,
     Skipped,
+    SourceAlone,
     StreamAlone,
     Swapping,
     Verification,
@@ -36,6 +37,7 @@ RECORDS_OF_SOURCES: tuple[type[Any], ...] = (
     Restart,
     Ceiling,
     StreamAlone,
+    SourceAlone,
     CopyWays,
 )
 """Classes of the records that a source alone writes."""

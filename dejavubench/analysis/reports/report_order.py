@@ -27,6 +27,7 @@ from dejavubench.analysis.tables import (
     normal_part,
     part_rows,
     precision,
+    source_rows,
     tail_cells,
 )
 from dejavubench.analysis.tables.report_part import RunPart
@@ -52,6 +53,7 @@ REPORT_PARTS: tuple[RunPart, ...] = (
     arm_tables.HANDOVER,
     arm_tables.SWAP,
     arm_tables.STREAMING,
+    source_rows.SOURCES,
     arm_tables.MODEL,
     part_rows.OVERHEAD,
     chunk_rows.CHUNKS,
