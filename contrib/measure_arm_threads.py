@@ -38,7 +38,10 @@ from unittest.mock import patch
 import click
 
 from dejavubench.bench.engine.batch_maker import MarkPhase
+from dejavubench.bench.scenarios.base import ScenarioPart
+from dejavubench.bench.scenarios.handover import HandoverSource
 from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.bench.scenarios.swap import SwapSource
 from dejavubench.cli import main as dejavubench
 from dejavubench.config.arms import Arm
 
@@ -121,7 +124,13 @@ def watch() -> None:
     """Let every iteration of this rank leave its numbers."""
     path = Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl"
     with path.open("w", encoding="utf-8") as file, ExitStack() as patches:
-        for scenario, side in ((PlainSource, "source"), (PlainSink, "sink")):
+        parts = (
+            (PlainSource, "source"),
+            (HandoverSource, "source"),
+            (SwapSource, "source"),
+            (PlainSink, "sink"),
+        )
+        for scenario, side in parts:
             patches.enter_context(
                 patch.object(scenario, "run", watch_scenario(scenario.run, side, file))
             )
@@ -133,7 +142,7 @@ def watch_scenario(
 ) -> Callable[[Any, Arm, MarkPhase], None]:
     """Return a scenario's ``run`` that leaves what each thread has used meanwhile."""
 
-    def runs(scenario: PlainSource | PlainSink, arm: Arm, mark: MarkPhase) -> None:
+    def runs(scenario: ScenarioPart, arm: Arm, mark: MarkPhase) -> None:
         usages_before = usages()
         run(scenario, arm, mark)
         for name, usage in usages().items():

@@ -29,7 +29,7 @@ import click
 import torch
 
 from dejavubench.analysis.numbers.stats import Estimate, estimate
-from dejavubench.bench.scenarios.plain import PlainSource
+from dejavubench.bench.scenarios.streaming import StreamingSource
 from dejavubench.cli import main as dejavubench
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.chunk_times import BEGUN, GATHERED, POSTED, Receipt, TimesBlock
@@ -100,20 +100,21 @@ def _loop(is_timed: bool) -> int:
 
 def alternate() -> None:
     """Let every arm take times in half of its iterations: on, off, off, on."""
-    prepare, count = PlainSource.prepare, Counter[str]()
+    prepare, count = StreamingSource.prepare, Counter[str]()
     blocks: dict[CacheManager, TimesBlock | None] = {}
 
-    def prepared(self: PlainSource, arm: Arm, pattern: int) -> None:
+    def prepared(self: StreamingSource, arm: Arm, pattern: int) -> None:
         if arm.level is not None:
             is_timed = count[arm.name] % 4 in (0, 3)
-            for manager in self.destinations.managers(arm, arm.level):
+            destinations = self.source.destinations
+            for manager in destinations.managers(arm, arm.level):
                 block = blocks.setdefault(manager, manager.times)
                 manager.times = block if is_timed else None
-            self.destinations.streamer(arm).destination.timed = is_timed
+            destinations.streamer(arm).destination.timed = is_timed
             count[arm.name] += 1
         prepare(self, arm, pattern)
 
-    PlainSource.prepare = prepared  # type: ignore[method-assign]
+    StreamingSource.prepare = prepared  # type: ignore[method-assign]
 
 
 def pairs(run: Run) -> Iterator[tuple[str, list[float], float, int]]:

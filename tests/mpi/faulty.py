@@ -29,7 +29,7 @@ from injection import RANK, CurrentPhase, fault, faults_of, inject, is_struck_in
 
 from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
-from dejavubench.bench.scenarios import plain
+from dejavubench.bench.scenarios import plain, streaming
 from dejavubench.bench.startup import first_records, workspace
 from dejavubench.cli import distribute_plan, main, reporting
 from dejavubench.dejavulib import receiver
@@ -43,11 +43,11 @@ CALLS: dict[str, tuple[Any, str]] = {
     "source prompt": (GPT, "forward"),
     "source tokens": (GPT, "forward"),
     "source drain": (mpi.MPIDestination, "poll_completed"),
-    "source verify": (plain, "serve_pieces"),
+    "source verify": (streaming, "serve_pieces"),
     "sink load": (sink.Sink, "__init__"),
     "sink prepare": (sink.Sink, "prepare"),
     "sink receive": (receiver.CacheReceiver, "poll"),
-    "sink verify": (plain, "check_sink_caches"),
+    "sink verify": (streaming, "check_sink_caches"),
     "sink take over": (GPT, "forward"),
 }
 """The call in which a fault strikes, by role and phase."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -38,15 +40,31 @@ class RecordedIteration:
     note: str | None = None
 
 
+class StreamingArms(Protocol):
+    """The arms that a source streams in. Where the device of one fails, the others go on."""
+
+    def failure(self, arm: Arm) -> str | None:
+        """Return why the arm streams no more, if its device has failed."""
+
+    def close_failed(self, arm: Arm) -> None:
+        """Close what an arm that has failed holds, ignoring the error that ended it."""
+
+
 class ScenarioPart(ABC):
     """One rank's part in a scenario at one point.
 
+    Args:
+        streaming_arms: the arms that this rank streams in; None on a sink.
+
     Attributes:
+        held: closes what the part holds beside its source or sink.
         expected: tokens that nothing disturbed, where they are known.
         generated: tokens of the newest iteration, where they are known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streaming_arms: StreamingArms | None = None) -> None:
+        self._streaming_arms = streaming_arms
+        self.held = ExitStack()
         self.expected = torch.empty(0)
         self.generated = torch.empty(0)
 
@@ -88,13 +106,16 @@ class ScenarioPart(ABC):
 
     def failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
-        return None
+        return None if self._streaming_arms is None else self._streaming_arms.failure(arm)
 
-    def close_failed(self, arm: Arm) -> None:  # noqa: B027 - sinks hold nothing of such an arm
-        """Close what an arm that has failed holds."""
+    def close_failed(self, arm: Arm) -> None:
+        """Close what an arm that has failed holds, if this rank streams."""
+        if self._streaming_arms is not None:
+            self._streaming_arms.close_failed(arm)
 
-    def close(self) -> None:  # noqa: B027 - most hold nothing of their own
+    def close(self) -> None:
         """Give back what the scenario holds beside its source or sink."""
+        self.held.close()
 
 
 @dataclass(frozen=True)

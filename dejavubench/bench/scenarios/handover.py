@@ -16,7 +16,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import records
-from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase
+from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream, NoStreaming
 from dejavubench.bench.engine.prompts import make_prompts
@@ -27,9 +27,15 @@ from dejavubench.bench.profiling.nvtx import plain_or_ranged
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.scenarios.base import RecordedIteration
-from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.bench.scenarios.streaming import (
+    NO_ITERATION,
+    StreamingSink,
+    StreamingSource,
+    measure_iteration,
+    record_iteration,
+)
 from dejavubench.config.arms import Arm
-from dejavubench.dejavulib.kv_cache import KVCache, Span
+from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.collectives import sleeping_bcast
 from dejavubench.parallel.topology import Topology
@@ -53,11 +59,12 @@ def first_answerer(topology: Topology) -> int:
     return topology.sinks[-topology.sink_width]
 
 
-class HandoverSource(PlainSource):
+class HandoverSource(StreamingSource):
     """Generates the first tokens on a source, and sends them to the sinks."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
+        self._newest_iteration = NO_ITERATION
         self._topology = source.view.topology
         self._comm = self.rank_at_point.context.comms.handover
         self._sends = self._topology.rank == token_sender(self._topology)
@@ -76,24 +83,28 @@ class HandoverSource(PlainSource):
         """Return the first expected tokens: those before the hand-over."""
         return self.expected[..., : self.generated.shape[-1]]
 
-    def iterate(
-        self, streams: list[MicrobatchStream], arm: Arm, mark: MarkPhase
-    ) -> tuple[list[MicrobatchClock], float]:
-        """Run only the source's share of the tokens; the sinks get the newest one."""
-        generated_count = self.rank_at_point.point.generated_tokens
-        return self.source.maker.run(streams, mark, generated_count, self._send_tokens)
-
     def run(self, arm: Arm, mark: MarkPhase) -> None:
-        """Run as far as the hand-over; then wait for the answer of the first sink."""
-        super().run(arm, mark)
+        """Run the source's share of the tokens; then wait for the answer of the first sink."""
+        generated_count = self.rank_at_point.point.generated_tokens
+        self._newest_iteration = measure_iteration(
+            lambda: self.source.maker.run(
+                self.streams(arm), mark, generated_count, self._send_tokens
+            ),
+            self.helper_seconds(arm),
+        )
+        self.generated = tokens_of(self._newest_iteration.clocks)
         mark("hand-over")
         self._handover_ms = self._wait_for_answer() if self._sends else None
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
-        """Write the hand-over's milliseconds, on the source that sends, and the plain records."""
+        """Write the hand-over's milliseconds, on the source that sends, and the microbatches."""
         if self._handover_ms is not None:
             self.rank_at_point.write(records.Handover(**iteration_id, ms=self._handover_ms))
-        return super().record(arm, iteration_id)
+        recorded_iteration = record_iteration(
+            self.rank_at_point, iteration_id, self._newest_iteration, self.streams(arm)
+        )
+        self.record_chunks(arm, iteration_id, self._newest_iteration.clocks)
+        return recorded_iteration
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Send all tokens so far of all requests, as soon as they are known."""
@@ -110,7 +121,8 @@ class HandoverSource(PlainSource):
         """Return milliseconds from the last computation here to the sinks' first token."""
         # A device computes on when the step has been launched: it ends with the token.
         ended_s = max(
-            clock.returned_s if clock.event_ms else clock.compute_ended_s for clock in self.clocks
+            clock.returned_s if clock.event_ms else clock.compute_ended_s
+            for clock in self._newest_iteration.clocks
         )
         answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON_TAG)
         wait_asleep(answer.Test, "the sinks' first token")
@@ -136,11 +148,11 @@ class SinkModelTimes:
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-class HandoverSink(PlainSink):
+class HandoverSink(StreamingSink):
     """Receives the cache on a sink, and generates the other tokens."""
 
     def __init__(self, sink: Sink) -> None:
-        super().__init__(sink)
+        super().__init__(sink, generates=True)
         self._sink_model: SinkModel | None = None
         self._sink_times = SinkModelTimes()
 
@@ -170,8 +182,8 @@ class HandoverSink(PlainSink):
         self.generated = self._sink_times.tokens
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
-        """Write the sink's plain record, and its times from the last byte to the last token."""
-        recorded_iteration = super().record(arm, iteration_id)
+        """Write what was received, and the times from the last byte to the last token."""
+        recorded_iteration = self.record_received(arm, iteration_id)
         times = self._sink_times
         self.rank_at_point.write(
             records.HandoverAtSink(
@@ -182,11 +194,6 @@ class HandoverSink(PlainSink):
             )
         )
         return recorded_iteration
-
-    def self_written_positions(self) -> Span:
-        """Return the positions that this side generates itself, not received ones."""
-        point = self.rank_at_point.point
-        return Span(point.streamed_positions, point.written_positions)
 
 
 class SinkModel:

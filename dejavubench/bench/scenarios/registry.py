@@ -14,7 +14,8 @@ from dejavubench.config.arms import Arm, Scenario
 SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "plain": ScenarioKind(plain.PlainSource, plain.PlainSink),
     "handover": ScenarioKind(handover.HandoverSource, handover.HandoverSink, sinks_compute=True),
-    "swap": ScenarioKind(swap.SwapSource, swap.SwapSink, measured_without_compute=False),
+    # Only sources swap: a sink is idle, as in any arm that streams to no other rank.
+    "swap": ScenarioKind(swap.SwapSource, plain.PlainSink, measured_without_compute=False),
     "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, single_pass=True),
 }
 """Every scenario, by the name that arms have for it."""

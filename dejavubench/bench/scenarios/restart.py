@@ -22,7 +22,7 @@ from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.scenarios.base import RecordedIteration
-from dejavubench.bench.scenarios.plain import PlainSink, PlainSource
+from dejavubench.bench.scenarios.streaming import StreamingSink, StreamingSource
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.destinations.disk.saved_stream import RestoredStream, SavedStream
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -105,7 +105,7 @@ def _agree_on_first_step(world: MPI.Intracomm, steps: int | None) -> int:
     return max(min(step for step in steps_of_ranks if step is not None) - 1, 0)
 
 
-class RestartSource(PlainSource):
+class RestartSource(StreamingSource):
     """Puts a source's caches back from the files, streams them anew, and goes on."""
 
     def __init__(self, source: Source) -> None:
@@ -205,7 +205,7 @@ class RestartSource(PlainSource):
         return RecordedIteration(note=f"restarted at new token {self._first_step}")
 
 
-class RestartSink(PlainSink):
+class RestartSink(StreamingSink):
     """Sink side of a restart, which only takes part in what all ranks agree on."""
 
     def __init__(self, sink: Sink) -> None:
