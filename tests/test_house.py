@@ -377,12 +377,12 @@ class Difference:
 
 def search(rows, which):
     for number, item in enumerate(rows):
-        at_row = number
+        widest = number
     return sorted(rows, key=lambda it: it.done)
 """)
     assert vague_names(tmp_path) == [
         f"{file.relative_to(tmp_path)}:{line}: {name}"
-        for line, name in ((2, "ENOUGH"), (8, "which"), (9, "item"), (11, "it"))
+        for line, name in ((2, "ENOUGH"), (8, "which"), (9, "item"), (10, "widest"), (11, "it"))
     ]
 
 

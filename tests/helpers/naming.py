@@ -92,19 +92,24 @@ def same_names(root: Path = ROOT) -> list[str]:
 
 
 VAGUE = re.compile(
-    r"at|by|done|each|found|given|got|held|how|it|item|known|made|of|said|seen|so|to|told|took"
-    r"|wanted|what|where|which"
-    r"|across|altered|costliest|drifted|escaped|external|fewer|fitting|folded|further|instead|intact"
-    r"|narrowest|newer|optional|passed|placed|promised|pure|repeated|restarted|selected|spare"
-    r"|suffixed|torn|touching|trimmed|unchanged|unchecked|unlike|unmatched|unsettled|varying|widest"
-    r"|aligned|apiece|buffered|clamped|closing|computing|due|equal|every|everywhere|forced"
-    r"|hard|here|hung|incoming|leftover|multiplied|near|nowhere|numbered|often|otherwise|outgoing"
-    r"|pending|reported|required|reused|shortest|since|soft|stopped|strided|stuck|supported"
-    r"|surplus|tuned|unique|unread|unsent|unusual|unwatched|upcoming|usable|visited|weak"
+    # Words of grammar.
+    r"across|apiece|at|by|each|every|everywhere|further|here|how|instead|it|near|nowhere|of|often"
+    r"|otherwise|since|so|to|unlike|what|where|which"
+    # Verbs that fit any value.
+    r"|done|found|given|got|held|known|made|said|seen|told|took|wanted"
+    # Nouns that fit any value.
+    r"|foo|item|misc|obj|object|stuff|temp|thing|tmp|var"
 )
-"""Names that say nothing of the thing: ``widest`` does not say of what.
+"""Names that say nothing of any thing. A field of a record keeps the name that files have."""
 
-A field of a record keeps the name that files have.
+ADJECTIVES = frozenset(
+    word
+    for word in Path(__file__).with_name("adjectives.txt").read_text().splitlines()
+    if not word.startswith("#")
+)
+"""Adjectives that are no names: ``widest`` does not say of what.
+
+A list, as suffixes do not tell them apart: ``expected`` is a name here, and ``reading`` a noun.
 """
 
 VAGUE_CONSTANT = re.compile(
@@ -123,8 +128,12 @@ def vague_names(root: Path = ROOT) -> list[str]:
         for path, tree in syntax_trees(root, NAMED_BY_US).items()
         for node in ast.walk(tree)
         for name in _bound(node)
-        if (VAGUE.fullmatch(name) and not _is_field(tree, node)) or VAGUE_CONSTANT.fullmatch(name)
+        if (_is_vague(name) and not _is_field(tree, node)) or VAGUE_CONSTANT.fullmatch(name)
     ]
+
+
+def _is_vague(name: str) -> bool:
+    return name in ADJECTIVES or VAGUE.fullmatch(name) is not None
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
