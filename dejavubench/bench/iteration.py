@@ -97,15 +97,7 @@ class Iterations:
             assert recorded_iteration.total_ms is not None
             self._recorder.text(recorded_iteration.microbatches, recorded_iteration.total_ms)
         self._count[arm.name] += 1
-        if round_number is not None:
-            self._progress_bar.measured_so_far.count(arm.name)
-        round_text = "warm-up" if round_number is None else f"round {round_number + 1}"
-        iteration_text = (
-            f"{arm.name} {recorded_iteration.note}"
-            if recorded_iteration.note
-            else f"{round_text} {arm.name}"
-        )
-        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
+        self._advance_progress_bar(arm, round_number, recorded_iteration.note)
 
     def mark(self, phase: str, arm: Arm | None = None) -> None:
         """Record that a phase begins."""
@@ -163,6 +155,14 @@ class Iterations:
         self._progress_bar.say(
             f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {reason}"
         )
+
+    def _advance_progress_bar(self, arm: Arm, round_number: int | None, note: str | None) -> None:
+        """Count a measured iteration, and show what has just run."""
+        if round_number is not None:
+            self._progress_bar.measured_so_far.count(arm.name)
+        round_text = "warm-up" if round_number is None else f"round {round_number + 1}"
+        iteration_text = f"{arm.name} {note}" if note else f"{round_text} {arm.name}"
+        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
 
     def _record_total(self, own_ms: float | None, iteration_id: IterationId, order: int) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
