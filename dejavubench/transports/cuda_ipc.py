@@ -131,6 +131,7 @@ class CudaIPCTransport(Transport):
     style = PlotStyle("#882255", "||")
     options = ("nccl_loopback",)
     copy_s = 1e-5  # a copy of a few bytes to a peer, until it is seen to be done
+    hands_over = True
     loopback = LoopbackVariant(
         "nccl_loopback",
         "cuda-ipc-loopback",

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from dejavubench.config.resolve import load
+from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
+from helpers.fake_gpu import pretend_cupy
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
@@ -180,11 +182,15 @@ def test_a_hand_over_between_setups_that_round_bf16_apart_is_refused(
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_hand_over_on_a_gpu_is_refused_only_where_heads_are_cut_in_another_way() -> None:
+def test_a_hand_over_on_a_gpu_is_refused_only_where_heads_are_cut_in_another_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_cupy(monkeypatch)
     flags = {"streaming": "mpi", "device": "cuda", "handoff": True, "ubatch_size": "2"}
     for allowed in (
         {},
         {"streaming": "nccl"},
+        {"streaming": "cuda-ipc"},
         {"sink_ubatch_size": "1"},
         {"sink_pipeline_para_size": "2"},
         {"sink_tensor_para_size": "2", "verify": False},
@@ -239,10 +245,29 @@ def test_a_sink_goes_on_over_a_cache_that_came_to_its_gpu_through_host_memory(
 @needs_gpus(1)
 @pytest.mark.gpu
 @pytest.mark.mpi
-def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(tmp_path: Path) -> None:
-    flags = args("--streaming nccl --nccl-loopback --level 0,3 --sink-ubatch-size 1")
-    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)
-    check_tokens(job, "nccl-loopback@0", "nccl-loopback@3")
+@pytest.mark.parametrize("mode", ["nccl", "cuda-ipc"])
+def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(
+    mode: str, tmp_path: Path
+) -> None:
+    flags = args("--nccl-loopback --level 0,3 --sink-ubatch-size 1")
+    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, "--streaming", mode, *flags)
+    check_tokens(job, f"{mode}-loopback@0", f"{mode}-loopback@3")
+
+
+@needs_gpus(1)
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("layout", ["hnd", "nhd", "ft"])
+def test_a_sink_goes_on_over_a_cache_that_was_put_into_its_memory(
+    layout: str, tmp_path: Path
+) -> None:
+    """Straight into the cache, by slots, or extent by extent; a later round writes over both."""
+    flags = args("--streaming cuda-ipc --nccl-loopback --ceilings --input-len 32")
+    flags = (*flags, *args("--handoff-tokens 3 --level"), ",".join(LEVELS))
+    job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, "--kv-layout", layout, *flags)
+    check_tokens(job, *(f"cuda-ipc-loopback@{level}" for level in LEVELS))
+    for row in json.loads(process_folder(job.folder, "json"))[0]["rows"]:
+        assert row["handover_floor_ms"] >= row["sink_token_ms"] > 0
 
 
 @needs_gpus(1)
@@ -258,7 +283,7 @@ def test_one_sink_takes_over_from_two_stages_on_its_gpu(tmp_path: Path) -> None:
 @needs_gpus(2)
 @pytest.mark.gpu
 @pytest.mark.mpi
-@pytest.mark.parametrize("mode", ["mpi", "nccl"])
+@pytest.mark.parametrize("mode", ["mpi", "nccl", "cuda-ipc"])
 def test_a_sink_goes_on_on_the_other_gpu(mode: str, tmp_path: Path) -> None:
     flags = ("--streaming", mode, *args("--level 0,1,3 --sink-ubatch-size 1"))
     job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)

@@ -7,9 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -45,7 +43,7 @@ from helpers.fake_destination import (
     schedule_of,
     small_geometry,
 )
-from helpers.fake_gpu import H200
+from helpers.fake_gpu import H200, pretend_cupy
 from helpers.fake_puts import FakePuts, connect_ends
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import TINY, Job, args, run
@@ -483,9 +481,10 @@ def test_a_host_that_lacks_something_is_told_what(
 ) -> None:
     monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200, H200))
     monkeypatch.setattr(machine_gpu, "peer_pairs", lambda: frozenset(peers))
-    cupy = ModuleType("cupy")
-    cupy.__spec__ = ModuleSpec("cupy", None)
-    monkeypatch.setitem(sys.modules, "cupy", cupy if has_cupy else None)
+    if has_cupy:
+        pretend_cupy(monkeypatch)
+    else:
+        monkeypatch.setitem(sys.modules, "cupy", None)
     missing = TRANSPORT.missing(options)
     if reason is None:
         assert missing is None
