@@ -498,16 +498,16 @@ def test_a_host_that_lacks_something_is_told_what(
 
 
 EVERY_STREAM = f"{len(KVLayout) * 2 * len(LEVELS)} streams, all well\n"
-"""Output of mpi/ipc_stream.py: one stream per layout, size of the slots (2) and level."""
+"""Output of mpi/ipc_stream.py and ipc_halves.py: one per layout, size of the slots (2), level."""
 
 two_gpus = needs_gpus(2)
 one_gpu = needs_gpus(1)
 
 
-def output_on_gpus(folder: Path, *words: object) -> str:
-    """Return the output of two ranks."""
-    driver = ("-m", "mpi4py", str(DRIVERS / "ipc_stream.py"))
-    return run(folder, 2, *words, driver=driver).stdout
+def output_on_gpus(folder: Path, *words: object, ranks: int = 2, script: str = "stream") -> str:
+    """Return the output of the ranks of a script."""
+    driver = ("-m", "mpi4py", str(DRIVERS / f"ipc_{script}.py"))
+    return run(folder, ranks, *words, driver=driver).stdout
 
 
 @two_gpus
@@ -523,6 +523,15 @@ def test_every_byte_arrives_in_the_other_gpus_memory(source: int, tmp_path: Path
 @pytest.mark.mpi
 def test_two_ranks_stream_on_one_gpu(tmp_path: Path) -> None:
     assert output_on_gpus(tmp_path, 0, "--one-gpu") == EVERY_STREAM
+
+
+@one_gpu
+@pytest.mark.gpu
+@pytest.mark.mpi
+@pytest.mark.parametrize("cut", ["requests", "heads"])
+@pytest.mark.parametrize("direction", ["to-halves", "to-whole"])
+def test_one_rank_streams_to_two_and_two_to_one(direction: str, cut: str, tmp_path: Path) -> None:
+    assert output_on_gpus(tmp_path, direction, cut, ranks=3, script="halves") == EVERY_STREAM
 
 
 @one_gpu

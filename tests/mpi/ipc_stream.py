@@ -7,6 +7,7 @@ share one GPU, or flags overtake the copies that they announce.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,14 +54,15 @@ class LatePuts(CudaPuts):
 def send(
     streamer: Streamer,
     level: Level,
-    group: list[Stream],
-    truth: list[KVCache],
-    caches: list[KVCache],
+    streams: Sequence[list[Stream]],
+    truth: Sequence[KVCache],
+    caches: Sequence[KVCache],
     comm: MPI.Intracomm,
 ) -> None:
+    """Let a model write the truth into each cache, all of whose streams leave meanwhile."""
     managers = [
-        CacheManager(cache, [stream], level, streamer)
-        for cache, stream in zip(caches, group, strict=True)
+        CacheManager(cache, of_cache, level, streamer)
+        for cache, of_cache in zip(caches, streams, strict=True)
     ]
     for slot in streamer.staging():
         slot.fill_(0x61)
@@ -69,7 +71,7 @@ def send(
         manager.begin()
     sleeping_barrier(comm)
     for step in range(STEPS + 1):
-        span = group[0].schedule.positions(step)
+        span = streams[0][0].schedule.positions(step)
         for expected, manager in zip(truth, managers, strict=True):
             for layer in range(expected.geometry.layers):
                 torch.cuda._sleep(BUSY_CYCLES)
@@ -88,39 +90,54 @@ def send(
 def receive(
     endpoint: CudaIPCSinkEndpoint,
     level: Level,
-    group: list[Stream],
-    truth: list[KVCache],
-    caches: list[KVCache],
-    slots: list[list[torch.Tensor]],
+    streams: Sequence[tuple[KVCache, Stream]],
+    slots: Sequence[Sequence[torch.Tensor]],
     comm: MPI.Intracomm,
-) -> str | None:
-    """Return where the caches differ from what was sent, or None."""
+) -> None:
+    """Receive every stream into its cache; several may fill one."""
     receivers = [
         CacheReceiver(cache, stream, level, endpoint, own_slots)
-        for cache, stream, own_slots in zip(caches, group, slots, strict=True)
+        for (cache, stream), own_slots in zip(streams, slots, strict=True)
     ]
-    for cache, receiver in zip(caches, receivers, strict=True):
+    for (cache, _), receiver in zip(streams, receivers, strict=True):
         cache.fill(0x31)
         for slot in receiver.slots:
             slot.fill_(0x41)
+    for receiver in receivers:
         receiver.begin()
     sleeping_barrier(comm)
     receive_all(reversed(receivers))
     endpoint.finish()
-    written = Span(0, INPUT_LEN + STEPS)
-    for cache, truth_of_cache in zip(caches, truth, strict=True):
-        expected = KVCache.allocate(cache.geometry, torch.int16, cache.k.device)
-        expected.fill(0x31)
-        region = cache.geometry.region(positions=written)
-        for kv in BOTH:
-            expected.piece(kv, region).copy_(truth_of_cache.piece(kv, region))
-            wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
-            if len(wrong):
-                return (
-                    f"{cache.geometry.layout} level {level.name}: {kv} differs, "
-                    f"first at {wrong[0].tolist()}"
-                )
+
+
+def find_difference(cache: KVCache, truth: KVCache, level: Level) -> str | None:
+    """Return where a cache differs from what was sent and from the fill behind it, or None."""
+    geometry = cache.geometry
+    expected = KVCache.allocate(geometry, torch.int16, cache.k.device)
+    expected.fill(0x31)
+    region = geometry.region(positions=Span(0, INPUT_LEN + STEPS))
+    for kv in BOTH:
+        expected.piece(kv, region).copy_(truth.piece(kv, region))
+        wrong = torch.nonzero(cache.tensor(kv) != expected.tensor(kv))
+        if len(wrong):
+            return (
+                f"{geometry.layout} level {level.name}: {kv} differs, first at {wrong[0].tolist()}"
+            )
     return None
+
+
+def connect_sink(
+    comm: MPI.Intracomm, sources: Sequence[int], streams: Sequence[tuple[KVCache, Stream]]
+) -> tuple[CudaIPCSinkEndpoint, list[list[torch.Tensor]]]:
+    """Share the caches and slots of all streams; return the slots of each."""
+    caches = {id(cache): cache for cache, _ in streams}.values()
+    slots = [
+        device_staging(largest_chunk(stream), DEVICE_SLOTS, cache.k.device)
+        for cache, stream in streams
+    ]
+    memory = [part for cache in caches for part in (cache.k, cache.v)]
+    memory += [part for of_stream in slots for part in of_stream]
+    return CudaIPCSinkEndpoint.connect(comm, sources, memory, streams), slots
 
 
 def main(source: int, one_gpu: bool, overtake: bool) -> None:
@@ -154,21 +171,15 @@ def main(source: int, one_gpu: bool, overtake: bool) -> None:
                 )
                 streamer = Streamer(destination, device_staging(max(SLOTS), 3, device))
                 for level in levels:
-                    send(streamer, level, group, truth, caches, comm)
+                    send(streamer, level, [[stream] for stream in group], truth, caches, comm)
                 streamer.close()
             else:
-                slots = [
-                    device_staging(largest_chunk(stream), DEVICE_SLOTS, device) for stream in group
-                ]
-                memory = [part for cache in caches for part in (cache.k, cache.v)]
-                memory += [part for of_stream in slots for part in of_stream]
-                endpoint = CudaIPCSinkEndpoint.connect(
-                    comm, [peer], memory, list(zip(caches, group, strict=True))
-                )
+                streams = list(zip(caches, group, strict=True))
+                endpoint, slots = connect_sink(comm, [peer], streams)
                 for level in levels:
-                    difference = difference or receive(
-                        endpoint, level, group, truth, caches, slots, comm
-                    )
+                    receive(endpoint, level, streams, slots, comm)
+                    for cache, expected in zip(caches, truth, strict=True):
+                        difference = difference or find_difference(cache, expected, level)
                 endpoint.close()
             count += len(levels)
             sleeping_barrier(comm)
