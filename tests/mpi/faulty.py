@@ -27,30 +27,44 @@ import throttled
 import wrong_bytes
 from injection import RANK, CurrentPhase, fault, faults_of, inject, is_struck_in, note_strike
 
+from dejavubench.bench.engine.device_steps import DeviceSteps
+from dejavubench.bench.engine.steps import HostSteps
 from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain, streaming
 from dejavubench.bench.startup import first_records, workspace
 from dejavubench.cli import distribute_plan, main, reporting
 from dejavubench.dejavulib import receiver
-from dejavubench.dejavulib.destinations import mpi, tcp
+from dejavubench.dejavulib.destinations import cuda_ipc, mpi, nccl, nixl, tcp
 from dejavubench.models.gpt import GPT
 
 # ---- what ends a job ----
 
-CALLS: dict[str, tuple[Any, str]] = {
-    "source load": (models, "random_weights"),
-    "source prompt": (GPT, "forward"),
-    "source tokens": (GPT, "forward"),
-    "source drain": (mpi.MPIDestination, "poll_completed"),
-    "source verify": (streaming, "serve_pieces"),
-    "sink load": (sink.Sink, "__init__"),
-    "sink prepare": (sink.Sink, "prepare"),
-    "sink receive": (receiver.CacheReceiver, "poll"),
-    "sink verify": (streaming, "check_sink_caches"),
-    "sink take over": (GPT, "forward"),
+# A GPU replays a captured graph for a token, and calls nothing of the model.
+STEPS = [(HostSteps, "run"), (DeviceSteps, "run")]
+POLLS = [
+    (destination, "poll_completed")
+    for destination in (
+        cuda_ipc.CudaIPCDestination,
+        mpi.MPIDestination,
+        nccl.NCCLDestination,
+        nixl.NIXLDestination,
+    )
+]
+
+CALLS: dict[str, list[tuple[Any, str]]] = {
+    "source load": [(models, "random_weights")],
+    "source prompt": STEPS,
+    "source tokens": STEPS,
+    "source drain": POLLS,
+    "source verify": [(streaming, "serve_pieces")],
+    "sink load": [(sink.Sink, "__init__")],
+    "sink prepare": [(sink.Sink, "prepare")],
+    "sink receive": [(receiver.CacheReceiver, "poll")],
+    "sink verify": [(streaming, "check_sink_caches")],
+    "sink take over": STEPS,
 }
-"""The call in which a fault strikes, by role and phase."""
+"""The calls in which a fault strikes, by role and phase: one for each device or destination."""
 
 LINGER_S = 300.0
 """Longer than any test waits."""
@@ -78,7 +92,8 @@ def throw(role: str, phase: str) -> None:
             note_strike()
             raise RuntimeError("injected")
 
-    inject(*CALLS[f"{role} {phase}"], before=strike, around=leave_chunks_for(phase))
+    for owner, name in CALLS[f"{role} {phase}"]:
+        inject(owner, name, before=strike, around=leave_chunks_for(phase))
 
 
 @fault
@@ -91,7 +106,8 @@ def linger(phase: str) -> None:
             time.sleep(LINGER_S)
 
     if RANK == 0:
-        inject(*CALLS[f"source {phase}"], before=wait, around=leave_chunks_for(phase))
+        for owner, name in CALLS[f"source {phase}"]:
+            inject(owner, name, before=wait, around=leave_chunks_for(phase))
 
 
 @fault
