@@ -28,7 +28,7 @@ DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 help:
 	@echo 'make figures       five figures from a quick set of runs: about 6 minutes on 2 cores'
 	@echo 'make figures-full  the same with as many rounds as the precision needs: under an hour'
-	@echo 'make figures-gpu   the figures of configs/h200, on a machine with a CUDA device'
+	@echo 'make figures-gpu   the figures of configs/h200, and the runs of configs/h200x2 on two GPUs'
 	@echo 'make figure-link   overhead against the speed of an emulated link; as root, about 15 minutes'
 	@echo 'make lint          lint, types, spelling and conflict markers alone'
 	@echo 'make test          make lint, then the test suite'
@@ -110,6 +110,22 @@ define under-mps
 	$(1)
 endef
 
+# Hand-over has one destination a run.
+define measure-two-gpus
+	$(call measure,2,h200x2/fig25,logs/$(GPU))
+	$(call measure,2,h200x2/handoff,logs/$(GPU))
+	$(call measure,2,h200x2/handoff,logs/$(GPU),--streaming nccl)
+	$(call measure,2,h200x2/handoff,logs/$(GPU),--streaming mpi)
+	$(call measure,2,h200x2/swap,logs/$(GPU))
+endef
+
+define leave-out-two-gpus
+	@echo 'Left out: configs/h200x2 needs two GPUs. nvidia-smi -L lists $(GPU_COUNT) here.'
+endef
+
+# Expanded in the recipe alone, so that no other target asks the driver.
+GPU_COUNT = $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
+
 figures-gpu: $(VENV)/.installed-gpu
 	@command -v nvidia-cuda-mps-control >/dev/null || \
 		{ echo 'nvidia-cuda-mps-control was not found: two ranks could not share a GPU.' \
@@ -120,7 +136,9 @@ figures-gpu: $(VENV)/.installed-gpu
 	$(call measure,2,h200/fig25,logs/$(GPU))
 	$(call measure,2,h200/fig25_llama,logs/$(GPU))
 	$(call under-mps,$(call measure,2,h200/fig25_nccl_loopback,logs/$(GPU)))
+	$(if $(filter 0 1,$(GPU_COUNT)),,$(measure-two-gpus))
 	$(call report,$(GPU))
+	$(if $(filter 0 1,$(GPU_COUNT)),$(leave-out-two-gpus))
 
 # ---- the link figure: two emulated hosts, one session per rate of the link between them ----
 

@@ -17,6 +17,7 @@ from dejavubench.machine.gpu import CudaDevice
 from dejavubench.planning import duration, fit
 from dejavubench.records import Iteration
 from dejavubench.records.figures import FIGURES
+from dejavubench.transports.nixl import NOT_INSTALLED, has_nixl
 from dejavubench.transports.registry import modes
 from helpers.cli_calls import call, heavy_after, usage_error_of
 from helpers.committed_runs import runs_of
@@ -26,7 +27,7 @@ from helpers.jobs import args
 from helpers.paths import CONFIGS, ROOT
 
 CONFIG_FILES = sorted(CONFIGS.glob("*/*.toml"))
-GPUS = {"h200": 1, "h200x4": 4}
+GPUS = {"h200": 1, "h200x2": 2, "h200x4": 4}
 """H200s of one host that the configs of a folder are for."""
 
 GPU_CONFIG_FILES = [path for path in CONFIG_FILES if path.parent.name in GPUS]
@@ -265,7 +266,7 @@ def _plan(path: Path) -> Plan:
 
 
 def _figure_of(path: Path) -> str | None:
-    """Return the figure that a config's name begins with; a hand-over has none."""
+    """Return the figure that a config's name begins with; hand-over and swap have none."""
     return next((name for name in FIGURES if f"{path.stem}_".startswith(f"{name}_")), None)
 
 
@@ -340,10 +341,13 @@ def test_configs_for_h200s_fit_the_gpus_of_their_machine(
     dry_run = call("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"
-    assert not [arm for arm in plan.arms if arm.skipped]
+    missing = {arm.mode: arm.skipped for arm in plan.arms if arm.skipped}
+    lacks_nixl = "nixl" in plan.experiment.streaming and not has_nixl()
+    assert missing == ({"nixl": NOT_INSTALLED} if lacks_nixl else {})
     assert [point.problem for point in plan.points if point.problem] == []
     assert "Cannot run" not in dry_run.stdout
-    skipped = [line for line in dry_run.stdout.splitlines() if " SKIPPED: " in line]
+    lines = dry_run.stdout.splitlines()
+    skipped = [line for line in lines if line.startswith("p") and " SKIPPED: " in line]
     assert all(line.endswith("GiB of GPU memory; NVIDIA H200 has 140 GiB") for line in skipped)
     skipped_models = {"opt-66b"} if path == CONFIGS / "h200/fig2.toml" else set()
     assert {line.split()[2] for line in skipped} == skipped_models

@@ -31,6 +31,9 @@ PROGRAMS = {
         if [ "$1" = -d ]; then echo "mps start" >> calls; exit ${MPS:-0}; fi
         read -r what; echo "mps $what" >> calls
     """,
+    "path/nvidia-smi": """
+        for number in $(seq "${GPUS:-1}"); do echo "GPU $number: NVIDIA H200 (UUID: GPU-0)"; done
+    """,
 }
 
 
@@ -124,6 +127,32 @@ def test_every_config_runs_and_mps_is_up_for_the_loopback_alone(place: Path) -> 
     ]
     assert [call.split()[0] for call in read_calls(place)[-2:]] == ["process", "figures"]
     assert list((place / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("gpus", ["0", "1", "2", "8"])
+def test_runs_of_two_gpus_are_made_where_there_are_two_and_else_named(
+    place: Path, gpus: str
+) -> None:
+    make = start(place, GPUS=gpus)
+    output, errors = make.communicate(timeout=60)
+    assert make.returncode == 0, errors
+    calls = read_calls(place)
+    runs = [call.split() for call in calls if "configs/h200x2/" in call]
+    measured = [
+        (run[1], run[4].removeprefix("configs/h200x2/"), run[-2] if "--streaming" in run else None)
+        for run in runs
+    ]
+    has_two = int(gpus) > 1
+    assert measured == has_two * [
+        ("2", "fig25.toml", None),
+        ("2", "handoff.toml", None),
+        ("2", "handoff.toml", "nccl"),
+        ("2", "handoff.toml", "mpi"),
+        ("2", "swap.toml", None),
+    ]
+    left_out = f"Left out: configs/h200x2 needs two GPUs. nvidia-smi -L lists {gpus} here.\n"
+    assert (left_out in output) != has_two
+    assert [call.split()[0] for call in calls[-2:]] == ["process", "figures"]
 
 
 def test_a_run_that_fails_fails_the_target_and_stops_mps(place: Path) -> None:
