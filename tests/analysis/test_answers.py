@@ -500,13 +500,17 @@ def sentences_of(folder: Path) -> list[str]:
 
 def test_a_legend_explains_arms_and_noise_where_they_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", [NONE, AGAIN, arm_of("disk", "2"), arm_of("mpi")])
-    legend = "mpi@3: to mpi, level 3. Noise: how far two arms without streaming differ."
+    legend = (
+        "mpi@3: to mpi, level 3; disk: fdatasync. Noise: how far two arms without streaming differ."
+    )
     assert answer_of(folder).legend == legend
     lines = stdout_of("process", folder).splitlines()
     assert lines[lines.index("ANSWER") + 1] == legend
     assert f"**ANSWER**\n\n*{legend}*\n\n- " in stdout_of("process", folder, "--format", "markdown")
     without_noise = write_run(tmp_path / "few", [NONE, arm_of("mpi")], rounds=3)
     assert answer_of(without_noise).legend == "mpi@3: to mpi, level 3."
+    on_disk = write_run(tmp_path / "disk", [NONE, arm_of("disk"), arm_of("mpi")], rounds=3)
+    assert answer_of(on_disk).legend == "disk@3: to disk, level 3, fdatasync."
     assert answer_of(write_run(tmp_path / "none", [NONE])).legend == ""
 
 

@@ -222,15 +222,24 @@ def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
 
 
 def _explain_words(rows: Sequence[Row], sentences: Sequence[str]) -> str:
-    """Return the legend: what the first arm's name means, and noise if a sentence names it."""
+    """Return the legend: an arm's name, when chunks on disk count, and noise if it is named."""
     measured_rows = [row for row in rows if row.is_streaming and row.ok and row.level]
     # Sentences begin with the default level.
     measured_rows.sort(key=lambda row: row.level != DEFAULT_LEVEL)
     if not measured_rows:
         return ""
     arm = measured_rows[0]
-    durability = f", {arm.durability}" if arm.durability and "/" in arm.arm else ""
-    text = f"{arm.arm}: to {arm.mode}, level {arm.level}{durability}."
+    durability = f", {arm.durability}" if arm.durability else ""
+    text = f"{arm.arm}: to {arm.mode}, level {arm.level}{durability}"
+    # The name of an arm says its durability only where there are several.
+    unnamed_durabilities = {
+        row.mode: row.durability
+        for row in measured_rows
+        if row.durability and "/" not in row.arm and row.mode != arm.mode
+    }
+    for mode, durability in unnamed_durabilities.items():
+        text += f"; {mode}: {durability}"
+    text += "."
     if any("noise" in sentence for sentence in sentences):
         text += " Noise: how far two arms without streaming differ."
     return text
