@@ -446,12 +446,14 @@ def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
     added_rounds = hidden_cost.more_rounds
     assert added_rounds is not None
     answers = RunAnswers(
-        [ArmAnswer("p000", "host@3", hidden_cost, token_cost=hidden_cost)], round_ms=30e3
+        [ArmAnswer("p000", "host@3", hidden_cost, token_cost=hidden_cost)],
+        round_ms=30e3,
+        continue_command="dejavubench run --continue logs/r",
     )
     rounds = hidden_cost.estimate.samples + added_rounds
     assert sentences(answers)[1] == (
-        f"For more rounds go on with this run, by run --continue DIR --rounds {rounds}: the "
-        f"requests of the added rounds take about {-(-added_rounds // 2)} min."
+        "For more rounds go on with this run: dejavubench run --continue logs/r --rounds "
+        f"{rounds} (the requests of the added rounds take about {-(-added_rounds // 2)} min)."
     )
     shown_cost = Difference(percent(5.0, low=4.0, high=6.0), noise(0.09))
     assert len(sentences(RunAnswers([ArmAnswer("p000", "host@3", shown_cost)], round_ms=30e3))) == 1
@@ -511,6 +513,11 @@ def test_a_legend_explains_arms_and_noise_where_they_are_named(tmp_path: Path) -
     assert answer_of(without_noise).legend == "mpi@3: to mpi, level 3."
     on_disk = write_run(tmp_path / "disk", [NONE, arm_of("disk"), arm_of("mpi")], rounds=3)
     assert answer_of(on_disk).legend == "disk@3: to disk, level 3, fdatasync."
+    cached = arm_of("disk").model_copy(
+        update={"name": "disk@3/page-cache", "durability": "page-cache"}
+    )
+    both = write_run(tmp_path / "both", [NONE, arm_of("mpi"), arm_of("disk"), cached], rounds=3)
+    assert answer_of(both).legend == "mpi@3: to mpi, level 3; disk@3: fdatasync."
     assert answer_of(write_run(tmp_path / "none", [NONE])).legend == ""
 
 

@@ -13,8 +13,10 @@ from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
 from dejavubench.analysis.facts.host_rounds import HostRounds, is_busy
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
+from dejavubench.analysis.facts.source_ranks import rank_count
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Run
+from dejavubench.records.sessions import continue_command
 
 NO_COST = Limit(NOT_LOOKED_FOR, "no cost is shown", "")
 """Limit of an arm whose cost is not told from noise."""
@@ -98,11 +100,13 @@ class RunAnswers:
 
     Attributes:
         round_ms: time of the requests of one round, over all points and arms.
+        continue_command: the command that goes on with the run.
     """
 
     arms: list[ArmAnswer] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     round_ms: float = 0.0
+    continue_command: str = ""
 
     @property
     def point_ids(self) -> list[str]:
@@ -131,7 +135,7 @@ def answers_of(
         for point in points.values()
         for samples in point.arms.values()
     )
-    return RunAnswers(arms, pairs, round_ms)
+    return RunAnswers(arms, pairs, round_ms, continue_command(run.path, rank_count(run)))
 
 
 def _point_and_arm(samples: ArmSamples) -> tuple[str, str]:

@@ -159,7 +159,10 @@ def _propose_rounds(answers: RunAnswers) -> list[str]:
         for difference in (*costs, *destination_differences)
         if difference is not None and difference.more_rounds is not None
     ]
-    return [rounds_sentence(*max(proposed_rounds), answers.round_ms)] if proposed_rounds else []
+    if not proposed_rounds:
+        return []
+    all_rounds, added_rounds = max(proposed_rounds)
+    return [rounds_sentence(answers.continue_command, all_rounds, added_rounds, answers.round_ms)]
 
 
 # ---- pairs ----

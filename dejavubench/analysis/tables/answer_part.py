@@ -231,15 +231,15 @@ def _explain_words(rows: Sequence[Row], sentences: Sequence[str]) -> str:
     arm = measured_rows[0]
     durability = f", {arm.durability}" if arm.durability else ""
     text = f"{arm.arm}: to {arm.mode}, level {arm.level}{durability}"
-    # The name of an arm says its durability only where there are several.
+    # The name of an arm says its durability only where there are several, and not the default one.
+    with_suffix = {row.mode for row in measured_rows if "/" in row.arm}
     unnamed_durabilities = {
-        row.mode: row.durability
+        row.arm if row.mode in with_suffix else row.mode: row.durability
         for row in measured_rows
         if row.durability and "/" not in row.arm and row.mode != arm.mode
     }
-    for mode, durability in unnamed_durabilities.items():
-        text += f"; {mode}: {durability}"
-    text += "."
+    texts = (f"; {name}: {durability}" for name, durability in unnamed_durabilities.items())
+    text += f"{''.join(texts)}."
     if any("noise" in sentence for sentence in sentences):
         text += " Noise: how far two arms without streaming differ."
     return text
