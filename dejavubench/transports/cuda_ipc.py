@@ -71,14 +71,14 @@ class CudaIPCConnector(RankConnector):
         from dejavubench.dejavulib.destinations.peers.gpu_memory import bus_id_of
 
         super().find_peers()
-        own = self.rank.host, bus_id_of(self.rank.device.index)
-        everyone = self.comm.allgather(own)
-        hosts = sorted({host for host, _ in everyone})
+        own_gpu = self.rank.host, bus_id_of(self.rank.device.index)
+        gpus_of_ranks = self.comm.allgather(own_gpu)
+        hosts = sorted({host for host, _ in gpus_of_ranks})
         if len(hosts) > 1:
             raise UsageError(
                 f"--streaming cuda-ipc needs all ranks on one host, not on {', '.join(hosts)}"
             )
-        self.bus_ids = [bus_id for _, bus_id in everyone]
+        self.bus_ids = [bus_id for _, bus_id in gpus_of_ranks]
 
     def refusal(self, point: PointContext, reservations: ExitStack) -> str | None:
         """Return why this source's GPU cannot write to the memory of a sink's, or None."""
@@ -104,8 +104,8 @@ class CudaIPCConnector(RankConnector):
         from dejavubench.dejavulib.destinations.cuda_ipc import CudaIPCSinkEndpoint
 
         # By identity: streams of several sources fill one cache, which is shared once.
-        filled = {id(cache): cache for cache, _ in context.streams}.values()
-        caches = [tensor for cache in filled for tensor in (cache.k, cache.v)]
+        distinct_caches = {id(cache): cache for cache, _ in context.streams}.values()
+        caches = [tensor for cache in distinct_caches for tensor in (cache.k, cache.v)]
         memory = [*caches, *(slot for slots in context.make_slots() for slot in slots)]
         return CudaIPCSinkEndpoint.connect(self.comm, context.peers, memory, context.streams)
 

@@ -16,11 +16,11 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.cuda_ipc import CudaIPCDestination, CudaIPCSinkEndpoint
 from dejavubench.dejavulib.destinations.peers import pairs
 from dejavubench.dejavulib.destinations.peers.chunk_words import (
-    MOST_AHEAD,
-    RING,
+    MOST_CHUNKS_AHEAD,
+    RING_WORDS,
+    ChunkTarget,
     PairEnd,
     StreamWords,
-    Way,
 )
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
@@ -217,7 +217,7 @@ def test_nothing_is_put_before_the_sink_has_filled_its_cache(level: str) -> None
 def wait_for_flags(words: StreamWords, numbers: range) -> None:
     """Wait until all of these chunks are announced in their place."""
     until(
-        lambda: all(words.find_way(number) is Way.PLACE for number in numbers),
+        lambda: all(words.find_target(number) is ChunkTarget.PLACE for number in numbers),
         "flags of chunks that were not granted",
     )
 
@@ -249,9 +249,11 @@ def test_one_grant_opens_the_cache_for_the_whole_microbatch() -> None:
 def test_a_long_microbatch_goes_round_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grants of packed chunks are not taken for those of chunks that needed none, long before."""
     geometry = KVGeometry(
-        layers=1, requests=1, heads=1, positions=3 * RING, head_size=64, itemsize=2
+        layers=1, requests=1, heads=1, positions=3 * RING_WORDS, head_size=64, itemsize=2
     )
-    stream = Stream(0, StreamSchedule(geometry, geometry.whole, 8, 2 * RING, WHOLE_LAYERS), peer=0)
+    stream = Stream(
+        0, StreamSchedule(geometry, geometry.whole, 8, 2 * RING_WORDS, WHOLE_LAYERS), peer=0
+    )
     cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
     slots = staging(WHOLE_LAYERS, 3)
     pair = connect_ends([(target, stream)], slots)
@@ -308,7 +310,7 @@ def test_a_sink_that_is_never_ready_ends_a_naive_chunk() -> None:
 
 
 def test_a_source_that_closes_early_ends_the_sinks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "LOOK_S", 0.0)
+    monkeypatch.setattr(pairs, "CHECK_INTERVAL_S", 0.0)
     play = Play("0")
     play.pair.words.source_end = PairEnd.DONE  # its model failed between two steps
     with pytest.raises(StreamingError, match="rank 0 has closed before the end of its stream"):
@@ -316,7 +318,7 @@ def test_a_source_that_closes_early_ends_the_sinks_wait(monkeypatch: pytest.Monk
 
 
 def test_a_source_that_gives_up_ends_the_sinks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "LOOK_S", 0.0)
+    monkeypatch.setattr(pairs, "CHECK_INTERVAL_S", 0.0)
     play = Play("3")
     play.start(random_cache(play.cache.geometry))
     play.destination.give_up()
@@ -328,7 +330,7 @@ def test_a_source_that_gives_up_ends_the_sinks_wait(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_end_of_the_other_process_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "LOOK_S", 0.0)
+    monkeypatch.setattr(pairs, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr(pairs, "WAIT_FOR_PEER_REPORT_S", 0.0)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     play = Play("3", pid=other.pid)
@@ -369,10 +371,10 @@ def test_a_stream_of_other_chunks_is_refused() -> None:
 def test_no_more_chunks_are_granted_than_words_can_tell_apart() -> None:
     play = Play("3")
     packed = play.receiver.slots[0]
-    for _ in range(MOST_AHEAD):
+    for _ in range(MOST_CHUNKS_AHEAD):
         play.endpoint.receive(play.stream, packed, lambda packed: None)
     with pytest.raises(
-        StreamingError, match=f"stream 5 has more than {MOST_AHEAD} chunks under way"
+        StreamingError, match=f"stream 5 has more than {MOST_CHUNKS_AHEAD} chunks under way"
     ):
         play.endpoint.receive(play.stream, packed, lambda packed: None)
 
@@ -406,9 +408,9 @@ def test_two_sources_fill_the_cache_of_one_sink(
     ends, receivers, players = [], [], []
     for rank in range(2):
         heads = Span(rank * half.heads, (rank + 1) * half.heads)
-        there = half_schedule(whole, whole.region(heads=heads), half)
+        sink_schedule = half_schedule(whole, whole.region(heads=heads), half)
         slots = staging(WHOLE_LAYERS, 2)
-        ends.append(connect_ends([(target, Stream(0, there, peer=rank))], slots, (rank, 2)))
+        ends.append(connect_ends([(target, Stream(0, sink_schedule, peer=rank))], slots, (rank, 2)))
         destination = CudaIPCDestination(FakePuts(), {2: ends[rank].sink})
         streamer = start_streamer(destination, WHOLE_LAYERS, 2)
         stream = Stream(0, half_schedule(half, half.whole, whole), peer=2)
@@ -416,7 +418,7 @@ def test_two_sources_fill_the_cache_of_one_sink(
         manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)
         manager.begin()
         endpoint_sources = {number: end.source for number, end in enumerate(ends)}
-        receivers.append((Stream(0, there, peer=rank), slots))
+        receivers.append((Stream(0, sink_schedule, peer=rank), slots))
         players.append((sources[rank], cache, stream, manager))
     endpoint = CudaIPCSinkEndpoint(endpoint_sources, torch.device("cpu"))
     waiting = [

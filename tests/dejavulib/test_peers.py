@@ -16,10 +16,10 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.peers import gpu_memory, pairs
 from dejavubench.dejavulib.destinations.peers.chunk_words import (
     FLAG_PERIOD,
-    RING,
+    RING_WORDS,
+    ChunkTarget,
     PairEnd,
     PairWords,
-    Way,
     flag_index,
     flag_of,
     flag_values,
@@ -77,7 +77,7 @@ def test_words_that_cannot_be_reached_are_refused(other: subprocess.Popen[bytes]
     with pytest.raises(PeerMemoryError, match="is not the other process's memory"):
         SharedWords.open(offer._replace(token=offer.token + 1))
     with pytest.raises(PeerMemoryError, match=r"/proc/\d+/fd/\d+ of the other process cannot"):
-        SharedWords.open(offer._replace(pid=other.pid, file=99))
+        SharedWords.open(offer._replace(pid=other.pid, file_descriptor=99))
     other.communicate(b"\n")
     shared.close()
 
@@ -98,49 +98,49 @@ def test_flags_tell_chunks_of_a_word_apart() -> None:
     values = flag_values()
     assert len(set(values.tolist())) == len(values) == 2 * FLAG_PERIOD
     assert 0 not in values  # words begin as 0, which announces nothing
-    for number in (0, 1, RING, FLAG_PERIOD - 1, FLAG_PERIOD, 10 * FLAG_PERIOD + 7):
-        for way in Way:
-            assert values[flag_index(number, way)] == flag_of(number, way)
+    for number in (0, 1, RING_WORDS, FLAG_PERIOD - 1, FLAG_PERIOD, 10 * FLAG_PERIOD + 7):
+        for target in ChunkTarget:
+            assert values[flag_index(number, target)] == flag_of(number, target)
 
 
 def test_words_of_two_streams_do_not_overlap() -> None:
-    shared = SharedWords.create(PairWords.count(2))
+    shared = SharedWords.create(PairWords.count_words(2))
     pair = PairWords(shared, 2)
-    numbers = range(5, 5 + RING)
+    numbers = range(5, 5 + RING_WORDS)
     for stream_index, words in enumerate(pair.streams):
         for number in numbers:
-            words.grant(number, 1000 * (1 + stream_index) + number)
-            words.flags[number % RING] = flag_of(number, Way(stream_index))
+            words.store_grant(number, 1000 * (1 + stream_index) + number)
+            words.flags[number % RING_WORDS] = flag_of(number, ChunkTarget(stream_index))
             words.note_done(number, 10 * number + stream_index)
     pair.source_end, pair.sink_end = PairEnd.DONE, PairEnd.ABORTED
     for stream_index, words in enumerate(pair.streams):
         for number in numbers:
             assert words.take_grant(number) == 1000 * (1 + stream_index) + number
             assert words.take_grant(number) == 0, "a grant is taken once"
-            assert words.find_way(number) is Way(stream_index)
-            assert words.find_way(number + RING) is None
+            assert words.find_target(number) is ChunkTarget(stream_index)
+            assert words.find_target(number + RING_WORDS) is None
             assert words.sink_ns(number) == 10 * number + stream_index
-        assert words.done == numbers.stop
+        assert words.done_count == numbers.stop
     assert (pair.source_end, pair.sink_end) == (PairEnd.DONE, PairEnd.ABORTED)
 
 
 def test_a_chunk_is_read_only_behind_its_flag() -> None:
-    words = PairWords(SharedWords.create(PairWords.count(1)), 1).streams[0]
+    words = PairWords(SharedWords.create(PairWords.count_words(1)), 1).streams[0]
     scattered: list[str] = []
-    looks: list[str] = []
+    checks: list[str] = []
     chunk = GrantedChunk(
-        words, RING + 1, lambda: looks.append("look"), lambda: scattered.append("scatter")
+        words, RING_WORDS + 1, lambda: checks.append("check"), lambda: scattered.append("scatter")
     )
-    words.flags[1] = flag_of(1, Way.SLOT)  # an earlier chunk's flag, in the same word
+    words.flags[1] = flag_of(1, ChunkTarget.SLOT)  # an earlier chunk's flag, in the same word
     assert not chunk.poll()
-    assert (scattered, looks, chunk.received) == ([], ["look"], 0)
-    words.flags[1] = flag_of(RING + 1, Way.SLOT)
+    assert (scattered, checks, chunk.received) == ([], ["check"], 0)
+    words.flags[1] = flag_of(RING_WORDS + 1, ChunkTarget.SLOT)
     assert chunk.poll()
     assert chunk.poll()
     assert scattered == ["scatter"]
     assert chunk.received
     chunk.acknowledge()
-    assert words.done == RING + 2
+    assert words.done_count == RING_WORDS + 2
 
 
 class Offering(threading.Thread):
@@ -204,13 +204,15 @@ def test_a_source_maps_what_its_sink_offers(streams: list[tuple[KVCache, Stream]
     offering.join(PATIENCE)
     source = offering.offered[0]
     cache, _ = streams[0]
-    assert [len(words.words) > PairWords.count(2) for words in pinned] == [True]
+    assert [len(words.words) > PairWords.count_words(2) for words in pinned] == [True]
     assert sink.slots[cache.k.data_ptr()] == (cache.k.data_ptr() + (1 << 40), cache.k.nbytes)
     for _, stream in streams:
-        there = sink.find(stream)
-        assert there.bases == tuple(tensor.data_ptr() + (1 << 40) for tensor in (cache.k, cache.v))
-        source.streams[stream.id].grant(2, 1000 + stream.id)
-        assert there.words.take_grant(2) == 1000 + stream.id
+        sink_stream = sink.find(stream)
+        assert sink_stream.bases == tuple(
+            tensor.data_ptr() + (1 << 40) for tensor in (cache.k, cache.v)
+        )
+        source.streams[stream.id].store_grant(2, 1000 + stream.id)
+        assert sink_stream.words.take_grant(2) == 1000 + stream.id
     # Each waits for the other's word before it gives memory back.
     releasing = threading.Thread(target=release_sinks, args=([sink],), daemon=True)
     releasing.start()

@@ -40,7 +40,7 @@ class FakePuts:
         closed: how often it was closed.
     """
 
-    own_handle = 1
+    own_stream_handle = 1
 
     def __init__(self, delays_copies: bool = False) -> None:
         self.copied: list[int] = []
@@ -48,14 +48,14 @@ class FakePuts:
         self._delayed: deque[Row] | None = deque() if delays_copies else None
         self._values = flag_values()
 
-    def current_handle(self) -> int:
+    def current_stream_handle(self) -> int:
         return 0
 
     def mark(self) -> str:
-        return "filled"
+        return "packed so far"
 
     def wait_for_mark(self, mark: Any) -> None:
-        assert mark == "filled"
+        assert mark == "packed so far"
 
     def prepare(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> list[Row]:
         return [
@@ -75,19 +75,21 @@ class FakePuts:
             for row in range(copy.rows.number)
         ]
 
-    def put_prepared(self, prepared: list[Row], handle: int) -> None:
+    def put_prepared(self, prepared: list[Row], stream_handle: int) -> None:
         for source, target, nbytes in prepared:
-            self.put(source, target, nbytes, handle)
+            self.put(source, target, nbytes, stream_handle)
 
-    def put(self, source: int, target: int, nbytes: int, handle: int) -> None:
+    def put(
+        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+    ) -> None:
         self.copied.append(nbytes)
         if self._delayed is None:
-            ctypes.memmove(target, source, nbytes)
+            ctypes.memmove(target_address, source_address, nbytes)
         else:
-            self._delayed.append((source, target, nbytes))
+            self._delayed.append((source_address, target_address, nbytes))
 
-    def store_word(self, value_index: int, target: int, handle: int) -> None:
-        ctypes.c_int64.from_address(target).value = int(self._values[value_index])
+    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
+        ctypes.c_int64.from_address(target_address).value = int(self._values[value_index])
 
     def synchronize(self) -> None:
         return
@@ -134,7 +136,7 @@ def connect_ends(
         ranks: of the source and of the sink.
         pid: the process that each side takes for the other's.
     """
-    words = PairWords(SharedWords.create(PairWords.count(len(streams))), len(streams))
+    words = PairWords(SharedWords.create(PairWords.count_words(len(streams))), len(streams))
     process = os.getpid() if pid is None else pid
     source_rank, sink_rank = ranks
     by_id = {
@@ -153,6 +155,6 @@ def connect_ends(
     source = PairedSource(
         Peer(source_rank, process, lambda: words.source_end),
         words,
-        {stream_id: there.words for stream_id, there in by_id.items()},
+        {stream_id: sink_stream.words for stream_id, sink_stream in by_id.items()},
     )
     return Ends(words, sink, source, unmapped)

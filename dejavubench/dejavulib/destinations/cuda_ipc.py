@@ -8,9 +8,9 @@ Behind a chunk's copies the same CUDA stream stores a flag in host memory that b
 The sink's CPU reads the flag, and reads nothing of the chunk before. Grants and acknowledgements
 are words of the same memory: no message and no call of CUDA announces a chunk.
 
-The sink grants a microbatch's first chunks once its cache is filled with what the owner wants in
-it: that is the microbatch's epoch, before which the source writes nothing. From then on chunks go
-to their place without a grant of their own. Slots are granted again when they are free.
+The sink grants a microbatch's first chunks once its cache is ready to be written. This grant is the
+microbatch's epoch, before which the source writes nothing. From then on chunks go to their place
+without a grant of their own. Slots are granted again when they are free.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
 from .base import RemoteDestination, Stream, StreamingError
 from .peers.chunk_queue import ChunkQueue
-from .peers.chunk_words import IN_CACHE, MOST_AHEAD, PairEnd, Way, flag_values
+from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, PairEnd, flag_values
 from .peers.granted_chunk import GrantedChunk
 from .peers.pairs import (
     CONNECT_S,
@@ -47,8 +47,9 @@ from .peers.puts import CudaPuts, Puts
 from .registry import CUDA_IPC
 
 MOST_COPIES_PER_CHUNK = 16
-"""Most copies of a chunk that goes from cache to cache. Issuing one takes 2 µs; to gather and to
-scatter a token's chunk of 6.5 MiB takes 46.
+"""Most copies of a chunk that goes from cache to cache. A chunk that needs more is packed.
+
+Issuing one copy takes 2 µs. Gathering and scattering a token's chunk of 6.5 MiB takes 46 µs.
 """
 
 
@@ -114,10 +115,10 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._queues[stream.key].begin()
 
     def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> Any | None:
-        """Prepare copies from cache to cache, where few copies of long rows do."""
-        there = self._sinks[stream.peer_rank].find(stream)
-        place = there.place_of(chunk.region, stream.schedule)
-        copies = cache_copies(cache.geometry, chunk.region, there.schedule.geometry, place)
+        """Prepare copies from cache to cache; return None if they are many or have short rows."""
+        sink_stream = self._sinks[stream.peer_rank].find(stream)
+        place = sink_stream.place_of(chunk.region, stream.schedule)
+        copies = cache_copies(cache.geometry, chunk.region, sink_stream.schedule.geometry, place)
         phase = "token" if chunk.step else "prompt"
         if len(copies) > MOST_COPIES_PER_CHUNK or not suits_strided_dma(copies):
             row_nbytes = min(copy.width for copy in copies)
@@ -127,7 +128,7 @@ class CudaIPCDestination(RemoteDestination[int]):
             )
             return None
         self._ways[phase] = "strided DMA from cache to cache"
-        return self._puts.prepare(cache, copies, there.bases)
+        return self._puts.prepare(cache, copies, sink_stream.bases)
 
     def flush_direct(self, stream: Stream, chunk: Chunk, prepared: Any) -> None:
         """Put a chunk from cache to cache once the sink grants it; never waits."""
@@ -150,20 +151,21 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._under_way[stream.key].append(number)
         self._await_grant(queue, number, chunk)
         targets = iter(queue.extents.of_step(chunk.step))
-        put, synchronize, handle = self._puts.put, self._puts.synchronize, self._puts.own_handle
+        put, synchronize = self._puts.put, self._puts.synchronize
+        stream_handle = self._puts.own_stream_handle
         for block in self.cut_and_count(extents):
-            self._check_going_on(queue, chunk)
+            self._check_not_given_up(queue, chunk)
             for (address, nbytes), (target, _) in zip(block, targets, strict=False):
-                put(address, target, nbytes, handle)
+                put(address, target, nbytes, stream_handle)
                 if each_complete:
                     synchronize()
-        queue.store_flag(number, Way.PLACE, handle)
+        queue.store_flag(number, ChunkTarget.PLACE, stream_handle)
 
     def poll_completed(self, stream: Stream) -> int:
         """Put the chunks that have been granted; then count those that are in place."""
         queue = self._queues[stream.key]
         under_way = self._under_way[stream.key]
-        in_place = queue.words.done
+        in_place = queue.words.done_count
         while under_way and under_way[0] < in_place:
             number = under_way.popleft()
             queue.collect(number)
@@ -173,7 +175,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         if not self._given_up.is_set():
             queue.issue()
         if under_way:
-            queue.peer.look_after()
+            queue.peer.check_alive()
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -197,8 +199,8 @@ class CudaIPCDestination(RemoteDestination[int]):
         """Wait until all chunks before are put, and this one is granted."""
 
         def is_granted() -> bool:
-            self._check_going_on(queue, chunk)
-            queue.peer.look_after()
+            self._check_not_given_up(queue, chunk)
+            queue.peer.check_alive()
             return queue.is_granted(number)
 
         try:
@@ -209,7 +211,7 @@ class CudaIPCDestination(RemoteDestination[int]):
                 f"(step {chunk.step}) within {self._timeout:g} s"
             ) from None
 
-    def _check_going_on(self, queue: ChunkQueue, chunk: Chunk) -> None:
+    def _check_not_given_up(self, queue: ChunkQueue, chunk: Chunk) -> None:
         """Raise StreamingError if the destination has been given up."""
         if self._given_up.is_set():
             raise StreamingError(
@@ -233,12 +235,12 @@ class CudaIPCSinkEndpoint:
     def __init__(self, sources: Mapping[int, PairedSource], device: torch.device) -> None:
         self._sources = sources
         self._side_scatter = SideScatter(device)
-        self._numbers: Counter[tuple[int | None, int]] = Counter()
+        self._next_numbers: Counter[tuple[int | None, int]] = Counter()
         # The receives of each stream that are not acknowledged yet, oldest first.
         self._receives: defaultdict[tuple[int | None, int], deque[GrantedChunk]] = defaultdict(
             deque
         )
-        self._failed = False
+        self._has_failed = False
 
     @classmethod
     def connect(
@@ -264,7 +266,7 @@ class CudaIPCSinkEndpoint:
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> GrantedChunk:
         """Grant the stream's next chunk: straight to its place, or to ``packed``."""
-        return self._expect(
+        return self._grant_next(
             stream, packed.data_ptr(), partial(self._side_scatter.issue, packed, scatter)
         )
 
@@ -272,7 +274,7 @@ class CudaIPCSinkEndpoint:
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
     ) -> GrantedChunk:
         """Grant the stream's next chunk, extent by extent, straight to its place."""
-        return self._expect(stream, IN_CACHE)
+        return self._grant_next(stream, IN_CACHE)
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
@@ -281,17 +283,20 @@ class CudaIPCSinkEndpoint:
     def finish(self) -> None:
         """Return at once: acknowledgements are stored, not sent."""
 
-    def _look_after(self, source: PairedSource) -> None:
-        """Raise StreamingError if a source sends no more; then no side waits any more."""
+    def _check_source(self, source: PairedSource) -> None:
+        """Raise StreamingError if a source has failed or closed.
+
+        Abort first, so that no source waits for this side.
+        """
         try:
-            source.peer.look_after(owes_chunk=True)
+            source.peer.check_alive(must_be_open=True)
         except StreamingError:
             self.abort()
             raise
 
     def abort(self) -> None:
         """Let the sources know that this side has failed. No call of CUDA is made from now on."""
-        self._failed = True
+        self._has_failed = True
         for source in self._sources.values():
             source.words.sink_end = PairEnd.ABORTED
 
@@ -301,23 +306,25 @@ class CudaIPCSinkEndpoint:
         Raises:
             StreamingError: a source has failed, or has not done so in time.
         """
-        if not self._failed:
+        if not self._has_failed:
             release_sources(list(self._sources.values()))
 
-    def _expect(
+    def _grant_next(
         self,
         stream: Stream,
-        place: int,
+        grant: int,
         scatter: Callable[[], torch.cuda.Event | None] | None = None,
     ) -> GrantedChunk:
         receives = self._receives[stream.key]
-        if len(receives) == MOST_AHEAD:
-            raise StreamingError(f"stream {stream.id} has more than {MOST_AHEAD} chunks under way")
+        if len(receives) == MOST_CHUNKS_AHEAD:
+            raise StreamingError(
+                f"stream {stream.id} has more than {MOST_CHUNKS_AHEAD} chunks under way"
+            )
         source = self._sources[stream.peer_rank]
         words = source.streams[stream.id]
-        number = self._numbers[stream.key]
-        self._numbers[stream.key] += 1
-        granted = GrantedChunk(words, number, partial(self._look_after, source), scatter)
+        number = self._next_numbers[stream.key]
+        self._next_numbers[stream.key] += 1
+        granted = GrantedChunk(words, number, partial(self._check_source, source), scatter)
         receives.append(granted)
-        words.grant(number, place)
+        words.store_grant(number, grant)
         return granted

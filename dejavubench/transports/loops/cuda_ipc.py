@@ -17,7 +17,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample, message_stream
 
-MESSAGES = 32
+PUT_MESSAGES = 32
 """Messages of one measurement, and of the cache that holds them on either side."""
 
 
@@ -31,7 +31,7 @@ class CudaIPCLoops:
     def __init__(self, comm: MPI.Intracomm, rank_pair: RankPair, device: torch.device) -> None:
         self._rank_pair = rank_pair
         peer = rank_pair.peer
-        self._stream = message_stream(MESSAGES, peer)
+        self._stream = message_stream(PUT_MESSAGES, peer)
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._cache = KVCache.allocate(self._stream.schedule.geometry, torch.float32, device)
         torch.cuda.synchronize(device)  # puts have a stream of their own, beside that of the zeros
@@ -45,7 +45,7 @@ class CudaIPCLoops:
             return
         self._puts = CudaPuts(device, flag_values())
         sink = map_sink(comm, peer, device, self._puts.pin)
-        self._target = sink.find(self._stream).bases.k
+        self._sink_address = sink.find(self._stream).bases.k
         self._destination = CudaIPCDestination(self._puts, {peer: sink})
         self._prepared = [
             self._destination.prepare_direct(self._stream, chunk, self._cache)
@@ -55,32 +55,37 @@ class CudaIPCLoops:
     def probes(self) -> list[Probe]:
         """Return the raw loop of copies, and the destination with the same sizes."""
         return [
-            Probe("cuda-ipc-raw", "GB/s", self.raw),
-            Probe("cuda-ipc-destination", "GB/s", self.destination),
+            Probe("cuda-ipc-raw", "GB/s", self.time_raw),
+            Probe("cuda-ipc-destination", "GB/s", self.time_destination),
         ]
 
-    def raw(self) -> list[Sample]:
+    def time_raw(self) -> list[Sample]:
         """Run the raw loop: copies one behind the other, then one byte back by MPI."""
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         if self._destination is not None:
-            source, handle = self._cache.k.data_ptr(), self._puts.own_handle
-            for message_index in range(MESSAGES):
+            cache_address, stream_handle = self._cache.k.data_ptr(), self._puts.own_stream_handle
+            for message_index in range(PUT_MESSAGES):
                 offset = message_index % WINDOW * MESSAGE_NBYTES
-                self._puts.put(source + offset, self._target + offset, MESSAGE_NBYTES, handle)
+                self._puts.put(
+                    cache_address + offset,
+                    self._sink_address + offset,
+                    MESSAGE_NBYTES,
+                    stream_handle,
+                )
             self._puts.synchronize()
         self._rank_pair.confirm()
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Run the destination: puts on this side, grants and acknowledgements from the other."""
         self._rank_pair.begin()
-        began = time.perf_counter()
+        began_s = time.perf_counter()
         if self._destination is not None:
             self._send(self._destination)
         elif self._endpoint is not None:
             self._receive(self._endpoint)
-        return self._sample(time.perf_counter() - began)
+        return self._sample(time.perf_counter() - began_s)
 
     def _send(self, destination: CudaIPCDestination) -> None:
         destination.begin(self._stream)
@@ -93,31 +98,31 @@ class CudaIPCLoops:
 
     def _receive(self, endpoint: CudaIPCSinkEndpoint) -> None:
         packed = self._cache.bytes("k")  # no chunk is packed: all go straight to their place
-        posted = deque(endpoint.receive(self._stream, packed, _refuse) for _ in range(WINDOW))
+        posted = deque(endpoint.receive(self._stream, packed, _refuse_slot) for _ in range(WINDOW))
         for chunk_index in range(len(self._chunks)):
             while not posted[0].poll():
                 pass
             posted.popleft()
             endpoint.acknowledge(self._stream)
             if chunk_index + WINDOW < len(self._chunks):
-                posted.append(endpoint.receive(self._stream, packed, _refuse))
+                posted.append(endpoint.receive(self._stream, packed, _refuse_slot))
 
     def _sample(self, duration_s: float) -> list[Sample]:
         if self._destination is None:
             return []
         return [
             (
-                MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
-                f"{MESSAGES} × {MESSAGE_NBYTES >> 20} MiB",
+                PUT_MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
+                f"{PUT_MESSAGES} × {MESSAGE_NBYTES >> 20} MiB",
             )
         ]
 
     def close(self) -> None:
         """Close the end that this rank has."""
-        for own_side in (self._destination, self._endpoint):
-            if own_side is not None:
-                own_side.close()
+        for own_end in (self._destination, self._endpoint):
+            if own_end is not None:
+                own_end.close()
 
 
-def _refuse(packed: torch.Tensor) -> None:
+def _refuse_slot(packed: torch.Tensor) -> None:
     raise AssertionError("a message of the loop went into a slot")

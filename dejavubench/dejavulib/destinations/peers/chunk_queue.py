@@ -9,7 +9,7 @@ import torch
 
 from ...extents import ExtentAddresses
 from ..base import StreamingError
-from .chunk_words import IN_CACHE, MOST_AHEAD, Way, flag_index
+from .chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, flag_index
 from .pairs import MappedSink, StreamAtSink
 from .puts import Puts
 
@@ -19,13 +19,13 @@ class _WaitingChunk(NamedTuple):
 
     Attributes:
         prepared: copies from cache to cache; None: ``packed`` is put into a slot.
-        filled: mark after which the chunk may be read.
+        ready_mark: mark of the work after which the chunk may be read.
     """
 
     number: int
     prepared: Any
     packed: torch.Tensor | None
-    filled: Any
+    ready_mark: Any
 
 
 class ChunkQueue:
@@ -40,32 +40,32 @@ class ChunkQueue:
         extents: extents of the sink's cache, as mapped here.
     """
 
-    def __init__(self, puts: Puts, sink: MappedSink, there: StreamAtSink) -> None:
+    def __init__(self, puts: Puts, sink: MappedSink, sink_stream: StreamAtSink) -> None:
         self.peer = sink.peer
-        self.words = there.words
-        self.extents = ExtentAddresses(there.bases, there.schedule)
+        self.words = sink_stream.words
+        self.extents = ExtentAddresses(sink_stream.bases, sink_stream.schedule)
         self._puts = puts
         self._slots = sink.slots
-        self._number = 0
-        self._first = 0  # number of the microbatch's first chunk
-        self._is_open = False  # the microbatch's epoch is granted
-        self._collected = 0  # chunks that are known to be in place
+        self._next_number = 0
+        self._first_number = 0  # number of the microbatch's first chunk
+        self._has_epoch = False  # the sink has given the microbatch's epoch
+        self._collected_count = 0  # chunks that the source knows to be in place
         self._waiting: deque[_WaitingChunk] = deque()
 
     def begin(self) -> None:
         """Begin a microbatch. All chunks of the last one are collected."""
-        self._first = self._number
-        self._is_open = False
+        self._first_number = self._next_number
+        self._has_epoch = False
 
     def collect(self, number: int) -> None:
         """Note that a chunk is in place, so that its words can be used again."""
-        self.words.take_grant(number)  # of a chunk that needed none
-        self._collected = number + 1
+        self.words.take_grant(number)  # of a chunk that did not wait for its own
+        self._collected_count = number + 1
 
     def next_number(self) -> int:
         """Return the number of the next chunk, which is to be put."""
-        number = self._number
-        self._number += 1
+        number = self._next_number
+        self._next_number += 1
         return number
 
     def add(self, prepared: Any, packed: torch.Tensor | None) -> int:
@@ -75,9 +75,9 @@ class ChunkQueue:
             prepared: copies from cache to cache; None: ``packed`` goes into a slot.
         """
         number = self.next_number()
-        if not self._waiting and (place := self._find_place(number, packed is None)):
+        if not self._waiting and (grant := self._find_grant(number, packed is None)):
             # On the stream that has packed the chunk, or waits for the model: no event is needed.
-            self._put(number, prepared, packed, place, self._puts.current_handle())
+            self._put(number, prepared, packed, grant, self._puts.current_stream_handle())
         else:
             self._waiting.append(_WaitingChunk(number, prepared, packed, self._puts.mark()))
         return number
@@ -85,47 +85,55 @@ class ChunkQueue:
     def issue(self) -> None:
         """Put the chunks that have been granted since they were added."""
         while self._waiting:
-            number, prepared, packed, filled = self._waiting[0]
-            place = self._find_place(number, packed is None)
-            if not place:
+            number, prepared, packed, ready_mark = self._waiting[0]
+            grant = self._find_grant(number, packed is None)
+            if not grant:
                 return
             self._waiting.popleft()
-            self._puts.wait_for_mark(filled)
-            self._put(number, prepared, packed, place, self._puts.own_handle)
+            self._puts.wait_for_mark(ready_mark)
+            self._put(number, prepared, packed, grant, self._puts.own_stream_handle)
 
     def is_granted(self, number: int) -> bool:
         """Return whether a chunk whose extents the caller puts may begin; True once."""
         self.issue()
-        return not self._waiting and bool(self._find_place(number, False))
+        return not self._waiting and bool(self._find_grant(number, False))
 
-    def store_flag(self, number: int, way: Way, handle: int) -> None:
+    def store_flag(self, number: int, target: ChunkTarget, stream_handle: int) -> None:
         """Announce a chunk. Its copies have been issued before, on the same stream."""
         # In stream order, so the flag is stored when the last byte is in the sink's memory.
-        self._puts.store_word(flag_index(number, way), self.words.flag_address(number), handle)
+        self._puts.store_word(
+            flag_index(number, target), self.words.flag_address(number), stream_handle
+        )
 
-    def _find_place(self, number: int, is_direct: bool) -> int:
+    def _find_grant(self, number: int, is_direct: bool) -> int:
         """Return the grant of a chunk, ``IN_CACHE`` where the epoch suffices; 0 without one."""
-        if number - self._collected >= MOST_AHEAD:
+        if number - self._collected_count >= MOST_CHUNKS_AHEAD:
             return 0
         if not is_direct:
-            place = self.words.take_grant(number)
-            self._is_open |= bool(place)
-            return place
-        self._is_open = self._is_open or self.words.has_grant(self._first)
-        return IN_CACHE if self._is_open else 0
+            grant = self.words.take_grant(number)
+            self._has_epoch |= bool(grant)
+            return grant
+        self._has_epoch = self._has_epoch or self.words.has_grant(self._first_number)
+        return IN_CACHE if self._has_epoch else 0
 
     def _put(
-        self, number: int, prepared: Any, packed: torch.Tensor | None, place: int, handle: int
+        self,
+        number: int,
+        prepared: Any,
+        packed: torch.Tensor | None,
+        grant: int,
+        stream_handle: int,
     ) -> None:
         if packed is None:
-            self._puts.put_prepared(prepared, handle)
-            self.store_flag(number, Way.PLACE, handle)
+            self._puts.put_prepared(prepared, stream_handle)
+            self.store_flag(number, ChunkTarget.PLACE, stream_handle)
             return
-        slot, room = self._slots.get(place, (0, 0))
+        slot_address, slot_nbytes = self._slots.get(grant, (0, 0))
         nbytes = packed.numel()
-        if nbytes > room:
+        if nbytes > slot_nbytes:
             raise StreamingError(
-                f"rank {self.peer.rank} has granted a slot of {room} bytes for a chunk of {nbytes}"
+                f"rank {self.peer.rank} has granted a slot of {slot_nbytes} bytes "
+                f"for a chunk of {nbytes}"
             )
-        self._puts.put(packed.data_ptr(), slot, nbytes, handle)
-        self.store_flag(number, Way.SLOT, handle)
+        self._puts.put(packed.data_ptr(), slot_address, nbytes, stream_handle)
+        self.store_flag(number, ChunkTarget.SLOT, stream_handle)

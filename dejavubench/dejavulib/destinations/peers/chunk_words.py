@@ -1,8 +1,8 @@
 """The words by which a source and a sink of one host agree on chunks: grants, flags and counters.
 
 Each word has one writer at a time and is read whole, so no lock and no order between words is
-needed. Chunks of a stream are numbered on over all microbatches: a late word of an earlier chunk
-matches nothing.
+needed. A chunk's *number* counts the stream's chunks over all microbatches: a late word of an
+earlier chunk matches nothing.
 """
 
 from __future__ import annotations
@@ -13,28 +13,30 @@ import numpy as np
 
 from .shared_words import WORD_NBYTES, SharedWords
 
-RING = 256
-"""Words of a stream for each purpose. A chunk uses one of them, by its number modulo this."""
+RING_WORDS = 256
+"""Words of each of a stream's rings: grants, times and flags.
 
-MOST_AHEAD = RING // 2
-"""Chunks that may be granted and not acknowledged, or put and not yet collected by the source.
-
-At most half of the ring each: a grant is never stored where the one before it is still to be
-cleared.
+A chunk uses one word of each ring: its number modulo this.
 """
 
-FLAG_PERIOD = 16 * RING
-"""Chunks after which a flag has the same value again; a word of the ring has others in between."""
+MOST_CHUNKS_AHEAD = RING_WORDS // 2
+"""Most chunks that are granted and not acknowledged, or put and not yet collected by the source.
+
+Each is at most half of the ring: a grant is never stored where an earlier one is not cleared yet.
+"""
+
+FLAG_PERIOD = 16 * RING_WORDS
+"""Chunks after which a flag has the same value again. A word has other flags in between."""
 
 IN_CACHE = 1
 """Grant of a chunk whose extents go straight to the cache. Other grants are addresses of slots."""
 
-_LINE = 8  # words of a cache line: words of two writers do not lie in one
-_STREAM = _LINE + 3 * RING
-_PAIR = 2 * _LINE
+_LINE_WORDS = 8  # of a cache line: words of two writers lie in different lines
+_STREAM_WORDS = _LINE_WORDS + 3 * RING_WORDS
+_PAIR_WORDS = 2 * _LINE_WORDS
 
 
-class Way(IntEnum):
+class ChunkTarget(IntEnum):
     """The target of a chunk: its final place, or a slot from which the sink scatters it."""
 
     PLACE = 0
@@ -45,52 +47,54 @@ class PairEnd(IntEnum):
     """How far one side is with its end."""
 
     OPEN = 0
-    DONE = 1  # it puts nothing, or reads nothing, any more
+    DONE = 1  # it puts or reads no more chunks
     UNMAPPED = 2  # source: the sink may free its memory
-    ABORTED = 3  # it has failed: the other side waits for nothing
+    ABORTED = 3  # it has failed: the other side must not wait for it
 
 
-def flag_of(number: int, way: Way) -> int:
+def flag_of(number: int, target: ChunkTarget) -> int:
     """Return the flag that announces a chunk."""
-    return (number % FLAG_PERIOD + 1) * len(Way) + way
+    return (number % FLAG_PERIOD + 1) * len(ChunkTarget) + target
 
 
 def flag_values() -> np.ndarray:
     """Return all flags, int64, in the order of :func:`flag_index`."""
     return np.array(
-        [flag_of(number, way) for way in Way for number in range(FLAG_PERIOD)], np.int64
+        [flag_of(number, target) for target in ChunkTarget for number in range(FLAG_PERIOD)],
+        np.int64,
     )
 
 
-def flag_index(number: int, way: Way) -> int:
+def flag_index(number: int, target: ChunkTarget) -> int:
     """Return the place of a chunk's flag in :func:`flag_values`."""
-    return way * FLAG_PERIOD + number % FLAG_PERIOD
+    return target * FLAG_PERIOD + number % FLAG_PERIOD
 
 
 class PairWords:
     """The words of one source and one sink.
 
     Args:
-        shared: at least :meth:`count` words, all 0 in the beginning.
-        streams: number of streams from the source to the sink.
+        shared: at least :meth:`count_words` words, all 0 in the beginning.
+        stream_count: number of streams from the source to the sink.
     """
 
-    def __init__(self, shared: SharedWords, streams: int) -> None:
+    def __init__(self, shared: SharedWords, stream_count: int) -> None:
         self.shared = shared
         self._source_end = shared.words[:1]
-        self._sink_end = shared.words[_LINE : _LINE + 1]
+        self._sink_end = shared.words[_LINE_WORDS : _LINE_WORDS + 1]
         self.streams = [
-            StreamWords(shared, _PAIR + stream_index * _STREAM) for stream_index in range(streams)
+            StreamWords(shared, _PAIR_WORDS + stream_index * _STREAM_WORDS)
+            for stream_index in range(stream_count)
         ]
 
     @staticmethod
-    def count(streams: int) -> int:
-        """Return how many words so many streams need."""
-        return _PAIR + streams * _STREAM
+    def count_words(stream_count: int) -> int:
+        """Return the number of words of a pair with ``stream_count`` streams."""
+        return _PAIR_WORDS + stream_count * _STREAM_WORDS
 
     @property
     def source_end(self) -> PairEnd:
-        """How far the source is with its end; it alone stores this."""
+        """How far the source is with its end. Only the source sets it."""
         return PairEnd(self._source_end[0])
 
     @source_end.setter
@@ -99,7 +103,7 @@ class PairWords:
 
     @property
     def sink_end(self) -> PairEnd:
-        """How far the sink is with its end; it alone stores this."""
+        """How far the sink is with its end. Only the sink sets it."""
         return PairEnd(self._sink_end[0])
 
     @sink_end.setter
@@ -116,58 +120,64 @@ class StreamWords:
         flags_address: address of the first flag in this process.
     """
 
-    def __init__(self, shared: SharedWords, first: int) -> None:
-        self._done = shared.words[first : first + 1]  # chunks in place; stored by the sink
-        rings = first + _LINE
+    def __init__(self, shared: SharedWords, first_word: int) -> None:
+        grants_start = first_word + _LINE_WORDS
+        times_start = grants_start + RING_WORDS
+        flags_start = times_start + RING_WORDS
+        # Stored by the sink.
+        self._done_count = shared.words[first_word : first_word + 1]
+        self._sink_ns = shared.words[times_start:flags_start]
         # The sink stores a grant, and the source clears it.
-        self._grants = shared.words[rings : rings + RING]
-        # Nanoseconds that the sink took; stored by the sink.
-        self._times = shared.words[rings + RING : rings + 2 * RING]
-        self.flags = shared.words[rings + 2 * RING : rings + 3 * RING]
-        self.flags_address = shared.address + (rings + 2 * RING) * WORD_NBYTES
+        self._grants = shared.words[grants_start:times_start]
+        self.flags = shared.words[flags_start : flags_start + RING_WORDS]
+        self.flags_address = shared.address + flags_start * WORD_NBYTES
 
     # ---- the sink ----
 
-    def grant(self, number: int, place: int) -> None:
-        """Let the source put a chunk: into its place or the slot at ``place``, or ``IN_CACHE``."""
-        self._grants[number % RING] = place
+    def store_grant(self, number: int, grant: int) -> None:
+        """Let the source put a chunk.
 
-    def find_way(self, number: int) -> Way | None:
-        """Return where a chunk has been put, or None if it is not announced yet."""
-        flag = self.flags[number % RING]
-        if flag == flag_of(number, Way.PLACE):
-            return Way.PLACE
-        return Way.SLOT if flag == flag_of(number, Way.SLOT) else None
+        Args:
+            grant: address of the slot that the chunk may use, or ``IN_CACHE``.
+        """
+        self._grants[number % RING_WORDS] = grant
+
+    def find_target(self, number: int) -> ChunkTarget | None:
+        """Return the target that a chunk has been put into; None: it is not announced yet."""
+        flag = self.flags[number % RING_WORDS]
+        if flag == flag_of(number, ChunkTarget.PLACE):
+            return ChunkTarget.PLACE
+        return ChunkTarget.SLOT if flag == flag_of(number, ChunkTarget.SLOT) else None
 
     def note_done(self, number: int, sink_ns: int) -> None:
         """Tell the source that a chunk is in its place, ``sink_ns`` after its flag was seen."""
-        self._times[number % RING] = sink_ns
-        self._done[0] = number + 1
+        self._sink_ns[number % RING_WORDS] = sink_ns
+        self._done_count[0] = number + 1
 
     # ---- the source ----
 
     def has_grant(self, number: int) -> bool:
         """Return whether a chunk is granted and the grant not yet cleared."""
-        return bool(self._grants[number % RING])
+        return bool(self._grants[number % RING_WORDS])
 
     def take_grant(self, number: int) -> int:
         """Return the grant of a chunk and clear it; 0 if there is none yet."""
-        place: int = self._grants[number % RING]
-        if place:
-            self._grants[number % RING] = 0
-        return place
+        grant: int = self._grants[number % RING_WORDS]
+        if grant:
+            self._grants[number % RING_WORDS] = 0
+        return grant
 
     def flag_address(self, number: int) -> int:
         """Return the address of a chunk's flag."""
-        return self.flags_address + number % RING * WORD_NBYTES
+        return self.flags_address + number % RING_WORDS * WORD_NBYTES
 
     @property
-    def done(self) -> int:
+    def done_count(self) -> int:
         """Number of chunks that are in place."""
-        count: int = self._done[0]
+        count: int = self._done_count[0]
         return count
 
     def sink_ns(self, number: int) -> int:
         """Return how long the sink took for one of the newest chunks that are in place."""
-        nanoseconds: int = self._times[number % RING]
+        nanoseconds: int = self._sink_ns[number % RING_WORDS]
         return nanoseconds

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import torch
 
 from ... import chunk_times
-from .chunk_words import StreamWords, Way
+from .chunk_words import ChunkTarget, StreamWords
 
 
 class GrantedChunk:
-    """A chunk of which nothing is read before its flag is there.
+    """A chunk that the sink does not read before its flag is stored.
 
     Args:
-        look_after: raises an error if the source has failed.
-        scatter: brings the chunk from its slot to its place; on a device, it returns the event
-            after which it is there. None: its extents go straight to their place.
+        check_alive: raises StreamingError if the source has failed.
+        scatter: scatters the chunk from its slot to its place. On a device, it returns the event
+            after which the chunk is in place. None: the chunk's extents go straight to their place.
 
     Attributes:
         received: when the flag was seen; 0 until then.
@@ -26,25 +26,25 @@ class GrantedChunk:
         self,
         words: StreamWords,
         number: int,
-        look_after: Callable[[], None],
+        check_alive: Callable[[], None],
         scatter: Callable[[], torch.cuda.Event | None] | None = None,
     ) -> None:
         self.received = 0
         self._words = words
         self._number = number
-        self._look_after = look_after
+        self._check_alive = check_alive
         self._scatter = scatter
         self._scattered: torch.cuda.Event | None = None
 
     def poll(self) -> bool:
         """Return whether the chunk is in its place."""
         if not self.received:
-            way = self._words.find_way(self._number)
-            if way is None:
-                self._look_after()
+            target = self._words.find_target(self._number)
+            if target is None:
+                self._check_alive()
                 return False
             self.received = chunk_times.now()
-            if way is Way.SLOT:
+            if target is ChunkTarget.SLOT:
                 assert self._scatter is not None, "a chunk of single extents has no slot"
                 self._scattered = self._scatter()
         return self._scattered is None or self._scattered.query()

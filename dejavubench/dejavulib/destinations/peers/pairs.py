@@ -25,17 +25,17 @@ from .shared_words import PeerMemoryError, SharedWords, WordsOffer, has_ended
 CONNECT_S = 60.0
 """Seconds within which the other side must connect, or be done with the memory."""
 
-LOOK_S = 0.25
-"""Seconds between two looks whether the other process is still there."""
+CHECK_INTERVAL_S = 0.25
+"""Seconds between two checks that the other process is alive."""
 
 WAIT_FOR_PEER_REPORT_S = 3.0
-"""Seconds that this side waits before it complains of a lost peer, whose own report says more."""
+"""Seconds before this side reports a lost peer, so that the peer's own report comes first."""
 
 _OFFER, _ANSWER = range(2)  # tags
 
 
 class Peer:
-    """The other side of a pair. Its end is noticed while something is awaited of it.
+    """The other side of a pair, checked while this side waits for it.
 
     Args:
         pid: its process.
@@ -49,47 +49,50 @@ class Peer:
         self.rank = rank
         self._pid = pid
         self._find_end = find_end
-        self._next_look = 0.0
+        self._next_check_s = 0.0
 
-    def look_after(self, owes_chunk: bool = False) -> None:
+    def check_alive(self, must_be_open: bool = False) -> None:
         """Raise StreamingError if the other side has failed or its process has ended.
 
+        Called at each poll, it looks only every :data:`CHECK_INTERVAL_S`. It sleeps for
+        :data:`WAIT_FOR_PEER_REPORT_S` before it reports a process that has ended.
+
         Args:
-            owes_chunk: it must not have closed, either.
+            must_be_open: raise it, too, if the other side has closed.
         """
-        now = time.monotonic()
-        if now < self._next_look:  # it is asked at each poll, and reading /proc takes 20 µs
+        now_s = time.monotonic()
+        if now_s < self._next_check_s:  # reading /proc takes 20 µs
             return
-        self._next_look = now + LOOK_S
+        self._next_check_s = now_s + CHECK_INTERVAL_S
         end = self._find_end()
         if end is PairEnd.ABORTED:
             raise StreamingError(f"rank {self.rank} has given up streaming to or from this rank")
-        if owes_chunk and end is not PairEnd.OPEN:
+        if must_be_open and end is not PairEnd.OPEN:
             raise StreamingError(f"rank {self.rank} has closed before the end of its stream")
         if has_ended(self._pid):
             time.sleep(WAIT_FOR_PEER_REPORT_S)
             raise StreamingError(f"the process of rank {self.rank} has ended within a stream")
 
-    def await_end(self, least: PairEnd, timeout: float = CONNECT_S) -> None:
-        """Wait until the other side is as far with its end as ``least``.
+    def await_end(self, least_end: PairEnd, timeout: float = CONNECT_S) -> None:
+        """Wait until the other side is at least as far with its end as ``least_end``.
 
         Raises:
-            StreamingError: it has failed, or is not so far within ``timeout`` seconds.
+            StreamingError: it has failed, or is not that far within ``timeout`` seconds.
         """
 
-        def is_there() -> bool:
-            self.look_after()
-            return self._find_end() >= least
+        def has_reached_end() -> bool:
+            self.check_alive()
+            return self._find_end() >= least_end
 
         try:
-            wait_asleep(is_there, f"the end of rank {self.rank}", timeout)
+            wait_asleep(has_reached_end, f"the end of rank {self.rank}", timeout)
         except DeadlineError as error:
             raise StreamingError(f"unmapping memory: {error}") from None
 
 
 @dataclass(frozen=True)
 class _Offer:
-    """A sink's memory, as it tells one of its sources."""
+    """A sink's memory and streams, in its message to one of its sources."""
 
     words: WordsOffer
     tensors: Sequence[SharedTensor]
@@ -114,24 +117,24 @@ class StreamAtSink:
 
     def has_chunks_of(self, schedule: StreamSchedule) -> bool:
         """Return whether a source's schedule cuts the stream into the same chunks."""
-        return _sizes(schedule) == _sizes(self.schedule)
+        return _common_sizes(schedule) == _common_sizes(self.schedule)
 
     def place_of(self, region: Region, schedule: StreamSchedule) -> Region:
         """Return the place in the sink's cache of a part of a source's stream."""
 
-        def shift(part: Span, own: Span, other: Span) -> Span:
-            return part.shift(other.start - own.start)
+        def shift(part: Span, at_source: Span, at_sink: Span) -> Span:
+            return part.shift(at_sink.start - at_source.start)
 
-        own_region, other_region = schedule.region, self.schedule.region
+        source_region, sink_region = schedule.region, self.schedule.region
         return Region(
-            shift(region.layers, own_region.layers, other_region.layers),
-            shift(region.requests, own_region.requests, other_region.requests),
-            shift(region.heads, own_region.heads, other_region.heads),
+            shift(region.layers, source_region.layers, sink_region.layers),
+            shift(region.requests, source_region.requests, sink_region.requests),
+            shift(region.heads, source_region.heads, sink_region.heads),
             region.positions,
         )
 
 
-def _sizes(schedule: StreamSchedule) -> tuple[int, ...]:
+def _common_sizes(schedule: StreamSchedule) -> tuple[int, ...]:
     """Return the sizes that two schedules of the same chunks have in common."""
     region = schedule.region
     return (
@@ -166,14 +169,14 @@ class MappedSink:
         """Return a stream as the sink has it.
 
         Raises:
-            StreamingError: it does not have the same chunks there.
+            StreamingError: the sink does not have this stream with the same chunks.
         """
-        there = self.streams.get(stream.id)
-        if there is None or not there.has_chunks_of(stream.schedule):
+        sink_stream = self.streams.get(stream.id)
+        if sink_stream is None or not sink_stream.has_chunks_of(stream.schedule):
             raise StreamingError(
                 f"rank {self.peer.rank} has no stream {stream.id} of the same chunks as this rank"
             )
-        return there
+        return sink_stream
 
 
 def map_sink(
@@ -182,7 +185,7 @@ def map_sink(
     """Map what a sink offers by :func:`offer_memory`.
 
     Args:
-        device: it puts into the memory.
+        device: device that will put into the memory.
         pin: lets the device store into shared words.
 
     Raises:
@@ -217,7 +220,7 @@ def map_sink(
 
 
 def release_sinks(sinks: Sequence[MappedSink]) -> None:
-    """Unmap the memory of all sinks, once they are done with it, too.
+    """Unmap the memory of all sinks, once each sink is done.
 
     Raises:
         StreamingError: a sink has failed, or is not done in time.
@@ -272,7 +275,7 @@ def offer_memory(
     for cache, stream in streams:
         offered[stream.peer_rank][stream.id] = stream.schedule, BaseAddresses.of_cache(cache)
     shared = {
-        source: SharedWords.create(PairWords.count(len(of_source)))
+        source: SharedWords.create(PairWords.count_words(len(of_source)))
         for source, of_source in offered.items()
     }
     offers = {

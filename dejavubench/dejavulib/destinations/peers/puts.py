@@ -21,10 +21,10 @@ class Puts(Protocol):
     A *stream handle* is CUDA's. What is issued on one stream is done in the order of the calls.
     """
 
-    own_handle: int
+    own_stream_handle: int
     """Handle of a stream that nothing else is issued on."""
 
-    def current_handle(self) -> int:
+    def current_stream_handle(self) -> int:
         """Return the handle of torch's current stream."""
 
     def mark(self) -> Any:
@@ -36,14 +36,16 @@ class Puts(Protocol):
     def prepare(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> Any:
         """Prepare copies from a cache of this process; ``bases``: of the other cache, as mapped."""
 
-    def put_prepared(self, prepared: Any, handle: int) -> None:
+    def put_prepared(self, prepared: Any, stream_handle: int) -> None:
         """Issue copies of :meth:`prepare`."""
 
-    def put(self, source: int, target: int, nbytes: int, handle: int) -> None:
+    def put(
+        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+    ) -> None:
         """Issue a copy between two addresses."""
 
-    def store_word(self, value_index: int, target: int, handle: int) -> None:
-        """Issue the storing of one of the prepared values in a word, behind the copies before."""
+    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
+        """Issue the store of one of the known values in a word, behind all copies before it."""
 
     def synchronize(self) -> None:
         """Wait until all that was issued on the own stream is done."""
@@ -71,13 +73,13 @@ class CudaPuts:
         self._device = device
         self._copy = runtime.memcpyAsync  # once: an import statement takes 1 µs of each call
         self._values = torch.from_numpy(values).to(device)
-        self._first_value = self._values.data_ptr()
-        torch.cuda.synchronize(device)  # the values are there before any stream reads them
+        self._first_value_address = self._values.data_ptr()
+        torch.cuda.synchronize(device)  # the values arrive before any stream reads them
         self._stream = torch.cuda.Stream(device)
-        self.own_handle = self._stream.cuda_stream
+        self.own_stream_handle = self._stream.cuda_stream
         self._pinned: list[SharedWords] = []
 
-    def current_handle(self) -> int:
+    def current_stream_handle(self) -> int:
         """Return the handle of torch's current stream."""
         return torch.cuda.current_stream(self._device).cuda_stream
 
@@ -95,18 +97,20 @@ class CudaPuts:
         """Return the copies with CUDA's arguments for them."""
         return CacheCopy(cache, copies, bases)
 
-    def put_prepared(self, prepared: CacheCopy, handle: int) -> None:
+    def put_prepared(self, prepared: CacheCopy, stream_handle: int) -> None:
         """Issue prepared copies."""
-        prepared.issue(handle)
+        prepared.issue(stream_handle)
 
-    def put(self, source: int, target: int, nbytes: int, handle: int) -> None:
+    def put(
+        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+    ) -> None:
         """Issue a copy between two addresses, of any two devices."""
-        self._copy(target, source, nbytes, ANY_TO_ANY, handle)
+        self._copy(target_address, source_address, nbytes, ANY_TO_ANY, stream_handle)
 
-    def store_word(self, value_index: int, target: int, handle: int) -> None:
+    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
         """Issue the copy of one value into a word of pinned host memory."""
-        source = self._first_value + value_index * WORD_NBYTES
-        self._copy(target, source, WORD_NBYTES, DEVICE_TO_HOST, handle)
+        value_address = self._first_value_address + value_index * WORD_NBYTES
+        self._copy(target_address, value_address, WORD_NBYTES, DEVICE_TO_HOST, stream_handle)
 
     def synchronize(self) -> None:
         """Wait for the own stream."""

@@ -25,11 +25,16 @@ class PeerMemoryError(StreamingError):
 
 
 class WordsOffer(NamedTuple):
-    """The place of shared words, for the process that opens them."""
+    """The place of shared words, for the process that opens them.
+
+    Attributes:
+        pid, file_descriptor: process that made the words, and its descriptor of their file.
+        token: content of the last word, which tells this memory from any other.
+    """
 
     pid: int
-    file: int
-    length: int
+    file_descriptor: int
+    word_count: int
     token: int
 
 
@@ -42,29 +47,28 @@ class SharedWords:
         nbytes: bytes of the memory, whole pages.
     """
 
-    def __init__(self, file: int, count: int) -> None:
-        self.nbytes = _whole_pages(count)
-        self._file = file
-        memory = mmap.mmap(file, self.nbytes)
-        content = np.frombuffer(memory, np.int64)
-        # The last word tells the memory from any other.
-        self.words = content.data[:-1]
-        self._token = content.data[-1:]
-        self.address = content.ctypes.data
+    def __init__(self, file_descriptor: int, word_count: int) -> None:
+        self.nbytes = _page_nbytes(word_count)
+        self._file_descriptor = file_descriptor
+        memory = mmap.mmap(file_descriptor, self.nbytes)
+        all_words = np.frombuffer(memory, np.int64)
+        self.words = all_words.data[:-1]
+        self._token = all_words.data[-1:]
+        self.address = all_words.ctypes.data
 
     @classmethod
-    def create(cls, count: int) -> SharedWords:
-        """Make at least ``count`` words, all 0."""
+    def create(cls, word_count: int) -> SharedWords:
+        """Make at least ``word_count`` words, all 0."""
         # A file without a name: no other program finds it, and it ends with its processes.
-        file = os.memfd_create("dejavulib-words")
-        os.ftruncate(file, _whole_pages(count))
-        shared = cls(file, count)
+        file_descriptor = os.memfd_create("dejavulib-words")
+        os.ftruncate(file_descriptor, _page_nbytes(word_count))
+        shared = cls(file_descriptor, word_count)
         shared._token[0] = secrets.randbits(62)
         return shared
 
     def offer(self) -> WordsOffer:
         """Return the place of these words for another process. It is valid until :meth:`close`."""
-        return WordsOffer(os.getpid(), self._file, len(self.words), self._token[0])
+        return WordsOffer(os.getpid(), self._file_descriptor, len(self.words), self._token[0])
 
     @classmethod
     def open(cls, offer: WordsOffer) -> SharedWords:
@@ -73,33 +77,33 @@ class SharedWords:
         Raises:
             PeerMemoryError: they cannot be reached from this process.
         """
-        place = f"/proc/{offer.pid}/fd/{offer.file}"
+        path = f"/proc/{offer.pid}/fd/{offer.file_descriptor}"
         try:
-            opened = cls(os.open(place, os.O_RDWR), offer.length)
+            opened = cls(os.open(path, os.O_RDWR), offer.word_count)
             is_other = opened._token[0] != offer.token
         except (OSError, ValueError) as error:
             raise PeerMemoryError(
-                f"{place} of the other process cannot be opened: {error}"
+                f"{path} of the other process cannot be opened: {error}"
             ) from None
         if is_other:
             raise PeerMemoryError(
-                f"{place} is not the other process's memory: the two see different processes "
+                f"{path} is not the other process's memory: the two see different processes "
                 "(PID namespaces). Start both in one container"
             )
         return opened
 
     def close(self) -> None:
-        """Let go of the file; the memory goes with the last object that reads it."""
-        os.close(self._file)
+        """Close the file. The memory is freed with the last object that reads it."""
+        os.close(self._file_descriptor)
 
 
-def _whole_pages(count: int) -> int:
-    """Return the bytes of the pages that hold so many words, and the token."""
-    return -(-(count + 1) * WORD_NBYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+def _page_nbytes(word_count: int) -> int:
+    """Return the bytes of the pages that hold ``word_count`` words and the token."""
+    return -(-(word_count + 1) * WORD_NBYTES // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, be its parent told so or not."""
+    """Return whether a process has ended, even if its parent has not waited for it yet."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
