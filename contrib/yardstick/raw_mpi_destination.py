@@ -16,6 +16,7 @@ from dejavubench.dejavulib.destinations.base import (
     RemoteDestination,
     Stream,
     StreamingError,
+    StreamKey,
 )
 from dejavubench.dejavulib.schedule import Chunk
 
@@ -79,7 +80,7 @@ class Nothing(Destination):
     entry = NOTHING_ENTRY
 
     def __init__(self) -> None:
-        self._completed: dict[tuple[int | None, int], int] = {}
+        self._completed: dict[StreamKey, int] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """Count from zero again."""

@@ -21,7 +21,7 @@ class CacheFetcher:
         schedule: schedule of all streams that are fetched.
         store: holds them.
         places: how bytes get to the caches.
-        on_move: called as a fetch gets on.
+        on_move: called as a fetch makes progress.
     """
 
     def __init__(

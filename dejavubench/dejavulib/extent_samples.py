@@ -29,8 +29,8 @@ class ExtentSampler:
     """Times some of the extents that one manager's helper moves.
 
     Attributes:
-        interval: of so many extents, one is timed.
-        moved_count: number of extents so far.
+        interval: 1 extent in ``interval`` is timed.
+        moved_count: number of extents moved so far.
         samples: those that were timed.
     """
 

@@ -1,6 +1,6 @@
 """The caches that swapped microbatches take turns in: how they are filled, and how a model waits.
 
-Two threads use them. The model's thread enters and leaves a place; the bringer's fills it. On a
+Two threads use them. The model's thread enters and leaves a place; the fetcher's fills it. On a
 CUDA device neither waits for what the device does: places are filled on a stream of their own,
 behind the turn that was there, and the model's stream waits until its place is filled.
 """
@@ -44,7 +44,7 @@ class Residents(Protocol):
     def leave(self, place: int) -> None:
         """Let the place be filled again behind what the model has computed so far."""
 
-    # ---- the bringer's thread ----
+    # ---- the fetcher's thread ----
 
     def begin_fill(self, place: int) -> None:
         """Begin to fill a place, whose last turn is streamed out."""

@@ -100,15 +100,15 @@ class Swapper:
             SwappedMicrobatch(self, microbatch) for microbatch in range(len(streams))
         ]
         self.cost = SwapCost()
-        self._move_count = 0  # changes while the bringer gets on
-        # Turns, from the first one on, whose cache is in place. The bringer writes it while turns
-        # run; `begin` resets it while the bringer is idle.
+        self._move_count = 0  # changes while the fetcher makes progress
+        # Turns, from the first one on, whose cache is in place. The fetcher's thread counts them
+        # while turns run; `begin` resets the count while this thread is idle.
         self._in_place = 0
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
         self._error: StreamingError | None = None
         self._thread = start_helper(
-            "swapper", self._work, self._fail, lambda: f"bringing back turn {self._in_place}"
+            "fetcher", self._fetch_turns, self._fail, lambda: f"bringing back turn {self._in_place}"
         )
 
     def _make_managers(self, stream: Stream) -> list[CacheManager]:
@@ -164,7 +164,7 @@ class Swapper:
         The wait counts as stall of the microbatch's phase.
 
         Raises:
-            StreamingError: bringing the cache back failed, or does not get on.
+            StreamingError: bringing the cache back failed, or makes no progress.
         """
         self.microbatches[microbatch].step_begins(step)
 
@@ -194,10 +194,10 @@ class Swapper:
         return enter(place)
 
     def leave(self, microbatch: int, step: int) -> None:
-        """End this turn: its cache may be evicted, and another one brought in its place."""
+        """End this turn: its cache may be evicted, and another one fetched in its place."""
         turn = self._turn_number(microbatch, step)
         self._places.leave(turn % len(self._resident_caches))
-        # R turns later this cache serves again: its next user is the turn to bring.
+        # R turns later this cache serves again: its next user is the turn to fetch.
         turn += len(self._resident_caches)
         if turn < len(self._streams) * (self._streams[0].schedule.steps + 1):
             self._turns.put(turn)
@@ -213,11 +213,11 @@ class Swapper:
         return self._resident_caches[0]
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time so far of the thread that brings caches back."""
+        """Return the CPU time so far of the fetcher's thread."""
         return cpu_seconds(self._thread)
 
     def close(self) -> None:
-        """End the thread; a cache that it is about to bring is given up."""
+        """End the fetcher's thread; a cache that it is about to fetch is given up."""
         self._turns.put(None)
         self._thread.join(self._timeout)
 
@@ -229,18 +229,18 @@ class Swapper:
         if self._error is not None:
             raise self._error
 
-    # ---- the bringer's thread ----
+    # ---- the fetcher's thread ----
 
-    def _work(self) -> None:
+    def _fetch_turns(self) -> None:
         while (turn := self._turns.get()) is not None:
-            self._bring(turn)
+            self._fetch_turn(turn)
 
     def _fail(self, error: StreamingError) -> None:
-        """End the bringer: no later turn may count as in place."""
+        """Note the error that ended the thread: no later turn may count as in place."""
         self._error = error
         self._wake.set()
 
-    def _bring(self, turn: int) -> None:
+    def _fetch_turn(self, turn: int) -> None:
         place = turn % len(self._resident_caches)
         step, microbatch = divmod(turn, len(self._streams))
         # The turn that was in this place must be streamed out before its cache is overwritten.
@@ -250,13 +250,13 @@ class Swapper:
             self._await_complete(turn - len(self._streams))
             began_s = time.perf_counter()
             self.cost.nbytes += self._fetcher.fetch(self._streams[microbatch], step, place)
-            self._let_in(turn)
+            self._admit(turn)
             self._await_filled(microbatch, place)
             self.cost.bring_s += time.perf_counter() - began_s
         else:
-            self._let_in(turn)
+            self._admit(turn)
 
-    def _let_in(self, turn: int) -> None:
+    def _admit(self, turn: int) -> None:
         """Let the model's thread compute a turn, as it does as soon as it sees the count."""
         self._in_place = turn + 1
         self._wake.set()
@@ -287,7 +287,7 @@ class Swapper:
                 wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
-            self._count_move()  # eviction got on, so the model's wait is not stuck
+            self._count_move()  # eviction makes progress, so the model's wait is not stuck
 
     def _count_move(self) -> None:
         self._move_count += 1

@@ -14,7 +14,7 @@ import torch
 
 from . import chunk_times
 from .chunk_times import MOST_TIMED_CHUNKS, TimesBlock
-from .destinations.base import Stream
+from .destinations.base import PreparedChunk, Stream
 from .device_times import DeviceMarks
 from .extents import StepExtents
 from .packing import Packing
@@ -128,7 +128,7 @@ class PlannedChunk:
     source: Packing | StepExtents
     each_complete: bool
     row: int = 0
-    direct: object | None = None
+    direct: PreparedChunk | None = None
 
     @cached_property
     def begins_step(self) -> bool:

@@ -15,8 +15,8 @@ from types import TracebackType
 WORKING, WAITING, PATIENT = range(3)
 """States of the main thread.
 
-WORKING: it must get on. WAITING: it waits for other ranks. PATIENT: it may take long, as loading,
-compiling, or a wait with a deadline of its own.
+WORKING: it must make progress. WAITING: it waits for other ranks. PATIENT: it loads, compiles, or
+waits with a deadline of its own, which may take long.
 """
 
 HEARTBEATS, PROGRESS, STATE, PHASE_LENGTH = range(4)

@@ -31,19 +31,28 @@ class PhysicalGpu(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopbackFacts:
-    """The way in which NCCL works between ranks of one GPU, for records and labels.
+    """How NCCL works between ranks of one GPU, for records and labels.
 
     Attributes:
-        way: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).
+        loopback_kind: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).
         version: version of NCCL, as NCCL's own number.
         ranks: the groups of ranks that share a GPU.
         variables: the environment variables that were set on this rank.
     """
 
-    way: Literal["multi-rank", "fake hosts"]
+    loopback_kind: Literal["multi-rank", "fake hosts"]
     version: int
     ranks: list[list[int]]
     variables: dict[str, str]
+
+    def to_record(self) -> dict[str, object]:
+        """Return the facts by their keys in records, which call the kind ``way``."""
+        return {
+            "way": self.loopback_kind,
+            "version": self.version,
+            "ranks": self.ranks,
+            "variables": self.variables,
+        }
 
 
 def gpu_of(device: torch.device) -> PhysicalGpu:
@@ -96,9 +105,9 @@ def prepare_gpus(
     # The oldest library decides: a variable that it does not know would leave its rank refused.
     lowest_version = min(comm.allgather((read_version or nccl_version)()))
     is_one_host = len({member.host for member in gpus}) == 1
-    way, variables = _loopback_variables(lowest_version, comm.rank, is_one_host)
+    loopback_kind, variables = _loopback_variables(lowest_version, comm.rank, is_one_host)
     os.environ.update(variables)
-    return LoopbackFacts(way, lowest_version, groups, variables)
+    return LoopbackFacts(loopback_kind, lowest_version, groups, variables)
 
 
 def _list_ranks(ranks: Sequence[int]) -> str:
@@ -108,7 +117,10 @@ def _list_ranks(ranks: Sequence[int]) -> str:
 def _loopback_variables(
     version: int, rank: int, is_one_host: bool
 ) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
-    """Return the variables that let ranks share a GPU and make it fast; the user's own ones win."""
+    """Return the kind of loopback, and variables that allow it and make it fast.
+
+    Variables that the user has set are kept.
+    """
     if version >= FIRST_MULTI_RANK_VERSION:
         tuning_variables = {
             "NCCL_BUFFSIZE": str(32 << 20),

@@ -179,7 +179,7 @@ class ExtentTimes(Line):
         of: the arm that it is like.
         total_ms: TOTAL of its iteration.
         extents: number of extents of the microbatch.
-        every: of so many, one was timed.
+        every: 1 extent in ``every`` was timed.
         step: for each sample, the step that it belongs to.
         nbytes: for each sample, its bytes.
         ns: for each sample, its nanoseconds: until it was complete at level 0, issued at

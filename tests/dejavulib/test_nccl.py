@@ -31,6 +31,7 @@ from dejavubench.dejavulib.waiting import wait_asleep
 from dejavubench.parallel.mps import mps_running
 from dejavubench.parallel.nccl import NCCLError, call_within
 from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from dejavubench.records.environment import NcclLoopback
 from helpers.caches import INTEGERS, packed_stream, random_cache
 from helpers.fake_destination import (
     CUT_LAYERS,
@@ -116,7 +117,7 @@ def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
     loopback_facts = prepare_rank(
         [FIRST_GPU, FIRST_GPU], rank=1, loopback=True, versions=[23203, 22809]
     )
-    assert (loopback_facts.way, loopback_facts.version, loopback_facts.ranks) == (
+    assert (loopback_facts.loopback_kind, loopback_facts.version, loopback_facts.ranks) == (
         "fake hosts",
         22809,
         [[0, 1]],
@@ -145,7 +146,9 @@ def test_a_newer_nccl_loops_back_by_its_own_option() -> None:
     loopback_facts = prepare_rank(
         [FIRST_GPU, FIRST_GPU], rank=0, loopback=True, versions=[23000, 23000]
     )
-    assert loopback_facts.way == "multi-rank"
+    assert loopback_facts.loopback_kind == "multi-rank"
+    record = NcclLoopback.model_validate(loopback_facts.to_record())
+    assert (record.way, record.ranks) == ("multi-rank", [[0, 1]])
     assert os.environ["NCCL_MULTI_RANK_GPU_ENABLE"] == "1"
     assert "NCCL_HOSTID" not in os.environ
 

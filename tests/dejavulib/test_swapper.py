@@ -295,9 +295,9 @@ def test_a_failed_fetch_is_reported_even_if_the_next_one_succeeds(
             for layer in range(schedule.geometry.layers):
                 swapped.layer_ready(layer)
             swapped.step_ready(0)
-        (bringer,) = (thread for thread in threading.enumerate() if thread.name == "swapper")
-        bringer.join(10.0)
-        assert not bringer.is_alive(), "it brings no later turn after one that failed"
+        (fetcher,) = (thread for thread in threading.enumerate() if thread.name == "fetcher")
+        fetcher.join(10.0)
+        assert not fetcher.is_alive(), "it fetches no later turn after one that failed"
         with pytest.raises(
             StreamingError, match="OSError: the store is gone; bringing back turn 3"
         ):

@@ -14,6 +14,7 @@ from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
     Stream,
+    StreamKey,
 )
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
@@ -74,10 +75,10 @@ class FakeDestination(Destination):
         self.slots: set[int] = set()
         self.each_complete: set[bool] = set()
         self.steps: dict[Stream, list[tuple[int, object]]] = defaultdict(list)
-        self.packed: dict[tuple[int | None, int], list[bytes]] = defaultdict(list)
+        self.packed: dict[StreamKey, list[bytes]] = defaultdict(list)
         self.closed = 0
-        self._watched: dict[tuple[int | None, int], list[torch.Tensor | None]] = defaultdict(list)
-        self._complete: dict[tuple[int | None, int], int] = defaultdict(int)
+        self._watched: dict[StreamKey, list[torch.Tensor | None]] = defaultdict(list)
+        self._complete: dict[StreamKey, int] = defaultdict(int)
         self._asked = 0
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:

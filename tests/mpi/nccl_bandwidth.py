@@ -83,7 +83,7 @@ def measure(world: MPI.Intracomm, device: torch.device, slot_count: int, loopbac
     cpu_s = streamer.cpu_seconds() if world.rank == 0 else sink_cpu_s
     chunk_us = [1e6 * seconds / ROUNDS / CHUNKS for seconds in world.allgather(cpu_s)]
     if world.rank == 0:
-        way = f"loopback, {loopback_facts.way}" if loopback_facts else "two GPUs"
+        way = f"loopback, {loopback_facts.loopback_kind}" if loopback_facts else "two GPUs"
         print(f"{torch.cuda.get_device_name(device)}, {way}: {rates_text(bare_s, streamed_s)}")
         print(
             f"  {slot_count} slots per side; CPU per chunk: "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from dejavubench.dejavulib.destinations.base import RemoteDestination, Stream
+from dejavubench.dejavulib.destinations.base import RemoteDestination, Stream, StreamKey
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.dejavulib.schedule import Chunk
 
@@ -84,7 +84,7 @@ class ToySink:
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self._kept: defaultdict[tuple[int | None, int], deque[np.ndarray]] = defaultdict(deque)
+        self._kept: defaultdict[StreamKey, deque[np.ndarray]] = defaultdict(deque)
         self._acks: list[MPI.Request] = []
         self._taken = 0
         self._corrupts = int(os.environ.get(CORRUPTS, -1))

@@ -168,16 +168,18 @@ def _check_events(run: Run) -> Iterator[str]:
 
 def _check_bytes(run: Run) -> Iterator[str]:
     """Check that all sources together streamed the whole cache of an iteration."""
-    layout = RankPlaces.of_run(run)
+    rank_places = RankPlaces.of_run(run)
     in_flight = _in_flight(run)
     points = {point.id: point for point in run.header.points}
     nbytes_by_arm = expected_nbytes(run)
-    for key, ranks in _group_by_iteration(run).items():
+    for key, microbatches_by_rank in _group_by_iteration(run).items():
         microbatches = [
-            microbatch for rank_microbatches in ranks.values() for microbatch in rank_microbatches
+            microbatch
+            for rank_microbatches in microbatches_by_rank.values()
+            for microbatch in rank_microbatches
         ]
         # Incomplete iterations are another rule's business, or a killed run's.
-        if len(microbatches) != layout.sources * in_flight:
+        if len(microbatches) != rank_places.sources * in_flight:
             continue
         streamed_nbytes = sum(
             phase.nbytes
@@ -205,17 +207,17 @@ def _check_bytes(run: Run) -> Iterator[str]:
 def _check_totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
     microbatches = _group_by_iteration(run)
-    layout = RankPlaces.of_run(run)
+    rank_places = RankPlaces.of_run(run)
     in_flight = _in_flight(run)
     for log in run.ranks:
         for place, iteration in log.with_places(Iteration):
-            ranks = microbatches[key_of(iteration)]
+            microbatches_by_rank = microbatches[key_of(iteration)]
             totals_ms = [
                 microbatch.total_ms
-                for rank_microbatches in ranks.values()
+                for rank_microbatches in microbatches_by_rank.values()
                 for microbatch in rank_microbatches
             ]
-            if len(totals_ms) != layout.sources * in_flight:
+            if len(totals_ms) != rank_places.sources * in_flight:
                 continue
             # With several in flight TOTAL is a makespan: no less than any microbatch, but of
             # unknown length.

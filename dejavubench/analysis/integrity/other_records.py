@@ -55,7 +55,7 @@ def _check_received_bytes(run: Run) -> Iterator[str]:
     """Check that the sinks together received what the sources streamed, and nothing of others."""
     keys = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     sinks = _sink_logs(run)
-    layout = RankPlaces.of_run(run)
+    rank_places = RankPlaces.of_run(run)
     remote_names = remote_arms(run)
     yield from _find_missing_records(run, sinks, SinkActivity, keys)
     received_nbytes: dict[Key, list[int]] = defaultdict(list)
@@ -66,7 +66,7 @@ def _check_received_bytes(run: Run) -> Iterator[str]:
         # Sinks of a local arm take part in its rounds and receive nothing.
         due_nbytes = streamed_nbytes[key[0], key[1]] if key[1] in remote_names else 0
         # Sums count only when every sink has written its part of the iteration.
-        if len(nbytes_of_sinks) == layout.sinks and sum(nbytes_of_sinks) != due_nbytes:
+        if len(nbytes_of_sinks) == rank_places.sinks and sum(nbytes_of_sinks) != due_nbytes:
             yield (
                 f"{describe_key(key)}: the sinks received {sum(nbytes_of_sinks)} of {due_nbytes} "
                 "bytes"

@@ -67,7 +67,7 @@ class RankPlaces:
 
     @staticmethod
     def of_run(run: Run) -> RankPlaces:
-        """Return the layout that the first point of a run gives; sinks default to the sources'."""
+        """Return the places by a run's first point; the sinks' sizes default to the sources'."""
         point = run.header.points[0]
         width, stages = point.tensor_para_size, point.pipeline_para_size
         sink_setup = _SINKS.fullmatch(point.sinks)
@@ -143,16 +143,19 @@ def _check_machine(run: Run) -> Iterator[str]:
 
 def _check_rank_places(run: Run) -> Iterator[str]:
     """Check that each rank has the role, stage and tensor rank that its number gives."""
-    layout = RankPlaces.of_run(run)
+    rank_places = RankPlaces.of_run(run)
     rank_count = run.header.environment.get("ranks")
-    if rank_count is not None and rank_count not in (layout.sources, layout.sources + layout.sinks):
+    if rank_count is not None and rank_count not in (
+        rank_places.sources,
+        rank_places.sources + rank_places.sinks,
+    ):
         yield f"run.json: {rank_count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
         for info in log.records_of(RankInfo):
             # The record must agree with the place that its number has by run.json's sizes.
-            expected_place = layout.place(log.rank)
+            expected_place = rank_places.place(log.rank)
             if (
-                log.rank >= layout.sources + layout.sinks
+                log.rank >= rank_places.sources + rank_places.sinks
                 or (info.role, info.stage, info.tensor_rank) != expected_place
             ):
                 yield (

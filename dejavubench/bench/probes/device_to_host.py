@@ -66,11 +66,11 @@ class DeviceToHostCopies:
         self._staging = DeviceStaging(self._staged_slots)
         self._staging.calibrate(self._cache, [self._chunk])
 
-    def raw(self) -> list[Sample]:
+    def time_raw(self) -> list[Sample]:
         """Copy out of all slots, one behind the other, then wait once."""
         return self._time_copies(self._staged_slots, CHUNKS)
 
-    def large(self) -> list[Sample]:
+    def time_large(self) -> list[Sample]:
         """Copy large pieces back to back, in GB/s: the rate that small chunks fall short of."""
         return self._time_copies([self._large_buffer] * SLOTS, CHUNKS // 4)
 
@@ -86,7 +86,7 @@ class DeviceToHostCopies:
         self._stream.synchronize()
         return self._sample(chunks * nbytes, time.perf_counter() - began_s, chunks)
 
-    def destination(self) -> list[Sample]:
+    def time_destination(self) -> list[Sample]:
         """Bring as many chunks through the library's staging, by the way that it chose."""
         ready_event = torch.cuda.Event()
         ready_event.record(torch.cuda.current_stream(self._device))
@@ -144,7 +144,7 @@ class ExtentCopies:
             for start in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
         ]
 
-    def copy(self) -> list[Sample]:
+    def time_copy(self) -> list[Sample]:
         """Time one copy called from Python, as the library's naive loop does, in microseconds."""
         from cupy.cuda import runtime
 
@@ -155,7 +155,7 @@ class ExtentCopies:
             )
         ]
 
-    def overhead(self) -> list[Sample]:
+    def time_overhead(self) -> list[Sample]:
         """Time the same loop where nothing moves, in microseconds."""
         # A copy of no bytes returns at once, and a cast to int stands for the wait.
         return [(self._time_loop(self._empty_copies, int), "0 B, not waited for")]

@@ -125,11 +125,11 @@ class DeviceProbes:
             Probe("memory-read", "GB/s", self.read),
             Probe("memory-copy", "GB/s", self.copy),
             Probe("matmul", "GFLOP/s", self.matmul),
-            Probe("pcie-d2h", "GB/s", self._to_host.raw),
-            Probe("pcie-destination", "GB/s", self._to_host.destination),
-            Probe("pcie-d2h-large", "GB/s", self._to_host.large),
-            Probe("run-copy", "us", self._extents.copy),
-            Probe("run-copy-overhead", "us", self._extents.overhead),
+            Probe("pcie-d2h", "GB/s", self._to_host.time_raw),
+            Probe("pcie-destination", "GB/s", self._to_host.time_destination),
+            Probe("pcie-d2h-large", "GB/s", self._to_host.time_large),
+            Probe("run-copy", "us", self._extents.time_copy),
+            Probe("run-copy-overhead", "us", self._extents.time_overhead),
             Probe("run-copy-compiled", "us", self._extents.time_compiled),
         ]
         if self._gathers is not None:

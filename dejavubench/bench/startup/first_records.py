@@ -46,7 +46,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
     environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
-        environment["nccl_loopback"] = asdict(context.devices.loopback)
+        environment["nccl_loopback"] = context.devices.loopback.to_record()
     connectors = context.connectors.values()
     for connector_facts in agree(
         context.ranks.world, lambda: [connector.facts() for connector in connectors]

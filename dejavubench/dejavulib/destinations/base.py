@@ -19,6 +19,12 @@ from .registry import DestinationEntry
 EXTENTS_PER_BLOCK = 256
 """Extents after which an unbuffered chunk counts as moving."""
 
+StreamKey = tuple[int | None, int]
+"""A stream among those of one process: the other side's rank, and the stream's id."""
+
+PreparedChunk = Any
+"""A destination's own preparation for moving a chunk straight from its cache, opaque to others."""
+
 _Extent = TypeVar("_Extent")
 _Sending = TypeVar("_Sending")
 
@@ -50,7 +56,7 @@ class Stream:
     peer: int | None = None
 
     @property
-    def key(self) -> tuple[int | None, int]:
+    def key(self) -> StreamKey:
         """Unique among the streams of one process."""
         return self.peer, self.id
 
@@ -137,7 +143,7 @@ class Destination(ABC):
                 torch's current stream so far is done.
         """
 
-    def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> object | None:
+    def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> PreparedChunk | None:
         """Prepare to move a chunk straight from its cache, outside the clock.
 
         Returns:
@@ -145,7 +151,7 @@ class Destination(ABC):
         """
         return None
 
-    def flush_direct(self, stream: Stream, chunk: Chunk, prepared: Any) -> None:
+    def flush_direct(self, stream: Stream, chunk: Chunk, prepared: PreparedChunk) -> None:
         """Begin to move a chunk straight from its cache; may return before it is complete.
 
         The cache stays as it is until the chunk is complete. On a device, the chunk is in its place
@@ -232,9 +238,9 @@ class RemoteDestination(Destination, Generic[_Sending]):
     """A destination on another rank: keeps each stream's chunks on their way, oldest first."""
 
     def __init__(self) -> None:
-        self._under_way: dict[tuple[int | None, int], deque[_Sending]] = {}
-        self._completed: dict[tuple[int | None, int], int] = {}
-        self._receipts: dict[tuple[int | None, int], deque[Receipt]] = {}
+        self._under_way: dict[StreamKey, deque[_Sending]] = {}
+        self._completed: dict[StreamKey, int] = {}
+        self._receipts: dict[StreamKey, deque[Receipt]] = {}
 
     def begin(self, stream: Stream, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Destination.begin`.

@@ -19,7 +19,6 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from ..kv_cache import KVCache
 from ..packing import SideScatter
 from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
-from .base import RemoteDestination, Stream, StreamingError
+from .base import PreparedChunk, RemoteDestination, Stream, StreamingError, StreamKey
 from .peers.chunk_queue import ChunkQueue
 from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, PairEnd, flag_values
 from .peers.granted_chunk import GrantedChunk
@@ -76,7 +75,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._puts = puts
         self._sinks = sinks
         self._timeout = timeout
-        self._queues: dict[tuple[int | None, int], ChunkQueue] = {}
+        self._queues: dict[StreamKey, ChunkQueue] = {}
         self._given_up = threading.Event()
 
     @classmethod
@@ -114,7 +113,7 @@ class CudaIPCDestination(RemoteDestination[int]):
             self._queues[stream.key] = ChunkQueue(self._puts, sink, sink.find(stream))
         self._queues[stream.key].begin()
 
-    def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> Any | None:
+    def prepare_direct(self, stream: Stream, chunk: Chunk, cache: KVCache) -> PreparedChunk | None:
         """Prepare copies from cache to cache; return None if they are many or have short rows."""
         sink_stream = self._sinks[stream.peer_rank].find(stream)
         place = sink_stream.place_of(chunk.region, stream.schedule)
@@ -130,7 +129,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._ways[phase] = "strided DMA from cache to cache"
         return self._puts.prepare(cache, copies, sink_stream.bases)
 
-    def flush_direct(self, stream: Stream, chunk: Chunk, prepared: Any) -> None:
+    def flush_direct(self, stream: Stream, chunk: Chunk, prepared: PreparedChunk) -> None:
         """Put a chunk from cache to cache once the sink grants it; never waits."""
         self._under_way[stream.key].append(self._queues[stream.key].add(prepared, None))
 
@@ -235,11 +234,9 @@ class CudaIPCSinkEndpoint:
     def __init__(self, sources: Mapping[int, PairedSource], device: torch.device) -> None:
         self._sources = sources
         self._side_scatter = SideScatter(device)
-        self._next_numbers: Counter[tuple[int | None, int]] = Counter()
+        self._next_numbers: Counter[StreamKey] = Counter()
         # The receives of each stream that are not acknowledged yet, oldest first.
-        self._receives: defaultdict[tuple[int | None, int], deque[GrantedChunk]] = defaultdict(
-            deque
-        )
+        self._receives: defaultdict[StreamKey, deque[GrantedChunk]] = defaultdict(deque)
         self._has_failed = False
 
     @classmethod

@@ -17,7 +17,7 @@ from .. import chunk_times
 from ..schedule import Chunk
 from ..waiting import wait_asleep
 from . import registry
-from .base import RemoteDestination, Stream, StreamingError
+from .base import RemoteDestination, Stream, StreamingError, StreamKey
 
 
 def _data_tag(stream: Stream) -> int:
@@ -224,7 +224,7 @@ class MPISinkEndpoint:
         self._comm = comm
         self._acks: list[MPI.Request] = []
         # The receives of each stream that are not acknowledged yet, oldest first.
-        self._receives: defaultdict[tuple[int | None, int], deque[_Receiving]] = defaultdict(deque)
+        self._receives: defaultdict[StreamKey, deque[_Receiving]] = defaultdict(deque)
 
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]

@@ -91,7 +91,7 @@ class MPILoops:
         for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
             if nbytes > largest_nbytes:
                 break
-            buffer = self._slots[0].numpy()[:nbytes]  # its content is no matter
+            buffer = self._slots[0].numpy()[:nbytes]  # any content will do
             self._rank_pair.begin()
             began_s = time.perf_counter()
             for _ in range(times):

@@ -28,7 +28,7 @@ from dejavubench.transports.probe import (
     size_text,
 )
 
-MESSAGES = 8
+LARGE_MESSAGES = 8
 """Messages of one measurement."""
 
 SMALL_MESSAGES = 2000
@@ -40,7 +40,7 @@ Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
 
 def whole_messages(nbytes: int = MESSAGE_NBYTES) -> Stream:
     """Return the stream whose chunks are whole messages."""
-    return message_stream(MESSAGES, nbytes=nbytes)
+    return message_stream(LARGE_MESSAGES, nbytes=nbytes)
 
 
 def small_messages() -> Stream:
@@ -121,8 +121,8 @@ class TCPLoops:
     def _sample(self, duration_s: float) -> list[Sample]:
         return [
             (
-                MESSAGES * self._message_nbytes / duration_s / 1e9,
-                f"{MESSAGES} × {size_text(self._message_nbytes)} messages",
+                LARGE_MESSAGES * self._message_nbytes / duration_s / 1e9,
+                f"{LARGE_MESSAGES} × {size_text(self._message_nbytes)} messages",
             )
         ]
 
@@ -159,4 +159,4 @@ def _choose_message_nbytes(connect: Connect) -> int:
     destination.raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
     duration_s = time.perf_counter() - began_s
     destination.close()
-    return nbytes_in_time(PACING_NBYTES / duration_s, MESSAGES)
+    return nbytes_in_time(PACING_NBYTES / duration_s, LARGE_MESSAGES)

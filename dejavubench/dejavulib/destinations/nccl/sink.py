@@ -11,7 +11,7 @@ from mpi4py import MPI
 
 from ... import chunk_times
 from ...waiting import wait_asleep
-from ..base import Stream, StreamingError
+from ..base import Stream, StreamingError, StreamKey
 from .link import (
     ACK,
     ANNOUNCE,
@@ -123,8 +123,8 @@ class NCCLSinkEndpoint:
         self._links = dict(links)
         self._timeout = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
-        self._waiting: dict[tuple[int | None, int], deque[_PackedReceive]] = {}
-        self._receives: defaultdict[tuple[int | None, int], deque[_PackedReceive | _ExtentReceive]]
+        self._waiting: dict[StreamKey, deque[_PackedReceive]] = {}
+        self._receives: defaultdict[StreamKey, deque[_PackedReceive | _ExtentReceive]]
         self._receives = defaultdict(deque)  # those not acknowledged yet, oldest first
         self._failed = False
 
@@ -241,12 +241,12 @@ class NCCLSinkEndpoint:
         return announced
 
     def _wait(self, mark: StreamMark, stream: Stream) -> None:
-        began = MPI.Wtime()
+        began_s = MPI.Wtime()
 
         def has_arrived() -> bool:
             if mark.query():
                 return True
-            self.check_arrival(stream, MPI.Wtime() - began)
+            self.check_arrival(stream, MPI.Wtime() - began_s)
             return False
 
         wait_asleep(has_arrived, "extents")

@@ -13,7 +13,7 @@ from ... import chunk_times
 from ...extents import BaseAddresses
 from ...kv_cache import KVCache
 from ...packing import SideScatter
-from ..base import Stream
+from ..base import Stream, StreamKey
 from .agent import Agent, Notification
 from .source import SinkCaches
 
@@ -80,12 +80,10 @@ class NIXLSinkEndpoint:
         self.agent = Agent(comm, memory, share)
         self._side_scatter = SideScatter(memory[0].device)
         # Numbers run on over all microbatches: a late notification of the last one matches nothing.
-        self._named_counts: Counter[tuple[int | None, int]] = Counter()
-        self._acknowledged: Counter[tuple[int | None, int]] = Counter()
+        self._named_counts: Counter[StreamKey] = Counter()
+        self._acknowledged: Counter[StreamKey] = Counter()
         # The arrivals of each stream that are not acknowledged yet, oldest first.
-        self._arrivals: defaultdict[tuple[int | None, int], deque[PackedReceive]] = defaultdict(
-            deque
-        )
+        self._arrivals: defaultdict[StreamKey, deque[PackedReceive]] = defaultdict(deque)
 
     def receive(
         self,

@@ -14,7 +14,7 @@ from ... import chunk_times
 from ...extents import BaseAddresses, ExtentAddresses
 from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
-from ..base import RemoteDestination, Stream, StreamingError
+from ..base import RemoteDestination, Stream, StreamingError, StreamKey
 from ..registry import NIXL
 from .agent import Agent, Notification, Write
 
@@ -70,8 +70,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
         super().__init__()
         self._on_device = memory[0].is_cuda
         self.agent = Agent(comm, memory, dict.fromkeys(sinks))
-        self._remote_extents: dict[tuple[int | None, int], ExtentAddresses] = {}
-        self._sent_counts: Counter[tuple[int | None, int]] = Counter()
+        self._remote_extents: dict[StreamKey, ExtentAddresses] = {}
+        self._sent_counts: Counter[StreamKey] = Counter()
         self._given_up = threading.Event()
 
     @property

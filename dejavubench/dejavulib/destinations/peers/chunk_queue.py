@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...extents import ExtentAddresses
-from ..base import StreamingError
+from ..base import PreparedChunk, StreamingError
 from .chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, flag_index
 from .pairs import MappedSink, StreamAtSink
 from .puts import Puts
@@ -23,7 +23,7 @@ class _WaitingChunk(NamedTuple):
     """
 
     number: int
-    prepared: Any
+    prepared: PreparedChunk | None
     packed: torch.Tensor | None
     ready_mark: Any
 
@@ -68,7 +68,7 @@ class ChunkQueue:
         self._next_number += 1
         return number
 
-    def add(self, prepared: Any, packed: torch.Tensor | None) -> int:
+    def add(self, prepared: PreparedChunk | None, packed: torch.Tensor | None) -> int:
         """Put the next chunk now if it is granted, else by :meth:`issue`; return its number.
 
         Args:
@@ -119,7 +119,7 @@ class ChunkQueue:
     def _put(
         self,
         number: int,
-        prepared: Any,
+        prepared: PreparedChunk | None,
         packed: torch.Tensor | None,
         grant: int,
         stream_handle: int,
