@@ -31,6 +31,7 @@ from helpers.import_rules import (
 from helpers.naming import (
     MOST_PLACES,
     joined_names,
+    numbers_and_collections,
     participles,
     same_basenames,
     same_names,
@@ -147,6 +148,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     f"files of one name in more than {MOST_PLACES} places": same_basenames,
     "files whose names run words together": joined_names,
     "variables whose names say nothing": vague_names,
+    "plurals that are both a number and a collection": numbers_and_collections,
     "names that hide an import or a definition": shadows,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
@@ -407,6 +409,33 @@ def count(sink, number):
     assert shadows(tmp_path) == [
         f"{file.relative_to(tmp_path)}:{line}: {name}"
         for line, name in ((10, "until"), (11, "search"))
+    ]
+
+
+def test_a_plural_that_is_a_number_and_a_collection_is_found(tmp_path: Path) -> None:
+    for package, annotation in (("bench", "list[str]"), ("config", "int"), ("records", "str")):
+        (tmp_path / PACKAGE / package).mkdir(parents=True)
+        (tmp_path / PACKAGE / package / "orders.py").write_text(
+            f"def order(arms: {annotation}): ..."
+        )
+    file = tmp_path / PACKAGE / "bench" / "turns.py"
+    file.write_text("""
+class Record:
+    arms: int  # a key of records
+
+class Turns:
+    def __init__(self, arms: int | None, arm_count: int, nbytes: int, *arguments: int):
+        self._arms: int = arms
+        self._nbytes: list[int] = list(arguments)
+
+    @property
+    def arms(self) -> int: ...
+
+    def order(self, arms: Sequence[str], steps: int): ...
+""")
+    assert numbers_and_collections(tmp_path) == [
+        f"{file.relative_to(tmp_path)}:{line}: arms, a collection in {PACKAGE}/bench/orders.py"
+        for line in (6, 7, 11)
     ]
 
 

@@ -39,7 +39,7 @@ class CeilingRounds:
 
     Args:
         sampling: this side of the iterations that time single extents.
-        rounds: number of rounds that are followed by such measurements.
+        round_count: number of rounds that are followed by such measurements.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CeilingRounds:
         sampling: ExtentSampling,
         iterations: Iterations,
         progress_bar: ProgressBar,
-        rounds: int,
+        round_count: int,
     ) -> None:
         self._rank_at_point = rank_at_point
         self._experiment = rank_at_point.experiment
@@ -60,7 +60,7 @@ class CeilingRounds:
         self._sampling = sampling
         self._iterations = iterations
         self._progress_bar = progress_bar
-        self._rounds = rounds
+        self._round_count = round_count
         self._spent_s = 0.0
         self._ceilings: Ceilings | None = None
 
@@ -75,7 +75,7 @@ class CeilingRounds:
     def measure_after(self, round_number: int) -> None:
         """Measure after a round, if it is one of the first. Collective."""
         # Rank 0's clock decides for all: everything below is collective.
-        if round_number >= self._rounds or not sleeping_bcast(
+        if round_number >= self._round_count or not sleeping_bcast(
             self._world, self._spent_s < CEILINGS_S
         ):
             return

@@ -113,18 +113,20 @@ class Rounds:
             time_left.end_ceilings()
             measured_rounds += 1
 
-    def _is_finished(self, rounds: int, elapsed_s: float, half_width: HalfWidth | None) -> bool:
+    def _is_finished(
+        self, measured_rounds: int, elapsed_s: float, half_width: HalfWidth | None
+    ) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.left(arms):
             return True
         if half_width is None or experiment.precision is None:
-            return rounds >= self._start.rounds
+            return measured_rounds >= self._start.rounds
         width = None
-        if rounds and self._context.rank == 0:
+        if measured_rounds and self._context.rank == 0:
             width = half_width(self._iterations.completed, self.failed)
             self._progress_bar.time_left.reach(width)
-        if rounds < self._start.rounds:
+        if measured_rounds < self._start.rounds:
             return False
         # Each rank has its own clock, so rank 0 decides and tells the others.
         is_over = elapsed_s > experiment.max_time or (

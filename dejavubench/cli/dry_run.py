@@ -190,17 +190,16 @@ def _need_cells(
     if point.problem:  # it fits nowhere, so there is nothing to add up
         return [*[""] * (len(_need_headings(plan)) - 1), "SKIPPED"]
     needs = estimate_memory(plan, point)
-    sources = plan.sources
-    sinks = plan.sinks
+    source_count, sink_count = plan.source_count, plan.sink_count
     texts = [
         nbytes_text(needs.source.host_nbytes),
-        nbytes_text(needs.sink.host_nbytes) if sinks else "-",
-        nbytes_text(needs.host_nbytes(sources, sinks)),
+        nbytes_text(needs.sink.host_nbytes) if sink_count else "-",
+        nbytes_text(needs.host_nbytes(source_count, sink_count)),
     ]
     if plan.experiment.device == "cuda":
         # On a host without a GPU the table counts one for each rank.
         assigned_devices = device_numbers(
-            plan, sources, sinks, len(host.devices) or sources + sinks
+            plan, source_count, sink_count, len(host.devices) or source_count + sink_count
         )
         texts.append(nbytes_text(max(needs.nbytes_by_device(assigned_devices).values())))
     is_streaming = any(arm.is_streaming for arm in plan.running)
@@ -210,7 +209,7 @@ def _need_cells(
     return [
         *texts,
         nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if is_streaming else "-",
-        nbytes_text(sources * needs.disk_nbytes) if needs.disk_nbytes else "-",
+        nbytes_text(source_count * needs.disk_nbytes) if needs.disk_nbytes else "-",
         "SKIPPED" if is_skipped else seconds,
     ]
 
@@ -260,10 +259,10 @@ def _flush_text(plan: Plan) -> str:
 
 def _ranks_text(plan: Plan) -> str:
     experiment = plan.experiment
-    sources = count_text(plan.sources, "source")
+    sources = count_text(plan.source_count, "source")
     split = (
         f"tensor_para_size {experiment.tensor_para_size} × "
         f"pipeline_para_size {experiment.pipeline_para_size}"
     )
     sinks = f", {plan.sinks_text}" if plan.needs_sinks else ""
-    return f"{' or '.join(map(str, plan.ranks))} ({split} = {sources}{sinks})"
+    return f"{' or '.join(map(str, plan.rank_counts))} ({split} = {sources}{sinks})"

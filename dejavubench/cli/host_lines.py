@@ -57,4 +57,4 @@ def _make_demand(plan: Plan, threads: int) -> HostDemand:
     is_streaming = any(arm.is_streaming for arm in plan.running)
     source = RankDemand(threads, int(is_streaming), cores, quota)
     sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)
-    return HostDemand.of_ranks([source] * plan.sources + [sink] * plan.sinks)
+    return HostDemand.of_ranks([source] * plan.source_count + [sink] * plan.sink_count)

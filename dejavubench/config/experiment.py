@@ -66,12 +66,12 @@ class Experiment(  # pydantic lists the fields of the last base first
 
     @property
     def sources(self) -> int:
-        """Ranks that run the model."""
+        """Number of ranks that run the model."""
         return self.tensor_para_size * self.pipeline_para_size
 
     @property
     def sinks(self) -> int:
-        """Ranks that receive, if some do."""
+        """Number of ranks that receive, if some do."""
         return (self.sink_tensor_para_size or self.tensor_para_size) * (
             self.sink_pipeline_para_size or self.pipeline_para_size
         )

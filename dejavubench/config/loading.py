@@ -58,26 +58,28 @@ def read_experiment(
             flag.
     """
     option_values: dict[str, Any] = dict(restart_values or {})
-    sources: dict[str, str] = dict(origins or {})
+    value_origins: dict[str, str] = dict(origins or {})
     if path is not None:
         # A file that has a name of its own wins over the name of the file.
         option_values = {"name": path.stem, **_read_toml(path)}
-        sources = {key: f"{path}: {key}" for key in option_values}
+        value_origins = {key: f"{path}: {key}" for key in option_values}
     # A restarted request keeps its level: a variable that is set today must not change it.
     if restart_values is None and BASELINE_VARIABLE in environ:
         option_values["level"] = environ[BASELINE_VARIABLE]
-        sources["level"] = BASELINE_VARIABLE
+        value_origins["level"] = BASELINE_VARIABLE
     for key, value in overrides.items():
         option_values[key] = value
-        sources[key] = flag_of(key)
+        value_origins[key] = flag_of(key)
     # Pydantic would complain of the type of a list; the user wants to know that it cannot sweep.
     for key, value in option_values.items():
         if _is_several(key, value):
-            raise UsageError(f"{sources[key]} takes one value; it cannot be swept: {shown(value)}")
+            raise UsageError(
+                f"{value_origins[key]} takes one value; it cannot be swept: {shown(value)}"
+            )
     try:
-        return GivenExperiment(Experiment.model_validate(option_values), path, sources)
+        return GivenExperiment(Experiment.model_validate(option_values), path, value_origins)
     except ValidationError as error:
-        raise UsageError(_complaint_text(error, sources)) from None
+        raise UsageError(_complaint_text(error, value_origins)) from None
 
 
 def checked_path(path: Any, option: str) -> Path:
@@ -137,11 +139,11 @@ def _suggestion_text(name: str) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _complaint_text(error: ValidationError, sources: Mapping[str, str]) -> str:
+def _complaint_text(error: ValidationError, value_origins: Mapping[str, str]) -> str:
     """Return pydantic's first complaint, with the place where the value came from."""
     complaint = error.errors(include_url=False)[0]
     message = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     key = cast(str, complaint["loc"][0])
     # A message of this program's own readers shows the value already.
     input_text = "" if complaint["type"] == "value_error" else f", not {shown(complaint['input'])}"
-    return f"{sources.get(key, key)}: {message}{input_text}"
+    return f"{value_origins.get(key, key)}: {message}{input_text}"

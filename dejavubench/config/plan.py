@@ -188,13 +188,13 @@ class Plan:
     # ---- ranks ----
 
     @property
-    def sources(self) -> int:
-        """Ranks that run the model."""
+    def source_count(self) -> int:
+        """Number of ranks that run the model."""
         return self.experiment.sources
 
     @property
-    def sinks(self) -> int:
-        """Ranks that receive; 0 if no arm needs them."""
+    def sink_count(self) -> int:
+        """Number of ranks that receive; 0 if no arm needs them."""
         return self.experiment.sinks if self.needs_sinks else 0
 
     @property
@@ -203,16 +203,16 @@ class Plan:
         return any(arm.remote for arm in self.running)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
+    def rank_counts(self) -> tuple[int, ...]:
         """The numbers of ranks that it runs under. Sinks may be left out if no arm needs them."""
-        all_ranks = self.sources + self.experiment.sinks
-        return (all_ranks,) if self.needs_sinks else (self.sources, all_ranks)
+        all_count = self.source_count + self.experiment.sinks
+        return (all_count,) if self.needs_sinks else (self.source_count, all_count)
 
     @property
     def sinks_text(self) -> str:
         """The number of sinks in words, for messages."""
-        sinks = self.experiment.sinks
-        return "as many sinks" if sinks == self.sources else units.count_text(sinks, "sink")
+        count = self.experiment.sinks
+        return "as many sinks" if count == self.source_count else units.count_text(count, "sink")
 
     def check_ranks(self, size: int, command: str = "dejavubench run …") -> None:
         """Check the number of ranks.
@@ -223,27 +223,25 @@ class Plan:
         Raises:
             UsageError: the run needs another number than ``size``.
         """
-        if size in self.ranks:
+        if size in self.rank_counts:
             return
         experiment = self.experiment
         remote_mode = next((arm.mode for arm in self.running if arm.remote), None)
-        sources = units.count_text(self.sources, "source")
+        sources = units.count_text(self.source_count, "source")
         sinks = units.count_text(experiment.sinks, "sink")
-        if self.sources > 1:
+        if self.source_count > 1:
             sources += (
                 f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
                 f"{experiment.pipeline_para_size}"
             )
-        ranks = units.count_text(self.ranks[-1], "rank")
+        fewest, ranks = self.rank_counts[0], units.count_text(self.rank_counts[-1], "rank")
         if remote_mode:
             needs = f"{remote_mode} needs {ranks} here ({sources}, and {sinks})"
         else:
-            needs = (
-                f"this run needs {self.ranks[0]} or {ranks} ({sources}, with or without {sinks})"
-            )
+            needs = f"this run needs {fewest} or {ranks} ({sources}, with or without {sinks})"
         raise UsageError(
             f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "
-            f"Start it with: mpirun -n {self.ranks[0]} {command}"
+            f"Start it with: mpirun -n {fewest} {command}"
         )
 
     def check_threads(self, cores: int) -> None:

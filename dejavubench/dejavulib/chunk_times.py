@@ -118,7 +118,7 @@ class TimesBlock:
     A chunk's row is written in place, a stamp at a time: nothing is made or copied for a chunk.
 
     Args:
-        chunks: number of chunks of a microbatch.
+        chunk_count: number of chunks of a microbatch.
         most_chunks: largest number of chunks that have a row each.
 
     Attributes:
@@ -127,11 +127,11 @@ class TimesBlock:
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
 
-    def __init__(self, chunks: int, most_chunks: int = MOST_TIMED_CHUNKS) -> None:
-        self.chunks = chunks
-        self.rows = min(chunks, most_chunks)
+    def __init__(self, chunk_count: int, most_chunks: int = MOST_TIMED_CHUNKS) -> None:
+        self.chunk_count = chunk_count
+        self.row_count = min(chunk_count, most_chunks)
         # Row by row, so that the stamps of one chunk lie in one or two cache lines.
-        self._values = array("q", [_ABSENT]) * (self.rows * _WIDTH)
+        self._values = array("q", [_ABSENT]) * (self.row_count * _WIDTH)
         self.reset()
 
     def reset(self) -> None:
@@ -142,7 +142,7 @@ class TimesBlock:
 
     def row(self, row_index: int) -> tuple[array[int], int]:
         """Return where the stamps of a chunk go: an array, and the index of ``ready`` in it."""
-        if row_index < self.rows:
+        if row_index < self.row_count:
             return self._values, row_index * _WIDTH
         return array("q", [_ABSENT]) * _WIDTH, 0
 
@@ -153,7 +153,7 @@ class TimesBlock:
             values: the array that :meth:`row` gave for this chunk.
         """
         self.finished += 1
-        if row_index >= self.rows:
+        if row_index >= self.row_count:
             self._sum(values)
 
     def _sum(self, values: array[int]) -> None:

@@ -37,9 +37,9 @@ class ExtentSampler:
     def __init__(self) -> None:
         self.begin(0)
 
-    def begin(self, extents: int, most_samples: int = MOST_SAMPLES) -> None:
-        """Begin anew, with at most ``most_samples`` samples of a microbatch of so many extents."""
-        self.interval = max(1, -(-extents // most_samples))  # rounded up: never more samples
+    def begin(self, extent_count: int, most_samples: int = MOST_SAMPLES) -> None:
+        """Begin anew, for a microbatch of ``extent_count`` extents."""
+        self.interval = max(1, -(-extent_count // most_samples))  # rounded up: never more samples
         self.moved_count = 0
         self.samples: list[ExtentSample] = []
 

@@ -230,14 +230,14 @@ def _join_results(results_of_ranks: Sequence[RankResults]) -> Job:
     )
 
 
-def missing_destinations(ranks: int, on_gpu: bool) -> dict[str, str | None]:
+def missing_destinations(rank_count: int, on_gpu: bool) -> dict[str, str | None]:
     """Return why each destination cannot run with these ranks, as its transport says."""
     options = Experiment(device="cuda" if on_gpu else "cpu")
     reasons: dict[str, str | None] = {}
     for transport in transports():
         missing_reason = transport.missing(options)
         reason = None if missing_reason is None else missing_reason.reason
-        if reason is None and transport.entry.remote and ranks < 2:
+        if reason is None and transport.entry.remote and rank_count < 2:
             reason = "needs 2 ranks"
         reasons[transport.name] = reason
     return reasons

@@ -270,7 +270,7 @@ class GPT:
                 dtype=self.dtype,
                 compute_dtype=self.compute_dtype,
                 layout=layout,
-                rows=rows,
+                row_counts=rows,
                 widths=widths,
             ),
             say,

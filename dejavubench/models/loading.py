@@ -66,7 +66,7 @@ def _read_pieces(
     weight_slice: WeightSlice, path: Path, stored_tensor: StoredTensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut as it is kept, some rows at a time, each with its rows in the memory."""
-    rows, *columns = weight_slice.cut
+    rows, *other_axes = weight_slice.cut
     step = max(1, PIECE // (weight_slice.memory.element_size() * weight_slice.memory[0].numel()))
     if stored_tensor.interleaved:  # whole heads
         step = max(1, step // stored_tensor.interleaved) * stored_tensor.interleaved
@@ -77,17 +77,17 @@ def _read_pieces(
         with safe_open(path, framework="pt", device="cpu") as file:
             yield (
                 slice(begin - rows.start, end - rows.start),
-                _read(file.get_slice(stored_tensor.name), stored_tensor, begin, end, columns),
+                _read(file.get_slice(stored_tensor.name), stored_tensor, begin, end, other_axes),
             )
 
 
 def _read(
-    source: StoredSlice, stored_tensor: StoredTensor, begin: int, end: int, columns: list[slice]
+    source: StoredSlice, stored_tensor: StoredTensor, begin: int, end: int, other_axes: list[slice]
 ) -> Tensor:
     """Return the rows [begin, end) of our tensor, whatever place the file keeps them in."""
     if stored_tensor.third is not None and stored_tensor.interleaved:
         size = stored_tensor.interleaved
-        alternating = source[(slice(3 * begin, 3 * end), *columns)]
+        alternating = source[(slice(3 * begin, 3 * end), *other_axes)]
         return alternating.unflatten(0, (-1, 3, size))[:, stored_tensor.third].flatten(0, 1)
     if stored_tensor.third is not None:
         third_size = source.get_shape()[-1 if stored_tensor.transposed else 0] // 3
@@ -96,7 +96,9 @@ def _read(
         )
     else:
         rows = slice(begin, end)
-    return source[(*columns, rows)].T if stored_tensor.transposed else source[(rows, *columns)]
+    return (
+        source[(*other_axes, rows)].T if stored_tensor.transposed else source[(rows, *other_axes)]
+    )
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -22,33 +22,38 @@ class DeviceNumbers:
     sinks: tuple[int, ...] = ()
 
 
-def device_numbers(plan: Plan, sources: int, sinks: int, devices: int) -> DeviceNumbers:
+def device_numbers(
+    plan: Plan, source_count: int, sink_count: int, device_count: int
+) -> DeviceNumbers:
     """Give every rank of a host the next of its devices, in turn.
 
     With a loopback the sinks share the devices of their sources.
     """
-    device_of_rank = tuple(rank % devices for rank in range(sources + sinks))
+    device_of_rank = tuple(rank % device_count for rank in range(source_count + sink_count))
     if not any(arm.fills_sink_devices for arm in plan.running):
-        return DeviceNumbers(device_of_rank[:sources])
+        return DeviceNumbers(device_of_rank[:source_count])
     # Counting the sinks from device 0 again puts each of them on its own source's device.
     if any(arm.loopback for arm in plan.running):
         return DeviceNumbers(
-            device_of_rank[:sources], tuple(rank % devices for rank in range(sinks))
+            device_of_rank[:source_count], tuple(rank % device_count for rank in range(sink_count))
         )
-    return DeviceNumbers(device_of_rank[:sources], device_of_rank[sources:])
+    return DeviceNumbers(device_of_rank[:source_count], device_of_rank[source_count:])
 
 
 def too_few_devices(
-    plan: Plan, devices: Sequence[CudaDevice], sources: int | None = None, sinks: int | None = None
+    plan: Plan,
+    devices: Sequence[CudaDevice],
+    source_count: int | None = None,
+    sink_count: int | None = None,
 ) -> str | None:
     """Return why ranks of this host would share a GPU although each of them needs one.
 
     Args:
         devices: the CUDA devices of this host.
-        sources, sinks: how many of the ranks are on this host; None: all.
+        source_count, sink_count: how many of the ranks are on this host; None: all.
     """
-    ranks_here = (plan.sources if sources is None else sources) + (
-        plan.sinks if sinks is None else sinks
+    ranks_here = (plan.source_count if source_count is None else source_count) + (
+        plan.sink_count if sink_count is None else sink_count
     )
     if plan.experiment.device != "cuda" or ranks_here <= len(devices):
         return None

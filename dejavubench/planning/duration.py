@@ -112,7 +112,7 @@ def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float
     cores = point.settings.busy_cores
     depth = plan.experiment.pipeline_para_size
     prompt, token = compute_seconds(point, rates, cores)
-    parallel_workers = min(plan.sources, max(1, len(os.sched_getaffinity(0)) // cores))
+    parallel_workers = min(plan.source_count, max(1, len(os.sched_getaffinity(0)) // cores))
     # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.
     compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / parallel_workers
     return compute + depth * naive_seconds(point, arm)

@@ -40,23 +40,25 @@ class HostResources:
 
 
 def find_skip_reasons(
-    plan: Plan, host: HostResources, sources: int | None = None, sinks: int | None = None
+    plan: Plan, host: HostResources, source_count: int | None = None, sink_count: int | None = None
 ) -> dict[str, str]:
     """Return why points cannot run on a host, and what they would need: point's id → reason.
 
     Args:
         plan: the plan whose points are examined.
         host: the memory and GPUs of the host.
-        sources, sinks: how many of the ranks are on the host; None: all.
+        source_count, sink_count: how many of the ranks are on the host; None: all.
     """
-    sources = plan.sources if sources is None else sources
-    sinks = plan.sinks if sinks is None else sinks
-    by_point = {point.id: _find_reason(plan, point, host, sources, sinks) for point in plan.points}
+    source_count = plan.source_count if source_count is None else source_count
+    sink_count = plan.sink_count if sink_count is None else sink_count
+    by_point = {
+        point.id: _find_reason(plan, point, host, source_count, sink_count) for point in plan.points
+    }
     return {point_id: reason for point_id, reason in by_point.items() if reason is not None}
 
 
 def _find_reason(
-    plan: Plan, point: Point, host: HostResources, sources: int, sinks: int
+    plan: Plan, point: Point, host: HostResources, source_count: int, sink_count: int
 ) -> str | None:
     """Return why a point cannot run with these ranks on the host; None if it can."""
     on_cuda = plan.experiment.device == "cuda"
@@ -66,33 +68,33 @@ def _find_reason(
         return NO_FP32_ON_CUDA
     needs = estimate_memory(plan, point)
     name = point.spec.name
-    if on_cuda and (shortage := _find_shortage(plan, needs, host, sources, sinks)):
+    if on_cuda and (shortage := _find_shortage(plan, needs, host, source_count, sink_count)):
         return f"{name} needs {shortage}"
-    if (needed_nbytes := needs.host_nbytes(sources, sinks)) > host.memory_nbytes:
+    if (needed_nbytes := needs.host_nbytes(source_count, sink_count)) > host.memory_nbytes:
         return (
             f"{name} needs {nbytes_text(needed_nbytes)} of memory; "
             f"{nbytes_text(host.memory_nbytes)} are available"
         )
-    staging_nbytes = sources * needs.staging.host_nbytes
+    staging_nbytes = source_count * needs.staging.host_nbytes
     if staging_nbytes > STAGING_SHARE * host.memory_nbytes:
         settings = point.settings
         return (
             f"--staging-slots {settings.staging_slots} × "
             f"--staging-mib {settings.staging_mib} take "
-            f"{nbytes_text(staging_nbytes)} for {count_text(sources, 'source')}: more than half "
-            f"of the {nbytes_text(host.memory_nbytes)} that are available"
+            f"{nbytes_text(staging_nbytes)} for {count_text(source_count, 'source')}: more than "
+            f"half of the {nbytes_text(host.memory_nbytes)} that are available"
         )
     return None
 
 
 def _find_shortage(
-    plan: Plan, needs: Memory, host: HostResources, sources: int, sinks: int
+    plan: Plan, needs: Memory, host: HostResources, source_count: int, sink_count: int
 ) -> str | None:
     """Return which GPU of the host has too little memory for its ranks, and how much they need."""
     if not host.devices:
-        needs_device = sources or (sinks and needs.sink.device_nbytes)
+        needs_device = source_count or (sink_count and needs.sink.device_nbytes)
         return "a CUDA device; none is found on this host" if needs_device else None
-    assigned_devices = device_numbers(plan, sources, sinks, len(host.devices))
+    assigned_devices = device_numbers(plan, source_count, sink_count, len(host.devices))
     for device_number, needed_nbytes in needs.nbytes_by_device(assigned_devices).items():
         device = host.devices[device_number]
         if needed_nbytes > device.nbytes:

@@ -66,9 +66,9 @@ class Memory:
     disk_nbytes: int
     staging: Staging
 
-    def host_nbytes(self, sources: int, sinks: int) -> int:
+    def host_nbytes(self, source_count: int, sink_count: int) -> int:
         """Return the memory of a host with this many of the ranks."""
-        return sources * self.source.host_nbytes + sinks * self.sink.host_nbytes
+        return source_count * self.source.host_nbytes + sink_count * self.sink.host_nbytes
 
     def nbytes_by_device(self, assigned_devices: DeviceNumbers) -> dict[int, int]:
         """Return the memory of each of a host's GPUs that is used, by number."""
@@ -188,12 +188,12 @@ def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> in
 
 
 @functools.cache
-def _most_overlaps(length: int, sources: int, sinks: int) -> int:
-    """Return the most sources that one sink overlaps; both sides cut ``length`` evenly."""
-    source_cuts = even_cuts(length, sources)
+def _most_overlaps(length: int, source_parts: int, sink_parts: int) -> int:
+    """Return the most parts of the sources that one of the sinks' overlaps; all cuts are even."""
+    source_cuts = even_cuts(length, source_parts)
     return max(
         bisect_left(source_cuts, stop) - bisect_right(source_cuts, start) + 1
-        for start, stop in pairwise(even_cuts(length, sinks))
+        for start, stop in pairwise(even_cuts(length, sink_parts))
     )
 
 

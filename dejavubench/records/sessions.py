@@ -16,9 +16,9 @@ from dejavubench.records.environment import KeysOf, RunEnvironment
 from dejavubench.records.field_types import Count, Model
 
 
-def continue_command(folder: Path, ranks: int) -> str:
-    """Return the command that measures what a run of so many ranks has not."""
-    mpirun = f"mpirun -n {ranks} " if ranks > 1 else ""
+def continue_command(folder: Path, rank_count: int) -> str:
+    """Return the command that measures what a run of ``rank_count`` ranks lacks."""
+    mpirun = f"mpirun -n {rank_count} " if rank_count > 1 else ""
     return f"{mpirun}dejavubench run --continue {shlex.quote(str(folder))}"
 
 

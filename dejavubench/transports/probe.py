@@ -82,8 +82,8 @@ def time_call(work: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def nbytes_in_time(bytes_per_s: float, messages: int) -> int:
-    """Return the bytes of a message of which ``messages`` take at most :data:`PROBE_S`.
+def nbytes_in_time(bytes_per_s: float, message_count: int) -> int:
+    """Return the bytes of a message of which ``message_count`` take at most :data:`PROBE_S`.
 
     A window of small messages fills a slow link as well as one of large ones fills a fast link.
 
@@ -92,12 +92,14 @@ def nbytes_in_time(bytes_per_s: float, messages: int) -> int:
     """
     # Halved, not computed: powers of two, so that two sessions over one link measure one size.
     nbytes = MESSAGE_NBYTES
-    while nbytes > LEAST_MESSAGE_NBYTES and messages * nbytes > bytes_per_s * PROBE_S:
+    while nbytes > LEAST_MESSAGE_NBYTES and message_count * nbytes > bytes_per_s * PROBE_S:
         nbytes //= 2
     return nbytes
 
 
-def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE_NBYTES) -> Stream:
+def message_stream(
+    message_count: int, peer: int | None = None, nbytes: int = MESSAGE_NBYTES
+) -> Stream:
     """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""
     from dejavubench.dejavulib.destinations.base import Stream
     from dejavubench.dejavulib.kv_cache import KVGeometry
@@ -106,7 +108,7 @@ def message_stream(messages: int, peer: int | None = None, nbytes: int = MESSAGE
     # One layer is a chunk: 2 (K and V) · positions · width · 4 bytes make `nbytes`.
     width = 256
     geometry = KVGeometry(
-        layers=messages,
+        layers=message_count,
         requests=1,
         heads=1,
         positions=nbytes // (2 * 4 * width),

@@ -128,7 +128,7 @@ def test_parts_are_summed_per_iteration_and_shared_over_the_latency(tmp_path: Pa
     run_bills = bills_of(folder)
     assert list(run_bills) == [("mpi@3", "prompt"), ("mpi@3", "tokens")]
     tokens = run_bills["mpi@3", "tokens"]
-    assert (tokens.rounds, tokens.chunks, tokens.extents) == (4, STEPS, 24 * STEPS)
+    assert (tokens.round_count, tokens.chunk_count, tokens.extent_count) == (4, STEPS, 24 * STEPS)
     assert tokens.extent_nbytes == 128
     assert tokens.extent_us is None  # extents are packed first
     expected = {"queue": 10, "gather": 20, "post": 30, "wire": 100, "acknowledgement": 40}
@@ -153,7 +153,7 @@ def test_sums_are_of_all_sources_and_microbatches_and_medians_of_all_rounds(tmp_
     )
     write_chunks(folder, [make_chunk_list(), *first_microbatch], rank=2)
     prompt = bills_of(folder)["mpi@3", "prompt"]
-    assert (prompt.rounds, prompt.chunks, prompt.extents) == (3, 3 * 2, 3 * 2 * 24)
+    assert (prompt.round_count, prompt.chunk_count, prompt.extent_count) == (3, 3 * 2, 3 * 2 * 24)
     assert parts_of(prompt)["wire"] == pytest.approx(3 * 2 * 0.1)  # median of rounds 1, 1, 7
     (wire,) = [part for part in prompt.parts if part.name == "wire"]
     assert wire.median_us == pytest.approx(100)
@@ -187,7 +187,7 @@ def test_rounds_cut_short_and_failed_arms_are_left_out(tmp_path: Path) -> None:
     )
     run_bills = bills_of(folder)
     assert {arm_name for arm_name, _ in run_bills} == {"mpi@3"}
-    assert run_bills["mpi@3", "prompt"].rounds == 1
+    assert run_bills["mpi@3", "prompt"].round_count == 1
 
 
 @pytest.mark.parametrize(("level", "naive"), [("0", True), ("0-batched", True), ("1", False)])
@@ -211,7 +211,11 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     times = [make_chunk_times(number, beyond=3, beyond_ns=beyond_ns) for number in range(2)]
     write_chunks(folder, [make_chunk_list(more=3), *times])
     tokens = bills_of(folder)["mpi@3", "tokens"]
-    assert (tokens.chunks, tokens.chunks_beyond, tokens.extents) == (STEPS + 3, 3, 24 * STEPS)
+    assert (tokens.chunk_count, tokens.chunks_beyond, tokens.extent_count) == (
+        STEPS + 3,
+        3,
+        24 * STEPS,
+    )
     assert parts_of(tokens)["wire"] == pytest.approx((STEPS * 100 + 600) / 1e3)
     assert parts_of(tokens)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
     assert tokens.parts[0].median_us == pytest.approx(200)

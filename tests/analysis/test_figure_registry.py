@@ -152,7 +152,7 @@ class Toy(Figure):
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
-        picture, axes = make_panels(rows=1, columns=1, height=3.0)
+        picture, axes = make_panels(row_count=1, column_count=1, height=3.0)
         axes[0, 0].bar(frame["arm"], frame["samples"])
         return picture
 

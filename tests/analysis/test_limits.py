@@ -41,7 +41,9 @@ def make_facts(
 ) -> ChunkFacts:
     """Chunks of 10 MB in the prompt and 1 MB in a token, with one large part."""
     part = LongestPart(str(kind), kind, 0.8, prompt_us, token_us)
-    return ChunkFacts(part, prompt_nbytes=1e7, token_nbytes=1e6, extents=1000, extent_us=extent_us)
+    return ChunkFacts(
+        part, prompt_nbytes=1e7, token_nbytes=1e6, extent_count=1000, extent_us=extent_us
+    )
 
 
 RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
@@ -318,9 +320,9 @@ def test_copies_of_single_extents_count_as_moving_them(gather: bool) -> None:
         "p000",
         "host@x",
         "tokens",
-        rounds=6,
-        chunks=1,
-        extents=10,
+        round_count=6,
+        chunk_count=1,
+        extent_count=10,
         extent_nbytes=64.0,
         extent_us=None,
         chunks_beyond=0,

@@ -113,7 +113,7 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:
     assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(
-        environment.of_run(["node-a"], threads=1, cores=2)
+        environment.of_run(["node-a"], thread_count=1, core_count=2)
     )
     assert environment.cuda_aware_mpi() in (True, False)
     assert environment.driver_facts("no such device") == {}
@@ -183,9 +183,9 @@ def test_the_environment_of_a_rank_names_its_device_and_versions() -> None:
     assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()
     assert device_facts["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(device_facts["gpu"])
-    assert environment.of_run(["a"], threads=1, cores=2, device=torch.cuda.current_device())[
-        "gpus"
-    ] == [device_facts["gpu"]["name"]]
+    assert environment.of_run(
+        ["a"], thread_count=1, core_count=2, device=torch.cuda.current_device()
+    )["gpus"] == [device_facts["gpu"]["name"]]
 
 
 def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> None:

@@ -225,7 +225,7 @@ def test_the_longest_prompt_sets_the_length_of_every_point(tmp_path: Path) -> No
     plan = load(None, {"prompts": path, "ubatch_size": "1,4", "device": "cpu"}, {})
     assert [point.input_len for point in plan.points] == [5, 5]
     batches_of_one, batches_of_four = (
-        make_prompts(point, microbatches=2, seed=0, plan_prompts=plan.prompts)
+        make_prompts(point, microbatch_count=2, seed=0, plan_prompts=plan.prompts)
         for point in plan.points
     )
     assert [batch.without_padding() for batch in batches_of_one] == [[[1, 2]], [[3, 4, 5, 6, 7]]]

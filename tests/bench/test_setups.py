@@ -189,7 +189,7 @@ def test_sinks_are_as_the_sources_by_default() -> None:
         None, {"streaming": "mpi", "device": "cpu", "sink_tensor_para_size": "1"}, {}
     )
     assert plan_of_equal_setups.points[0].sinks is None
-    assert plan_of_equal_setups.ranks == (2,)
+    assert plan_of_equal_setups.rank_counts == (2,)
     plan_of_other_sinks = load(
         None,
         {
@@ -203,4 +203,4 @@ def test_sinks_are_as_the_sources_by_default() -> None:
     assert plan_of_other_sinks.points[0].sinks == SetupSizes(
         tensor_para_size=4, pipeline_para_size=2, ubatch_size=1
     )
-    assert plan_of_other_sinks.ranks == (2 + 8,)
+    assert plan_of_other_sinks.rank_counts == (2 + 8,)

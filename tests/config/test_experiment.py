@@ -287,7 +287,7 @@ def test_nccl_is_an_arm_like_others_on_cuda() -> None:
         "host@0",
         "host@3",
     ]
-    assert make_plan(streaming="none,nccl").ranks == (2,)
+    assert make_plan(streaming="none,nccl").rank_counts == (2,)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -337,7 +337,7 @@ def test_the_rank_counts_that_the_arms_need_are_accepted(
     values: dict[str, Any], ranks: tuple[int, ...]
 ) -> None:
     plan = make_plan(**values)
-    assert plan.ranks == ranks
+    assert plan.rank_counts == ranks
     for size in ranks:
         plan.check_ranks(size)
     with pytest.raises(UsageError, match=f"Start it with: mpirun -n {ranks[0]} "):

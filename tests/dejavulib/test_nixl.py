@@ -272,7 +272,9 @@ def test_nixl_needs_a_gpu_for_each_rank() -> None:
     message = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
     assert too_few_devices(plan, (H200,)) == message
     assert too_few_devices(plan, (H200, H200)) is None
-    assert device_numbers(plan, sources=1, sinks=1, devices=2) == DeviceNumbers((0,), (1,))
+    assert device_numbers(plan, source_count=1, sink_count=1, device_count=2) == DeviceNumbers(
+        (0,), (1,)
+    )
     with pytest.raises(
         UsageError, match="--nccl-loopback cannot be combined with --streaming nixl"
     ):

@@ -187,6 +187,68 @@ def _is_fixture(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(FIXTURE.match(ast.unparse(decorator)) for decorator in function.decorator_list)
 
 
+# ---- numbers and collections ----
+
+PLURAL = re.compile(r"(?!.*(bytes|_[mn]?s)$)[a-z_]*[a-rt-z]s")
+"""Plurals of things. Bytes and seconds are units, of which there is always a number."""
+
+COLLECTION = re.compile(
+    r"(list|tuple|dict|set|frozenset|deque|defaultdict|range|array"
+    r"|Sequence|Mapping|Iterable|Iterator|Collection)\b"
+)
+"""Begin of an annotation that names a collection."""
+
+NUMBERS_OF_THE_LIBRARY = ("slots", "steps")
+"""Plurals that are numbers in public calls of the library, and collections elsewhere."""
+
+
+def numbers_and_collections(root: Path = ROOT) -> list[str]:
+    """Return the plurals that are an int here and a collection elsewhere in the same package.
+
+    A number of things is called ``thing_count``. A field of a class keeps the name that files have.
+    """
+    numbers: list[tuple[str, str, Path, int]] = []
+    collections: dict[tuple[str, str], Path] = {}
+    for module in modules(root).values():
+        path = module.path.relative_to(root)
+        for node, name, annotation in _annotated_names(module.tree):
+            text = ast.unparse(annotation).removesuffix(" | None")
+            if not PLURAL.fullmatch(name) or name in NUMBERS_OF_THE_LIBRARY:
+                continue
+            if COLLECTION.match(text):
+                collections.setdefault((module.room, name), path)
+            elif text == "int" and not _is_field(module.tree, node):
+                numbers.append((module.room, name, path, node.lineno))
+    return [
+        f"{path}:{line}: {name}, a collection in {collections[package, name]}"
+        for package, name, path, line in sorted(numbers, key=lambda number: number[2:])
+        if (package, name) in collections
+    ]
+
+
+def _annotated_names(
+    tree: ast.Module,
+) -> Iterator[tuple[ast.arg | ast.expr | ast.FunctionDef, str, ast.expr]]:
+    """Yield the arguments, variables and properties that have a type, without underscores before.
+
+    The types of ``*arguments`` and ``**options`` are those of single values, so both are left out.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs):
+                if argument.annotation is not None:
+                    yield argument, argument.arg.lstrip("_"), argument.annotation
+        elif isinstance(node, ast.AnnAssign):
+            for name in names(node.target):
+                yield node.target, name.lstrip("_"), node.annotation
+        elif (
+            isinstance(node, ast.FunctionDef)
+            and node.returns is not None
+            and any(ast.unparse(decorator).endswith(DATA) for decorator in node.decorator_list)
+        ):
+            yield node, node.name.lstrip("_"), node.returns
+
+
 # ---- files ----
 
 FAMILIES = (

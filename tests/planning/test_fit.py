@@ -105,7 +105,7 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     reasons = fit.find_skip_reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
     needed = units.nbytes_text(
-        memory.estimate_memory(sweep, sweep.points[1]).host_nbytes(sources=1, sinks=0)
+        memory.estimate_memory(sweep, sweep.points[1]).host_nbytes(source_count=1, sink_count=0)
     )
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
     fit.refuse_if_none_runs(sweep, reasons)
@@ -120,9 +120,9 @@ def test_a_run_of_one_model_that_does_not_fit_is_refused() -> None:
 def test_only_the_ranks_of_this_host_count() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
     needs = memory.estimate_memory(plan, plan.points[0])
-    room = needs.host_nbytes(sources=1, sinks=0)
+    room = needs.host_nbytes(source_count=1, sink_count=0)
     assert fit.find_skip_reasons(plan, HostResources(room)).keys() == {"p000"}
-    assert not fit.find_skip_reasons(plan, HostResources(room), sources=1, sinks=0)
+    assert not fit.find_skip_reasons(plan, HostResources(room), source_count=1, sink_count=0)
 
 
 # ---- memory of a GPU ----
@@ -227,17 +227,23 @@ def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_source
     )
     loopback_plan = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert (
-        device_numbers(host_plan, sources=2, sinks=0, devices=4)
-        == device_numbers(mpi_plan, sources=2, sinks=2, devices=4)
+        device_numbers(host_plan, source_count=2, sink_count=0, device_count=4)
+        == device_numbers(mpi_plan, source_count=2, sink_count=2, device_count=4)
         == DeviceNumbers((0, 1))
     )
-    assert device_numbers(nccl_plan, sources=2, sinks=2, devices=4) == DeviceNumbers((0, 1), (2, 3))
-    # Sinks on a host of their own.
-    assert device_numbers(nccl_plan, sources=0, sinks=2, devices=4) == DeviceNumbers((), (0, 1))
-    assert device_numbers(loopback_plan, sources=2, sinks=2, devices=4) == DeviceNumbers(
-        (0, 1), (0, 1)
+    assert device_numbers(nccl_plan, source_count=2, sink_count=2, device_count=4) == DeviceNumbers(
+        (0, 1), (2, 3)
     )
-    assert device_numbers(host_plan, sources=2, sinks=0, devices=1) == DeviceNumbers((0, 0))
+    # Sinks on a host of their own.
+    assert device_numbers(nccl_plan, source_count=0, sink_count=2, device_count=4) == DeviceNumbers(
+        (), (0, 1)
+    )
+    assert device_numbers(
+        loopback_plan, source_count=2, sink_count=2, device_count=4
+    ) == DeviceNumbers((0, 1), (0, 1))
+    assert device_numbers(host_plan, source_count=2, sink_count=0, device_count=1) == DeviceNumbers(
+        (0, 0)
+    )
 
 
 @pytest.mark.usefixtures("gpu")
@@ -246,9 +252,9 @@ def test_ranks_on_one_gpu_add_up() -> None:
     plan = plan_of(**values)
     needs = memory.estimate_memory(plan, plan.points[0])
     both_nbytes = needs.source.device_nbytes + needs.sink.device_nbytes
-    assert needs.nbytes_by_device(device_numbers(plan, sources=1, sinks=1, devices=1)) == {
-        0: both_nbytes
-    }
+    assert needs.nbytes_by_device(
+        device_numbers(plan, source_count=1, sink_count=1, device_count=1)
+    ) == {0: both_nbytes}
     enough, too_small = (
         CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both_nbytes, both_nbytes - 1)
     )
@@ -275,8 +281,8 @@ def test_host_memory_counts_on_cuda_too() -> None:
 def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
     plan = plan_of(model="gpt2", streaming="mpi")
     room = HostResources(64 * GIB)
-    assert fit.find_skip_reasons(plan, room, sources=0, sinks=1) == {}
-    assert fit.find_skip_reasons(plan, room, sources=1, sinks=0) == {
+    assert fit.find_skip_reasons(plan, room, source_count=0, sink_count=1) == {}
+    assert fit.find_skip_reasons(plan, room, source_count=1, sink_count=0) == {
         "p000": "gpt2 needs a CUDA device; none is found on this host"
     }
 
@@ -289,7 +295,7 @@ def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
         "--nccl-loopback lets a source and its sink share one"
     )
     assert too_few_devices(nccl, (H200, H200)) is None
-    assert too_few_devices(nccl, (H200,), sources=1, sinks=0) is None
+    assert too_few_devices(nccl, (H200,), source_count=1, sink_count=0) is None
     for values in ({"streaming": "none,nccl", "nccl_loopback": True}, {"streaming": "mpi"}):
         assert too_few_devices(plan_of(**values), (H200,)) is None
 

@@ -59,8 +59,8 @@ class Bill:
     """The chunks of one arm in one phase, over all sources and microbatches.
 
     Attributes:
-        rounds: measured rounds.
-        chunks, extents: of one iteration.
+        round_count: number of measured rounds.
+        chunk_count, extent_count: numbers of chunks and extents of one iteration.
         extent_nbytes: mean size of an extent.
         extent_us: time of a chunk from its begin on, over its extents, median over chunks; None
             where extents are packed first.
@@ -71,9 +71,9 @@ class Bill:
     point_id: str
     arm_name: str
     phase: str
-    rounds: int
-    chunks: int
-    extents: int
+    round_count: int
+    chunk_count: int
+    extent_count: int
     extent_nbytes: float
     extent_us: float | None
     chunks_beyond: int
@@ -206,8 +206,8 @@ def _add_microbatch(
         length_ns for name, length_ns in zip(names, lengths_ns, strict=True) if name != QUEUE
     ]
     # A chunk that moves as a whole is one extent.
-    extents = np.array([max(1, chunk.extents) for chunk in chunks])
-    phase_times.per_extent.append(np.sum(moving_lengths_ns, axis=0) / extents)
+    extent_counts = np.array([max(1, chunk.extents) for chunk in chunks])
+    phase_times.per_extent.append(np.sum(moving_lengths_ns, axis=0) / extent_counts)
     phase_times.add(round_number, LATENCY, int(lengths_ns.sum()) + sum(beyond_lengths_ns))
 
 
@@ -246,7 +246,7 @@ def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
 def _make_bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None) -> Bill:
     """Make the bill of one point, arm and phase, with the medians over its rounds."""
     # `counts` maps a round to [chunks, extents, bytes, beyond]. Rounds are equal as a rule.
-    chunks, extents, nbytes, chunks_beyond = (
+    chunk_count, extent_count, nbytes, chunks_beyond = (
         int(np.median(column)) for column in zip(*phase.counts.values(), strict=True)
     )
     # Over all rounds at once: a share of sums, so slow rounds weigh more than fast ones.
@@ -263,10 +263,10 @@ def _make_bill(key: tuple[str, str, str], phase: _Phase, level_name: str | None)
     is_packed = level_name in LEVELS and LEVELS[level_name].buffered
     return Bill(
         *key,
-        rounds=len(phase.counts),
-        chunks=chunks + chunks_beyond,
-        extents=extents,
-        extent_nbytes=nbytes / extents if extents else 0.0,
+        round_count=len(phase.counts),
+        chunk_count=chunk_count + chunks_beyond,
+        extent_count=extent_count,
+        extent_nbytes=nbytes / extent_count if extent_count else 0.0,
         extent_us=None if is_packed or not per_extent.size else float(np.median(per_extent)) / 1e3,
         chunks_beyond=chunks_beyond,
         parts=parts,

@@ -39,12 +39,12 @@ MUCH_TAKEN_SHARE = 0.1
 
 
 def is_busy(
-    disturbed_rounds: int, rounds: int, taken_cores: float, granted_cores: int | None
+    disturbed_rounds: int, round_count: int, taken_cores: float, granted_cores: int | None
 ) -> bool:
     """Return whether others disturbed half of the rounds of a machine, and took much of it."""
     if not disturbed_rounds or not granted_cores:
         return False
-    is_disturbed = disturbed_rounds >= MUCH_DISTURBED_SHARE * rounds
+    is_disturbed = disturbed_rounds >= MUCH_DISTURBED_SHARE * round_count
     # Small daemons mark the rounds of a machine with many cores, and slow nothing.
     return is_disturbed and taken_cores >= MUCH_TAKEN_SHARE * granted_cores
 

@@ -70,7 +70,7 @@ LETTER_WIDTH = 0.6
 
 
 def make_panels(
-    rows: int, columns: int, height: float, width: float = WIDTH, **options: Any
+    row_count: int, column_count: int, height: float, width: float = WIDTH, **options: Any
 ) -> tuple[Picture, np.ndarray]:
     """Return a picture and its panels, [rows, columns]; ``height`` and ``width`` in inches."""
     # Without pyplot, which would keep every picture until it is closed.
@@ -79,7 +79,7 @@ def make_panels(
 
     picture = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(picture)  # measures texts, whatever format is saved
-    return picture, picture.subplots(rows, columns, squeeze=False, **options)
+    return picture, picture.subplots(row_count, column_count, squeeze=False, **options)
 
 
 # ---- colours ----

@@ -132,15 +132,15 @@ class TailsFigure(Figure):
         return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
 
 
-def _shown_indices(tokens: int) -> Iterator[int]:
+def _shown_indices(token_count: int) -> Iterator[int]:
     """Yield the indices of the tokens that have rows, from the slowest, 0, to the fastest."""
     index = 0
-    while index < tokens - 1:
+    while index < token_count - 1:
         yield index
         # Steps of 2 % of the index: evenly spaced on the log axis, and small files.
         index += 1 if index < ALL_OF_THE_SLOWEST else index // 50
-    if tokens:
-        yield tokens - 1
+    if token_count:
+        yield token_count - 1
 
 
 def _scale_axes(ax: Axes, frame: pd.DataFrame) -> None:

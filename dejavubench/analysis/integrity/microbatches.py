@@ -51,8 +51,8 @@ def _group_by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
 
 def _source_logs(run: Run) -> list[RankLog]:
     """Return the files of the sources; a killed run lacks those of its other hosts."""
-    sources = RankPlaces.of_run(run).sources
-    return [log for log in run.ranks if log.rank < sources and log.records]
+    source_count = RankPlaces.of_run(run).source_count
+    return [log for log in run.ranks if log.rank < source_count and log.records]
 
 
 def _in_flight(run: Run) -> int:
@@ -179,7 +179,7 @@ def _check_bytes(run: Run) -> Iterator[str]:
             for microbatch in rank_microbatches
         ]
         # Incomplete iterations are another rule's business, or a killed run's.
-        if len(microbatches) != rank_places.sources * in_flight:
+        if len(microbatches) != rank_places.source_count * in_flight:
             continue
         streamed_nbytes = sum(
             phase.nbytes
@@ -217,7 +217,7 @@ def _check_totals(run: Run) -> Iterator[str]:
                 for rank_microbatches in microbatches_by_rank.values()
                 for microbatch in rank_microbatches
             ]
-            if len(totals_ms) != rank_places.sources * in_flight:
+            if len(totals_ms) != rank_places.source_count * in_flight:
                 continue
             # With several in flight TOTAL is a makespan: no less than any microbatch, but of
             # unknown length.

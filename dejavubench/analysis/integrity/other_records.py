@@ -66,7 +66,7 @@ def _check_received_bytes(run: Run) -> Iterator[str]:
         # Sinks of a local arm take part in its rounds and receive nothing.
         due_nbytes = streamed_nbytes[key[0], key[1]] if key[1] in remote_names else 0
         # Sums count only when every sink has written its part of the iteration.
-        if len(nbytes_of_sinks) == rank_places.sinks and sum(nbytes_of_sinks) != due_nbytes:
+        if len(nbytes_of_sinks) == rank_places.sink_count and sum(nbytes_of_sinks) != due_nbytes:
             yield (
                 f"{describe_key(key)}: the sinks received {sum(nbytes_of_sinks)} of {due_nbytes} "
                 "bytes"
@@ -106,9 +106,9 @@ def _check_swapping(run: Run) -> Iterator[str]:
         for _, iteration in run.records_of(Iteration)
         if iteration.arm in swapping_arms
     ]
-    sources = RankPlaces.of_run(run).sources
+    source_count = RankPlaces.of_run(run).source_count
     yield from _find_missing_records(
-        run, [log for log in run.ranks if log.rank < sources and log.records], Swapping, keys
+        run, [log for log in run.ranks if log.rank < source_count and log.records], Swapping, keys
     )
 
 
@@ -155,12 +155,12 @@ def _check_sources_alone(run: Run) -> Iterator[str]:
     nbytes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for rank, source_alone in run.records_of(SourceAlone):
         nbytes[source_alone.point, source_alone.arm][rank] = source_alone.nbytes
-    sources = RankPlaces.of_run(run).sources
+    source_count = RankPlaces.of_run(run).source_count
     streamed_nbytes = expected_nbytes(run)
     for (point_id, arm_name), by_rank in nbytes.items():
         cache_nbytes = streamed_nbytes[point_id, arm_name]
         # Each source writes its own record, so a killed run may lack some.
-        if len(by_rank) == sources and sum(by_rank.values()) != cache_nbytes:
+        if len(by_rank) == source_count and sum(by_rank.values()) != cache_nbytes:
             yield (
                 f"{point_id} {arm_name}: its sources alone had {sum(by_rank.values())} bytes, "
                 f"but an iteration has {cache_nbytes}"

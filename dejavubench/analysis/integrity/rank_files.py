@@ -60,9 +60,9 @@ class RankPlaces:
         width, sink_width: tensor-parallel sizes of the sides.
     """
 
-    sources: int
+    source_count: int
     width: int
-    sinks: int
+    sink_count: int
     sink_width: int
 
     @staticmethod
@@ -77,9 +77,9 @@ class RankPlaces:
 
     def place(self, rank: int) -> tuple[str, int, int]:
         """Return role, stage and tensor rank."""
-        if rank < self.sources:
+        if rank < self.source_count:
             return "source", rank // self.width, rank % self.width
-        worker = rank - self.sources
+        worker = rank - self.source_count
         return "sink", worker // self.sink_width, worker % self.sink_width
 
 
@@ -146,8 +146,8 @@ def _check_rank_places(run: Run) -> Iterator[str]:
     rank_places = RankPlaces.of_run(run)
     rank_count = run.header.environment.get("ranks")
     if rank_count is not None and rank_count not in (
-        rank_places.sources,
-        rank_places.sources + rank_places.sinks,
+        rank_places.source_count,
+        rank_places.source_count + rank_places.sink_count,
     ):
         yield f"run.json: {rank_count} ranks do not fit its tensor- and pipeline-parallel sizes"
     for log in run.ranks:
@@ -155,7 +155,7 @@ def _check_rank_places(run: Run) -> Iterator[str]:
             # The record must agree with the place that its number has by run.json's sizes.
             expected_place = rank_places.place(log.rank)
             if (
-                log.rank >= rank_places.sources + rank_places.sinks
+                log.rank >= rank_places.source_count + rank_places.sink_count
                 or (info.role, info.stage, info.tensor_rank) != expected_place
             ):
                 yield (

@@ -82,9 +82,9 @@ def fewest_rounds(confidence: float) -> int:
     return math.ceil(-math.log2((1 - confidence) / 2))
 
 
-def block_length(rounds: int) -> int:
+def block_length(round_count: int) -> int:
     """Return how many rounds are drawn as one, n to the power 1/3 as theory has it."""
-    return math.ceil(rounds ** (1 / 3))
+    return math.ceil(round_count ** (1 / 3))
 
 
 def median_sample(logs: np.ndarray) -> RoundSample:
@@ -134,7 +134,7 @@ def unpaired_change(
 
 def _make_change(
     log: float,
-    rounds: int,
+    round_count: int,
     resample: Callable[[bool], np.ndarray],
     confidence: float,
     exact_interval: tuple[float, float] | None = None,
@@ -145,9 +145,9 @@ def _make_change(
         resample: draws logarithms again, of single rounds (False) or of blocks (True).
         exact_interval: an interval that needs no draws.
     """
-    if rounds < 2:
+    if round_count < 2:
         nan = float("nan")
-        return Change(math.expm1(log), nan, nan, rounds, confidence)
+        return Change(math.expm1(log), nan, nan, round_count, confidence)
     tail = (1 - confidence) / 2
     quantiles = np.array(
         [np.quantile(resample(blocks), [tail, 1 - tail]) for blocks in (False, True)]
@@ -156,7 +156,7 @@ def _make_change(
     low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
     if exact_interval is not None:
         low, high = min(low, exact_interval[0]), max(high, exact_interval[1])
-    return Change(math.expm1(log), math.expm1(low), math.expm1(high), rounds, confidence)
+    return Change(math.expm1(log), math.expm1(low), math.expm1(high), round_count, confidence)
 
 
 def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, float] | None:
@@ -189,16 +189,18 @@ def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -
 
 
 def _draws(
-    rounds: int, block_rounds: int, resamples: int, rng: np.random.Generator
+    round_count: int, block_rounds: int, resamples: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Yield draws [n, rounds], together ``resamples``, of blocks that wrap around at the end."""
-    most_at_once = max(1, PICKS_AT_ONCE // rounds)
+    most_at_once = max(1, PICKS_AT_ONCE // round_count)
     for first_draw in range(0, resamples, most_at_once):
         count_now = min(most_at_once, resamples - first_draw)
-        size = count_now, math.ceil(rounds / block_rounds)
-        starts = rng.integers(0, rounds, size=size, dtype=np.int32)
+        size = count_now, math.ceil(round_count / block_rounds)
+        starts = rng.integers(0, round_count, size=size, dtype=np.int32)
         # [n, blocks, length] → [n, rounds]; the last block is cut.
         round_numbers = starts[:, :, None] + np.arange(block_rounds, dtype=np.int32)
-        draws = round_numbers.reshape(count_now, -1)[:, :rounds]
-        draws[draws >= rounds] -= rounds  # a block that reaches the end goes on at the beginning
+        draws = round_numbers.reshape(count_now, -1)[:, :round_count]
+        draws[draws >= round_count] -= (
+            round_count  # a block that reaches the end goes on at the beginning
+        )
         yield draws

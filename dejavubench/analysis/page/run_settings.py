@@ -48,9 +48,9 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     )
 
 
-def _make_command_line(arguments: Sequence[str], ranks: int) -> str:
+def _make_command_line(arguments: Sequence[str], process_count: int) -> str:
     """Return a command line that starts the program by its name, under a launcher."""
-    return shlex.join(["mpirun", "-n", str(ranks), PROGRAM, *arguments[1:]])
+    return shlex.join(["mpirun", "-n", str(process_count), PROGRAM, *arguments[1:]])
 
 
 def _list_facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:

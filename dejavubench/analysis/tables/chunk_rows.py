@@ -96,9 +96,9 @@ def _make_row(run: Run, samples: ArmSamples, bill: Bill, part: PartTime) -> Chun
     return ChunkRow(
         arm_phase=ArmPhase.of_samples(run, samples, bill.phase),
         part=part.name,
-        samples=bill.rounds,
-        chunks=bill.chunks,
-        extents=bill.extents,
+        samples=bill.round_count,
+        chunks=bill.chunk_count,
+        extents=bill.extent_count,
         extent_bytes=bill.extent_nbytes,
         extent_us=bill.extent_us,
         summed_ms=part.sum_ms,

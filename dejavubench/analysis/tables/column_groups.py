@@ -25,17 +25,22 @@ from dejavubench.records import Run
 
 
 def make_times(
-    prompt: Spread, token: Spread, total: Spread, samples: int, warmups: int, drain: float | None
+    prompt: Spread,
+    token: Spread,
+    total: Spread,
+    sample_count: int,
+    warmups: int,
+    drain: float | None,
 ) -> Times:
     """Return the columns of times, in milliseconds.
 
     Args:
-        samples: rounds that count.
+        sample_count: number of rounds that count.
         warmups: iterations before them, which do not count.
         drain: median of the drain; None if the arm does not stream.
     """
     return Times(
-        samples=samples,
+        samples=sample_count,
         warmups=warmups,
         prompt_ms=prompt.middle,
         prompt_low_ms=prompt.low,

@@ -39,7 +39,7 @@ class WorkerView:
         return self.point.sources if self.is_source else self.point.sinks or self.point.sources
 
     @property
-    def microbatches(self) -> int:
+    def microbatch_count(self) -> int:
         """Number of microbatches that this side has in flight, each with a cache of its own."""
         return self.point.requests // self.sizes.ubatch_size
 
@@ -57,12 +57,12 @@ class WorkerView:
         """Return each microbatch's stream of this worker's whole cache to a place of its own."""
         return [
             [Stream(microbatch, self._schedule(self.geometry.whole))]
-            for microbatch in range(self.microbatches)
+            for microbatch in range(self.microbatch_count)
         ]
 
     def remote_streams(self) -> list[list[Stream]]:
         """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
-        streams: list[list[Stream]] = [[] for _ in range(self.microbatches)]
+        streams: list[list[Stream]] = [[] for _ in range(self.microbatch_count)]
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
         # the transfers in the same order, so they count alike without a message.
         stream_counts: Counter[int] = Counter()

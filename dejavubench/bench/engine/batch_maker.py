@@ -74,7 +74,7 @@ class BatchMaker:
         self,
         streams: list[MicrobatchStream],
         mark: MarkPhase,
-        tokens: int | None = None,
+        token_count: int | None = None,
         on_generated: Callable[[list[MicrobatchClock]], None] = lambda clocks: None,
     ) -> tuple[list[MicrobatchClock], float]:
         """Run one iteration: every microbatch in flight, from prompt to drain.
@@ -82,7 +82,7 @@ class BatchMaker:
         Args:
             streams: one per microbatch.
             mark: called as each phase begins.
-            tokens: new tokens of each request; T if it is not given.
+            token_count: number of new tokens of each request; T if it is not given.
             on_generated: called once all tokens are known, before the drain.
 
         Returns:
@@ -93,7 +93,7 @@ class BatchMaker:
             LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
         clocks = self.clocks()
-        steps = self.output_len if tokens is None else tokens
+        steps = self.output_len if token_count is None else token_count
         mark("prompt")
         began_s = self._now()
         for step in range(steps):

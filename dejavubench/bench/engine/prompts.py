@@ -49,7 +49,7 @@ class Prompts:
 
 
 def make_prompts(
-    point: Point, microbatches: int, seed: int, plan_prompts: tuple[Ids, ...]
+    point: Point, microbatch_count: int, seed: int, plan_prompts: tuple[Ids, ...]
 ) -> list[Prompts]:
     """Return the prompts of each microbatch in flight, the same on every rank.
 
@@ -57,9 +57,9 @@ def make_prompts(
         plan_prompts: taken in order, and from the first again; without any, prompts are random.
     """
     size = point.ubatch_size
-    by_microbatch = torch.arange(microbatches * size).split(size)
+    by_microbatch = torch.arange(microbatch_count * size).split(size)
     if plan_prompts:
-        requests = list(islice(cycle(plan_prompts), microbatches * size))
+        requests = list(islice(cycle(plan_prompts), microbatch_count * size))
         return [
             Prompts.pad(
                 [requests[n] for n in request_numbers.tolist()], request_numbers, point.input_len
@@ -67,7 +67,7 @@ def make_prompts(
             for request_numbers in by_microbatch
         ]
     generator = torch.Generator().manual_seed(seed)
-    shape = (microbatches * size, point.input_len)
+    shape = (microbatch_count * size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
     drawn_tokens = torch.randint(point.spec.vocab_size, shape, generator=generator)
     return [

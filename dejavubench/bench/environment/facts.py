@@ -172,11 +172,13 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
     return rank_facts
 
 
-def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None) -> dict[str, Any]:
+def of_run(
+    hosts: list[str], thread_count: int, core_count: int, device: int | None = None
+) -> dict[str, Any]:
     """Return the facts that rank 0 records for the whole run.
 
     Args:
-        cores: number granted to rank 0 before the program confined it to fewer.
+        core_count: number of cores granted to rank 0 before the program confined it to fewer.
         device: number of its CUDA device. Runs on different GPUs are not compared.
     """
     versions = {"dejavubench": __version__, "python": platform.python_version()}
@@ -191,10 +193,10 @@ def of_run(hosts: list[str], threads: int, cores: int, device: int | None = None
         own_facts["gpus"] = [own_facts["gpu"]["name"]]
     return {
         **own_facts,
-        "cores": cores,
+        "cores": core_count,
         "hostnames": sorted(set(hosts)),
         "ranks": len(hosts),
-        "threads": threads,
+        "threads": thread_count,
         "versions": versions,
         "mpi_library": MPI.Get_library_version().splitlines()[0].strip(),
         "source_revision": source_revision(),

@@ -137,7 +137,7 @@ class Sink:
             geometry = self.view.geometry
             dtype = self.rank_at_point.dtype
             self._caches[device.type] = [
-                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatches)
+                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatch_count)
             ]
         return self._caches[device.type]
 

@@ -40,10 +40,10 @@ class Source:
         self.model = model
         self.caches = [
             KVCache.allocate(view.geometry, model.dtype, model.device)
-            for _ in range(view.microbatches)
+            for _ in range(view.microbatch_count)
         ]
         self.prompts = make_prompts(
-            view.point, view.microbatches, plan.experiment.seed, plan.prompts
+            view.point, view.microbatch_count, plan.experiment.seed, plan.prompts
         )
         self.maker = self.maker_over(self.caches)
         self.staging = SourceStaging(rank_at_point, self.caches[0])

@@ -212,7 +212,7 @@ class SinkModel:
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
         sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
         self._prompts = make_prompts(
-            sink_point, view.microbatches, plan.experiment.seed, plan.prompts
+            sink_point, view.microbatch_count, plan.experiment.seed, plan.prompts
         )
         steps = steps_of(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]

@@ -39,9 +39,9 @@ class Communicators:
         return cls(verification, handover, side)
 
 
-def may_spin(ranks: Ranks, threads: int) -> bool:
+def may_spin(ranks: Ranks, thread_count: int) -> bool:
     """Return whether collectives may busy-wait: every rank of this side here has its own cores."""
-    return ranks.on_this_host(ranks.side) * threads <= ranks.cores_on_host
+    return ranks.on_this_host(ranks.side) * thread_count <= ranks.cores_on_host
 
 
 def connect_workers(

@@ -77,11 +77,11 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
     if count == 0:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
-    sources, sinks = map(ranks.on_this_host, (topology.sources, topology.sinks))
-    refusal = too_few_devices(plan, cuda_devices(), sources, sinks)
+    source_count, sink_count = map(ranks.on_this_host, (topology.sources, topology.sinks))
+    refusal = too_few_devices(plan, cuda_devices(), source_count, sink_count)
     if refusal:
         raise UsageError(refusal)
-    assigned_devices = device_numbers(plan, sources, sinks, count)
+    assigned_devices = device_numbers(plan, source_count, sink_count, count)
     of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
     # Ranks of one side take the devices of their host in turn, in the order of their numbers.
     ranks_before = ranks.on_this_host(range(ranks.side.start, ranks.rank))

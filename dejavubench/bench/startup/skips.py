@@ -21,8 +21,12 @@ def reasons_here(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -
 def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
     """Return why points cannot run on this rank's host: memory first, then room on the disk."""
     plan, experiment = runnable.plan, runnable.experiment
-    sources, sinks = map(ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks))
-    reasons_of_plan = fit.find_skip_reasons(plan, fit.HostResources.here(plan), sources, sinks)
+    source_count, sink_count = map(
+        ranks.on_this_host, (ranks.topology.sources, ranks.topology.sinks)
+    )
+    reasons_of_plan = fit.find_skip_reasons(
+        plan, fit.HostResources.here(plan), source_count, sink_count
+    )
     reasons = {
         point_id: reason for point_id, reason in reasons_of_plan.items() if point_id in plan.starts
     }
@@ -41,7 +45,7 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     for point in runnable.measured:
         if point.id in reasons:
             continue
-        files_nbytes = sources * stored_nbytes(runnable, point, ranks, connectors)
+        files_nbytes = source_count * stored_nbytes(runnable, point, ranks, connectors)
         needed_nbytes = kept_nbytes + files_nbytes + probes
         if needed_nbytes > free_nbytes:
             reasons[point.id] = (

@@ -219,10 +219,10 @@ def _parse_number(text: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def read_nccl_facts(gpus: int) -> NCCLFacts:
+def read_nccl_facts(gpu_count: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        probe_result = probe(NCCL_PROBE, str(min(gpus, 2)), timeout=PROBE_TIMEOUT_S)
+        probe_result = probe(NCCL_PROBE, str(min(gpu_count, 2)), timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(

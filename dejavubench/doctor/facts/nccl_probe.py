@@ -48,7 +48,7 @@ def transport_between_hosts(lines: Iterable[str]) -> str | None:
     return " ".join((transport, devices_of.get(transport, ""))).strip()
 
 
-def probe_nccl(gpus: int) -> dict[str, Any]:
+def probe_nccl(gpu_count: int) -> dict[str, Any]:
     """Send a message between GPU 0 and GPU 1; with one GPU only start NCCL."""
     import torch
 
@@ -59,7 +59,7 @@ def probe_nccl(gpus: int) -> dict[str, Any]:
         # Before cupy's NCCL is loaded, which reads them once.
         os.environ.update(LOG_VARIABLES, NCCL_DEBUG_FILE=log.name)
         try:
-            report["versions"]["cupy"] = _connect(gpus)
+            report["versions"]["cupy"] = _connect(gpu_count)
         except Exception as error:  # noqa: BLE001 - whatever cupy, CUDA or NCCL have to say
             report["problem"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         lines = log.read().splitlines()
@@ -70,14 +70,14 @@ def probe_nccl(gpus: int) -> dict[str, Any]:
     }
 
 
-def _connect(gpus: int) -> str:
+def _connect(gpu_count: int) -> str:
     """Return cupy's version of NCCL, after a message between the GPUs."""
     import cupy
     from cupy.cuda import nccl
 
     version_number = int(nccl.get_version())
-    comms = nccl.NcclCommunicator.initAll(list(range(gpus)))
-    if gpus > 1:
+    comms = nccl.NcclCommunicator.initAll(list(range(gpu_count)))
+    if gpu_count > 1:
         buffers = []
         for device in range(2):
             with cupy.cuda.Device(device):

@@ -50,14 +50,14 @@ class KernelNeeds:
         dtype: type of weights and cache.
         compute_dtype: type of the inputs of linears.
         layout: layout of the caches.
-        rows: each number of rows that a linear will take at once: requests × new positions.
+        row_counts: each number of rows that a linear will take at once: requests × new positions.
         widths: each number of inputs that a linear has.
     """
 
     dtype: torch.dtype
     compute_dtype: torch.dtype
     layout: KVLayout
-    rows: Sequence[int]
+    row_counts: Sequence[int]
     widths: Sequence[int]
 
 

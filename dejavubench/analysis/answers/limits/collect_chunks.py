@@ -36,7 +36,9 @@ def collect_chunk_facts(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | Non
     longest_kind = max(total_ms, key=lambda kind: total_ms[kind])
     longest_ms = ms_by_kind[longest_kind]
     chunk_nbytes = {
-        bill.phase: bill.extents * bill.extent_nbytes / bill.chunks for bill in bills if bill.chunks
+        bill.phase: bill.extent_count * bill.extent_nbytes / bill.chunk_count
+        for bill in bills
+        if bill.chunk_count
     }
     extent_us = [bill.extent_us for bill in bills if bill.extent_us is not None]
     return ChunkFacts(
@@ -51,6 +53,6 @@ def collect_chunk_facts(bills: Sequence[Bill], phase: Phase) -> ChunkFacts | Non
         ),
         prompt_nbytes=chunk_nbytes.get("prompt"),
         token_nbytes=chunk_nbytes.get("tokens"),
-        extents=sum(bill.extents for bill in bills if phase in ("total", bill.phase)),
+        extent_count=sum(bill.extent_count for bill in bills if phase in ("total", bill.phase)),
         extent_us=extent_us[-1] if extent_us else None,
     )

@@ -63,17 +63,17 @@ def _model_cores(run: Run, point: PointSamples) -> float | None:
     return sum(cores_by_arm) / len(cores_by_arm) if cores_by_arm else None
 
 
-def _moving_side(samples: ArmSamples, cpu: RoundValues, ranks: int) -> MovingSide | None:
+def _moving_side(samples: ArmSamples, cpu: RoundValues, rank_count: int) -> MovingSide | None:
     """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
 
     Args:
-        ranks: number of ranks that the CPU time is summed over.
+        rank_count: number of ranks that the CPU time is summed over.
     """
     level = LEVELS.get(str(samples.info.level))
     # The stream alone moves packed chunks: it bounds no work of a naive level.
     if samples.stream_alone is None or not cpu or level is None or not level.buffered:
         return None
-    return MovingSide(1e3 * median_or_zero(cpu), ranks * samples.stream_alone.ms)
+    return MovingSide(1e3 * median_or_zero(cpu), rank_count * samples.stream_alone.ms)
 
 
 def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:

@@ -168,13 +168,14 @@ class ChunkFacts:
     Attributes:
         longest_part: the longest part of their latency but the queue.
         prompt_nbytes, token_nbytes: mean size of a phase's chunks.
-        extents, extent_us: extents of one request, and the time of one at a naive level.
+        extent_count: number of extents of one request.
+        extent_us: time of one extent at a naive level.
     """
 
     longest_part: LongestPart
     prompt_nbytes: float | None = None
     token_nbytes: float | None = None
-    extents: int = 0
+    extent_count: int = 0
     extent_us: float | None = None
 
     def single_chunk(self, in_prompt: bool) -> tuple[float, float] | None:

@@ -104,7 +104,7 @@ def describe_extents(evidence: Evidence) -> str:
     extent_us = evidence.stream.naive_us
     statistic = "each, by a probe"
     if evidence.chunks is not None:
-        extent_count = evidence.chunks.extents
+        extent_count = evidence.chunks.extent_count
         extent_us = evidence.chunks.extent_us
         # A few slow extents can take most of the stall: the product is then less than the stall.
         statistic = "each in the median chunk"

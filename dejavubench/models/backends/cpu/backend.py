@@ -101,7 +101,7 @@ class CpuBackend:
         """Load or compile the attention kernel and every linear kernel that the steps take."""
         kernels = [attention_kernel.kernel_for(needs.dtype, needs.layout)]
         for width in needs.widths:
-            for rows in needs.rows:
+            for rows in needs.row_counts:
                 kernels += linear.kernels(rows, width, needs.dtype, needs.compute_dtype)
         code_cache.provide(kernels, say)
 

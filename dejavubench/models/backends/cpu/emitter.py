@@ -47,12 +47,12 @@ def as_pointer(pointed_type: ir.Type) -> Emit:
 
 
 def emitting(
-    arguments: int, body: Callable[[Emitter, Sequence[Value]], None]
+    argument_count: int, body: Callable[[Emitter, Sequence[Value]], None]
 ) -> tuple[Signature, Emit]:
     """Return the signature and the code generator of an intrinsic, as numba asks for them.
 
     Args:
-        arguments: number of integers that the intrinsic takes.
+        argument_count: number of integers that the intrinsic takes.
         body: writes the instructions, given the arguments.
     """
 
@@ -62,7 +62,7 @@ def emitting(
         body(Emitter(builder), values)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * arguments), emit
+    return types.void(*[types.intp] * argument_count), emit
 
 
 class Emitter:
