@@ -135,7 +135,7 @@ if TYPE_CHECKING:
         StreamSchedule as StreamSchedule,
     )
     from .streamer import Streamer as Streamer
-    from .swapper import (
+    from .swapping.swapper import (
         SwapCost as SwapCost,
         Swapper as Swapper,
     )

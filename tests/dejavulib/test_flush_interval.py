@@ -29,7 +29,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.schedule import StreamSchedule
-from dejavubench.dejavulib.swapper import Swapper
+from dejavubench.dejavulib.swapping.swapper import Swapper
 from dejavubench.errors import UsageError
 from dejavubench.records import Microbatch, Verification
 from helpers.caches import packed_stream, play_model, random_cache

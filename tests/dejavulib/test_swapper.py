@@ -24,7 +24,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, 
 from dejavubench.dejavulib.packing import device_staging, scatter_steps, staging
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.streamer import Streamer
-from dejavubench.dejavulib.swapper import Swapper
+from dejavubench.dejavulib.swapping.swapper import Swapper
 from dejavubench.records import Microbatch, Swapping, read_chunk_times
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.cli_calls import usage_error_of

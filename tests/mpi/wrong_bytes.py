@@ -13,11 +13,12 @@ from injection import fault, inject, is_struck_in, note_strike
 from mpi4py import MPI
 
 from dejavubench.bench.checks.cache_bits import as_integers
-from dejavubench.dejavulib import kv_cache, manager, receiver, swapper
+from dejavubench.dejavulib import kv_cache, manager, receiver
 from dejavubench.dejavulib.destinations import disk, mpi
 from dejavubench.dejavulib.destinations.disk.stream_file import record_offset
 from dejavubench.dejavulib.kv_cache import KVCache, Region, Span
 from dejavubench.dejavulib.packing import Packing
+from dejavubench.dejavulib.swapping import swapper
 from dejavubench.models.gpt import GPT, ChosenTokens
 
 

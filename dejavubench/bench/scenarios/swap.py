@@ -27,7 +27,7 @@ from dejavubench.bench.scenarios.streaming import (
 )
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache
-from dejavubench.dejavulib.swapper import Swapper
+from dejavubench.dejavulib.swapping.swapper import Swapper
 
 # Where a device fails, caches of waiting microbatches are lost: there is no request to go on with.
 SWAPPED_FILES = StreamFiles(prefix="swap-", may_stay=False, outlives_failure=False)

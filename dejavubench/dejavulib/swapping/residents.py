@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from . import chunk_times
-from .device_times import DeviceClock
-from .kv_cache import KVCache
-from .upload import DeviceUpload
+from .. import chunk_times
+from ..device_times import DeviceClock
+from ..kv_cache import KVCache
+from ..upload import DeviceUpload
 
 
 class Wait(Protocol):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from .destinations.base import LocalDestination, Stream
-from .kv_cache import KVCache
-from .levels import DEFAULT_LEVEL, LEVELS
-from .packing import Packing, scatter_steps
+from ..destinations.base import LocalDestination, Stream
+from ..kv_cache import KVCache
+from ..levels import DEFAULT_LEVEL, LEVELS
+from ..packing import Packing, scatter_steps
+from ..schedule import MOST_FETCHED_NBYTES, Chunk, StreamSchedule
 from .residents import Residents
-from .schedule import MOST_FETCHED_NBYTES, Chunk, StreamSchedule
 
 
 class CacheFetcher:

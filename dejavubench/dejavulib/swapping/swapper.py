@@ -16,17 +16,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..destinations.base import LocalDestination, Stream, StreamingError
+from ..helper_thread import cpu_seconds, start_helper
+from ..kv_cache import KVCache
+from ..levels import DEFAULT_LEVEL, LEVELS
+from ..manager import CacheManager
+from ..schedule import MOST_FETCHED_NBYTES
+from ..streamer import Streamer
+from ..transfers import StreamStats
+from ..waiting import DeadlineError, Wake, wait_asleep
 from .cache_fetcher import CacheFetcher
-from .destinations.base import LocalDestination, Stream, StreamingError
-from .helper_thread import cpu_seconds, start_helper
-from .kv_cache import KVCache
-from .levels import DEFAULT_LEVEL, LEVELS
-from .manager import CacheManager
 from .residents import Wait, residents_of
-from .schedule import MOST_FETCHED_NBYTES
-from .streamer import Streamer
-from .transfers import StreamStats
-from .waiting import DeadlineError, Wake, wait_asleep
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
 
