@@ -135,10 +135,8 @@ if TYPE_CHECKING:
         StreamSchedule as StreamSchedule,
     )
     from .streamer import Streamer as Streamer
-    from .swapping.swapper import (
-        SwapCost as SwapCost,
-        Swapper as Swapper,
-    )
+    from .swapping.swap_cost import SwapCost as SwapCost
+    from .swapping.swapper import Swapper as Swapper
     from .transfers import StreamStats as StreamStats
     from .upload import DeviceUpload as DeviceUpload
 

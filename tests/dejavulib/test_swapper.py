@@ -304,6 +304,22 @@ def test_a_failed_fetch_is_reported_even_if_the_next_one_succeeds(
             swapper.microbatches[0].step_begins(1)
 
 
+def test_a_report_outside_a_turn_is_refused() -> None:
+    schedule = schedule_of(KVLayout.HND)
+    with swapping(HostDestination(), schedule, microbatches=2, resident=1) as swapper:
+        for swapped in swapper.microbatches:
+            swapped.begin()
+        swapped, _ = swapper.microbatches
+        with pytest.raises(StreamingError, match="microbatch 0 has no cache: step_begins comes"):
+            swapped.layer_ready(0)
+        swapped.step_begins(0)
+        for layer in range(schedule.geometry.layers):
+            swapped.layer_ready(layer)
+        swapped.step_ready(0)
+        with pytest.raises(StreamingError, match="microbatch 0 has no cache: step_begins comes"):
+            swapped.step_ready(1)
+
+
 def test_an_eviction_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HostDestination, "poll_completed", lambda self, stream: 0)
     schedule = schedule_of(KVLayout.HND)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,23 +26,9 @@ from ..transfers import StreamStats
 from ..waiting import DeadlineError, Wake, wait_asleep
 from .cache_fetcher import CacheFetcher
 from .residents import Wait, residents_of
+from .swap_cost import SwapCost
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
-
-
-@dataclass
-class SwapCost:
-    """Cost of swapping.
-
-    Attributes:
-        nbytes: keys and values that were brought back.
-        bring_s: seconds of fetching and scattering them, beside the model.
-        wait_s: seconds that the model waited for caches to be in place, in drained microbatches.
-    """
-
-    nbytes: int = 0
-    bring_s: float = 0.0
-    wait_s: float = 0.0
 
 
 class Swapper:
@@ -308,6 +293,7 @@ class SwappedMicrobatch:
         self.tokens = StreamStats()
         self.draining = StreamStats()
         self._waits: list[Wait] = []  # one for each step
+        self._manager: CacheManager | None = None  # of the cache that this turn has
 
     def begin(self, tokens: np.ndarray | None = None) -> None:
         """Prepare for a microbatch, as :meth:`Swapper.begin`."""
@@ -315,6 +301,7 @@ class SwappedMicrobatch:
         self.tokens = StreamStats()
         self.draining = StreamStats()
         self._waits = []
+        self._manager = None
         self._swapper.begin(self._microbatch, tokens)
 
     def step_begins(self, step: int) -> None:
@@ -324,11 +311,12 @@ class SwappedMicrobatch:
 
     def layer_ready(self, layer: int) -> None:
         """Stream a layer of the prompt, as :meth:`CacheManager.layer_ready`."""
-        self._manager.layer_ready(layer)
+        self._turn_manager().layer_ready(layer)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Stream a step and end the turn."""
-        self._manager.step_ready(step, tokens)
+        self._turn_manager().step_ready(step, tokens)
+        self._manager = None
         self._swapper.leave(self._microbatch, step)
 
     def drain(self) -> None:
@@ -343,3 +331,12 @@ class SwappedMicrobatch:
             began_ns, ended_ns = wait.span()
             (self.tokens if step else self.prompt).add_past_stall(began_ns, ended_ns)
             self._swapper.cost.wait_s += (ended_ns - began_ns) * 1e-9
+
+    def _turn_manager(self) -> CacheManager:
+        """Return the manager of this turn's cache; a call outside a turn is an error."""
+        if self._manager is None:
+            raise StreamingError(
+                f"microbatch {self._microbatch} has no cache: step_begins comes before "
+                "layer_ready and step_ready"
+            )
+        return self._manager
