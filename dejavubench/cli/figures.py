@@ -54,7 +54,7 @@ def figures(
     from dejavubench.analysis.comparison.comparable import NotComparableError
     from dejavubench.analysis.figures.drawings import make_drawings
     from dejavubench.analysis.find_runs import find
-    from dejavubench.analysis.tables import health
+    from dejavubench.analysis.tables import ending_part
 
     found_runs = find(paths)
     found_runs.bad += [
@@ -79,9 +79,8 @@ def figures(
     for complaint in complaints:
         click.echo(f"left out: {complaint}", err=True)
     _save(drawings, folder, force)
-    name_left_out(
-        [*found_runs.bad, *(text for run in found_runs.runs for text in health.list_damage(run))]
-    )
+    damage_texts = [text for run in found_runs.runs for text in ending_part.list_damage(run)]
+    name_left_out([*found_runs.bad, *damage_texts])
 
 
 def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:

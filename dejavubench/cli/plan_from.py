@@ -67,17 +67,17 @@ def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
     """
     from dejavubench.analysis.integrity import read_checked
     from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
-    from dejavubench.analysis.tables import health
+    from dejavubench.analysis.tables import ending_part
     from dejavubench.records import RecordError
 
     try:
         run = read_checked(folder)
-        damage = tuple(note.text for note in health.make_notes(run) if note.severity != "info")
+        damage = tuple(note.text for note in ending_part.make_notes(run) if note.severity != "info")
         return read_inputs(run), damage
     except RecordError as error:
         raise BadInput(f"--from: {error}") from None
     except NoPredictionError as error:
-        if health.is_complete(run):
+        if ending_part.is_complete(run):
             raise BadInput(f"--from: {error}") from None
         # What is missing is not there because the run was cut short, whatever it was asked for.
         raise BadInput(

@@ -96,7 +96,7 @@ def process(
 
 def _echo_notes(reports: Sequence[RunReport]) -> None:
     """Print the notes on stderr, because csv has no place for them."""
-    from dejavubench.analysis.tables.arm_tables import HOW_TIMES_ARE_MADE
+    from dejavubench.analysis.tables.arms_part import HOW_TIMES_ARE_MADE
     from dejavubench.records.notes import DAMAGED
 
     for report in reports:

@@ -38,7 +38,7 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     """
     from dejavubench.analysis.find_runs import find
     from dejavubench.analysis.reports.report import log_report, report
-    from dejavubench.analysis.tables import health
+    from dejavubench.analysis.tables import ending_part
     from dejavubench.records import RecordError
     from dejavubench.records.text_log import TextLogError
 
@@ -48,7 +48,7 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     for run in found_runs.runs:
         try:
             reports_and_runs.append((report(run, parts), run))
-            damage += health.list_damage(run)
+            damage += ending_part.list_damage(run)
         except RecordError as error:
             found_runs.bad.append(f"{run.path}: {error}")
     for log in found_runs.logs:

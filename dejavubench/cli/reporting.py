@@ -12,7 +12,7 @@ from dejavubench.cli.results import ResultFile
 from dejavubench.errors import ExitStatus
 
 if TYPE_CHECKING:
-    from dejavubench.analysis.tables.rows import Row
+    from dejavubench.analysis.tables.process_columns import Row
     from dejavubench.config.plan import Plan
     from dejavubench.records import Iteration
 

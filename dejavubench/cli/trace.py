@@ -56,7 +56,7 @@ def trace(
     waits of the model, the parts of each chunk's way, and the sink.
     """
     check_output(output, force)
-    from dejavubench.analysis.tables import health
+    from dejavubench.analysis.tables import ending_part
     from dejavubench.analysis.trace import document
     from dejavubench.analysis.trace.build import build
     from dejavubench.analysis.trace.choice import TraceError, choose
@@ -72,7 +72,7 @@ def trace(
     for note in timeline.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"{output}: open it at ui.perfetto.dev", err=True)
-    name_left_out(health.list_damage(run))
+    name_left_out(ending_part.list_damage(run))
 
 
 def _find_one_run(folder: Path) -> Run:

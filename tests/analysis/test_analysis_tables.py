@@ -16,8 +16,8 @@ from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.number_texts import format_rate, signed_percent
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables import health, run_rows
-from dejavubench.analysis.tables.rows import Row, frame
+from dejavubench.analysis.tables import ending_part, run_rows
+from dejavubench.analysis.tables.process_columns import Row, frame
 from dejavubench.records import (
     ArmInfo,
     Ceiling,
@@ -330,7 +330,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]) + '{"kind":"sink","poi')
     run = read_run(folder)
-    notes = [note.text for note in health.make_notes(run)]
+    notes = [note.text for note in ending_part.make_notes(run)]
     assert notes[0] == (
         "INCOMPLETE: rank 1 (sink on node-a) stopped in phase tokens, point p000, arm mpi@3, "
         "iteration 3, without an End record"
@@ -338,28 +338,28 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
     assert (
         "rank-0001.jsonl: the last line is cut off, as its process ended while writing it" in notes
     )
-    assert not health.is_complete(run)
-    assert health.brief_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
+    assert not ending_part.is_complete(run)
+    assert ending_part.brief_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
 
 
 def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r", ended=False)
     append(folder, 0, to_line(RankFailure(phase="drain", error="OSError: no space left")))
     (folder / "rank-0001.jsonl").unlink()
-    notes = [note.text for note in health.make_notes(read_run(folder))]
+    notes = [note.text for note in ending_part.make_notes(read_run(folder))]
     assert notes[0] == "FAILED: rank 0 (source on node-a), drain: OSError: no space left"
     assert "INCOMPLETE: rank 1 has no file" in notes
     (folder / "rank-0000.jsonl").unlink()
-    assert [(note.kind, note.severity) for note in health.make_notes(read_run(folder))] == [
+    assert [(note.kind, note.severity) for note in ending_part.make_notes(read_run(folder))] == [
         ("incomplete", "error")
     ]
 
 
 def test_a_good_run_has_no_notes(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r"))
-    assert health.make_notes(run) == []
-    assert health.brief_health(run) == ""
-    assert health.is_complete(run)
+    assert ending_part.make_notes(run) == []
+    assert ending_part.brief_health(run) == ""
+    assert ending_part.is_complete(run)
 
 
 def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:

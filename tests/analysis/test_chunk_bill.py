@@ -17,7 +17,7 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables.chunk_rows import ChunkRow
+from dejavubench.analysis.tables.chunks_part import ChunkRow
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (

@@ -18,7 +18,7 @@ from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.figure import Figure
 from dejavubench.analysis.figures.shared_columns import shown_arms
 from dejavubench.analysis.figures.style import make_panels
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.process_columns import Sizes
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations

@@ -19,7 +19,7 @@ from dejavubench.analysis.breakdown.overhead_parts import (
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables.part_rows import PartRow
+from dejavubench.analysis.tables.overhead_part import PartRow
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
 from helpers.cli_calls import stdout_of, usage_error_of
 from helpers.synthetic_runs import (

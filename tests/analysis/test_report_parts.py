@@ -16,7 +16,7 @@ from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.log_parts import LOG_PARTS
 from dejavubench.analysis.reports.report import RunReport, log_report, report
 from dejavubench.analysis.reports.report_order import REPORT_PARTS, ROW_CLASSES
-from dejavubench.analysis.tables import part_rows
+from dejavubench.analysis.tables import overhead_part
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import NoteKind, read_run
@@ -79,7 +79,7 @@ class ToyRow:
 
 
 def make_toy(data: RunData) -> PartContent:
-    parts: list[part_rows.PartRow] = data.content(part_rows.OVERHEAD).rows
+    parts: list[overhead_part.PartRow] = data.content(overhead_part.OVERHEAD).rows
     rows = [
         ToyRow(row.arm_phase.arm, row.part_ms)
         for row in parts
@@ -127,7 +127,7 @@ def test_a_part_with_rows_is_a_key_of_json(toy_report: RunReport) -> None:
 
 def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = RunData(read_run(write_run(tmp_path / "r", rounds=6)))
-    assert data.content(part_rows.OVERHEAD) is data.content(part_rows.OVERHEAD)
+    assert data.content(overhead_part.OVERHEAD) is data.content(overhead_part.OVERHEAD)
     names_read: list[str] = []
     real_open = Path.open
 

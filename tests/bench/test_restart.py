@@ -16,7 +16,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunk_rows import chunk_rows
+from dejavubench.analysis.tables.chunks_part import chunk_rows
 from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import stream_file

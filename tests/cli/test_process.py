@@ -17,7 +17,7 @@ from dejavubench.analysis.breakdown.overhead_parts import PHASES
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.reports.formats import show
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import Verification, read_run
 from helpers.cli_calls import call
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run

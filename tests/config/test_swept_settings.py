@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.tables.rows import SETTING_COLUMNS
+from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS
 from dejavubench.bench.recording.infos import point_info
 from dejavubench.config.experiment import Experiment

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunk_rows import chunk_rows
+from dejavubench.analysis.tables.chunks_part import chunk_rows
 from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination

@@ -16,8 +16,8 @@ from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.reference import PAGES
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
-from dejavubench.analysis.tables.rows import COLUMNS, Row
-from dejavubench.analysis.tables.tail_cells import TAIL_CELLS
+from dejavubench.analysis.tables.process_columns import COLUMNS, Row
+from dejavubench.analysis.tables.tails_part import TAIL_CELLS
 from dejavubench.analysis.tables.text_cells import SHOWN_CELLS
 from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT

@@ -17,7 +17,7 @@ from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.reports.report import report
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import rank_file
 from helpers.cli_calls import call
 from helpers.damage import (

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reference import columns_page
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.cli.schema import SCHEMA_NAMES
 from dejavubench.doctor.checks.registry import rows_of
 from dejavubench.doctor.facts.job import Job

@@ -11,7 +11,7 @@ from dejavubench.analysis.comparison.gate import JUDGED_BY, GateJudgement, GateV
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.numbers.round_changes import Change
-from dejavubench.analysis.tables.rows import SettingColumns, Sizes
+from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 
 
 @dataclass

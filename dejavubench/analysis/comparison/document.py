@@ -15,7 +15,7 @@ from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import format_ms, signed_percent, with_interval
 from dejavubench.analysis.reports.formats import STYLES
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.rows import frame
+from dejavubench.analysis.tables.process_columns import frame
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 
 if TYPE_CHECKING:

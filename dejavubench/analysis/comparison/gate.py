@@ -11,7 +11,7 @@ from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import signed_percent
 from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.errors import ExitStatus
 
 

@@ -17,7 +17,7 @@ from dejavubench.analysis.comparison.differences import (
 )
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.facts.arm_destinations import hosts_of
-from dejavubench.analysis.tables.rows import POINT_COLUMNS, SETTING_COLUMNS
+from dejavubench.analysis.tables.process_columns import POINT_COLUMNS, SETTING_COLUMNS
 from dejavubench.records import ArmInfo, PointInfo
 from dejavubench.records.destination_info import NO_STREAMING
 

@@ -16,7 +16,7 @@ from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.find_runs import GIVE_A_RUN, run_folders
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.tables import health
+from dejavubench.analysis.tables import ending_part
 from dejavubench.records import ArmInfo, PointInfo, RecordError, Run, RunHeader
 from dejavubench.records.archives import unpack_advice
 
@@ -85,9 +85,9 @@ class Operand:
     def complaints(self) -> list[str]:
         """Return one line for each job that did not end well, damaged file, and failed arm."""
         texts = [
-            f"{run.path}: {health.make_notes(run)[0].text}"
+            f"{run.path}: {ending_part.make_notes(run)[0].text}"
             for run in self.runs
-            if not health.is_complete(run)
+            if not ending_part.is_complete(run)
         ]
         texts += [
             f"DAMAGED: {reason}" for run in self.runs for reason in run.damaged_files.values()

@@ -14,8 +14,8 @@ from dejavubench.analysis.facts.arm_destinations import info_of, loopback_of, ru
 from dejavubench.analysis.figures.left_out import left_out_sentence
 from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables import health
-from dejavubench.analysis.tables.rows import SETTING_COLUMNS
+from dejavubench.analysis.tables import ending_part
+from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
@@ -79,7 +79,7 @@ def make_caption(
         loopback_warning(runs, frame),
         settings_sentence(runs, frame),
         left_out_sentence(runs),
-        *dict.fromkeys(health.brief_health(run) for run in runs),
+        *dict.fromkeys(ending_part.brief_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
         run_names(runs),
     ]

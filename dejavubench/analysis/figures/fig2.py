@@ -25,7 +25,7 @@ from dejavubench.analysis.figures.style import (
     tick_each_decade,
 )
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.rows import (
+from dejavubench.analysis.tables.process_columns import (
     POINT_COLUMNS,
     SETTING_COLUMNS,
     SettingColumns,

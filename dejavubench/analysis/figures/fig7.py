@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.shared_columns import (
     shown_arms,
 )
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables.rows import SettingColumns, Sizes
+from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations
 

@@ -20,7 +20,7 @@ from dejavubench.analysis.figures.style import (
     ordered_colours,
     tick_each_decade,
 )
-from dejavubench.analysis.tables.rows import SettingColumns, Sizes
+from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING, Destinations, destination_named

@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.shared_columns import (
     noise_columns,
     shown_arms,
 )
-from dejavubench.analysis.tables.rows import SettingColumns, Sizes
+from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

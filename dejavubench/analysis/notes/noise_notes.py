@@ -13,8 +13,8 @@ from dejavubench.analysis.notes.condition_notes import (
 )
 from dejavubench.analysis.number_texts import format_noise_range, signed_percent, unsigned_percent
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.records import Note, NoteKind
 
 NOISY_PCT = 5.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
 from dejavubench.analysis.number_texts import format_ms, format_rate
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.process_columns import NO_ROUNDS, TOO_SHORT, Row
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
-from dejavubench.analysis.tables.rows import NO_ROUNDS, TOO_SHORT, Row
 from dejavubench.analysis.tables.text_cells import format_ceiling_share, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING

@@ -17,8 +17,8 @@ from dejavubench.analysis.page.contents import (
     PageHeading,
     PageTable,
 )
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import ReportPart
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_tables import Block
 
 MISSING_TEXTS = ("", "–")

@@ -18,7 +18,7 @@ from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.reports.table_schema import TABLE_SCHEMA
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.rows import frame
+from dejavubench.analysis.tables.process_columns import frame
 from dejavubench.analysis.tables.text_tables import TextLine, wrap
 from dejavubench.records import Severity
 

@@ -11,8 +11,8 @@ from dejavubench.analysis.notes.row_notes import (
     note_few_rounds,
 )
 from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import (
     SPREAD_CELLS,
     STATISTIC_CELL,

@@ -15,6 +15,7 @@ from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.reports.log_parts import LOG_PARTS, LogData
 from dejavubench.analysis.reports.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.log_rows import log_rows
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import (
     NoteLine,
     PartContent,
@@ -22,7 +23,6 @@ from dejavubench.analysis.tables.report_part import (
     RunData,
     RunPart,
 )
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, Run
 from dejavubench.records.text_log import read_log

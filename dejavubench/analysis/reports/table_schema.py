@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
-from dejavubench.analysis.tables.rows import Row
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import Note
 from dejavubench.records.json_schemas import DIALECT, described_schema, file_schema
 

@@ -13,7 +13,7 @@ To add a part to the report of a run:
 Tables, markdown, csv, json, ``process --table`` and docs/reference/columns.md follow from there.
 
 A table with one row per point and arm takes its numbers from columns: add a group of columns at
-the end of :class:`~dejavubench.analysis.tables.rows.Row`, name the cells in
+the end of :class:`~dejavubench.analysis.tables.process_columns.Row`, name the cells in
 :data:`~dejavubench.analysis.tables.text_cells.SHOWN_CELLS`, and let
 :func:`~dejavubench.analysis.tables.text_cells.make_block` make the block. Any other table makes its
 :class:`~dejavubench.analysis.tables.text_tables.Block` itself. Its leading columns name the row:

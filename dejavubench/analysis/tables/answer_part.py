@@ -12,9 +12,9 @@ from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answ
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import summary
 from dejavubench.analysis.number_texts import format_ms, format_nbytes, three_digits
-from dejavubench.analysis.tables import health
+from dejavubench.analysis.tables import ending_part
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.spreads import spread
 from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
@@ -217,7 +217,7 @@ def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
     return [
         f"No answer: no arm has a complete measured round{suffix}. Missing: {arm_names}.",
-        *(note.text for note in health.note_continue(run.last_session)),
+        *(note.text for note in ending_part.note_continue(run.last_session)),
     ]
 
 

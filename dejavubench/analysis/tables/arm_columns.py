@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dejavubench.analysis.facts.samples import ArmSamples
-from dejavubench.analysis.tables.rows import Sizes
+from dejavubench.analysis.tables.process_columns import Sizes
 from dejavubench.records import Run
 
 

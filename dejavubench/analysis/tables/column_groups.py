@@ -11,7 +11,7 @@ from dejavubench.analysis.facts.arm_destinations import info_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import median_of, whole_median_of
-from dejavubench.analysis.tables.rows import (
+from dejavubench.analysis.tables.process_columns import (
     NoiseJudgement,
     Overhead,
     Speed,

@@ -8,7 +8,7 @@ import numpy as np
 
 from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
 from dejavubench.analysis.tables.column_groups import make_times
-from dejavubench.analysis.tables.rows import TOO_SHORT, Cpu, Overhead, Row, Sizes
+from dejavubench.analysis.tables.process_columns import TOO_SHORT, Cpu, Overhead, Row, Sizes
 from dejavubench.analysis.tables.spreads import spread_of
 from dejavubench.records.text_log import RankTimes, TextLog, TextLogError
 

@@ -17,8 +17,8 @@ from dejavubench.analysis.normal.verdicts import (
     sentence,
     sentences,
 )
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
 from dejavubench.records.sessions import continue_command

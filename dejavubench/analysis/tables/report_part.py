@@ -16,7 +16,7 @@ from dejavubench.analysis.breakdown.chunk_bill import ChunkFiles, read_chunk_fil
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, session_rounds
 from dejavubench.analysis.facts.samples import PointSamples
-from dejavubench.analysis.tables.rows import NO_ROUNDS, Row
+from dejavubench.analysis.tables.process_columns import NO_ROUNDS, Row
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run, Severity

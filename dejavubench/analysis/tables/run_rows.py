@@ -20,7 +20,14 @@ from dejavubench.analysis.tables.column_groups import (
     make_tails,
 )
 from dejavubench.analysis.tables.host_columns import host_conditions
-from dejavubench.analysis.tables.rows import NO_ROUNDS, Cpu, Events, Row, SettingColumns, Sizes
+from dejavubench.analysis.tables.process_columns import (
+    NO_ROUNDS,
+    Cpu,
+    Events,
+    Row,
+    SettingColumns,
+    Sizes,
+)
 from dejavubench.records import ArmInfo, Run, Skipped
 
 STATISTIC = "median over rounds of the maximum over sources"

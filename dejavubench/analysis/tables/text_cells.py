@@ -16,7 +16,7 @@ from dejavubench.analysis.number_texts import (
     value_or_dash,
     with_interval,
 )
-from dejavubench.analysis.tables.rows import POINT_COLUMNS, SETTING_COLUMNS, Row
+from dejavubench.analysis.tables.process_columns import POINT_COLUMNS, SETTING_COLUMNS, Row
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records.destination_info import NO_STREAMING

@@ -16,8 +16,8 @@ from dejavubench.analysis.number_texts import (
     value_or_dash,
 )
 from dejavubench.analysis.tables.arm_columns import ArmPhase
+from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row, SettingColumns
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run

@@ -9,8 +9,8 @@ from typing import Annotated
 from dejavubench.analysis.facts.samples import ArmSamples, SourceAloneTimes
 from dejavubench.analysis.facts.source_ranks import sources
 from dejavubench.analysis.number_texts import format_nbytes, four_digits
+from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL

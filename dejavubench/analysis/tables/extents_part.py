@@ -10,8 +10,8 @@ import numpy as np
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.number_texts import format_count, format_nbytes, four_digits
+from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError

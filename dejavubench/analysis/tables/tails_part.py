@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dejavubench.analysis.number_texts import format_ms, value_or_dash, with_interval
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import Cell, make_block, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING

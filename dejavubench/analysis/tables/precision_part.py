@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.tables import health
+from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, Run, Skipped
 from dejavubench.units import count_text, seconds_text
@@ -33,7 +33,7 @@ def _make_notes(run: Run) -> list[Note]:
     if not widths:
         return []
     reason = "when the run was cut"
-    if health.is_complete(run):
+    if ending_part.is_complete(run):
         limit = run.header.experiment.get("max_time")
         reason = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
     request_text = f"±{100 * precision:g} % was asked for"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row
 from dejavubench.analysis.tables.text_cells import (
     EVENT_CELLS,
     HANDOVER_CELLS,

@@ -17,8 +17,8 @@ from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.facts.source_ranks import on_gpu
 from dejavubench.analysis.number_texts import with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
+from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.rows import Row, SettingColumns
 from dejavubench.analysis.tables.spreads import spread
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
 from dejavubench.analysis.tables.text_tables import Block
