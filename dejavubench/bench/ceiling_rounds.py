@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from dejavubench import records
-from dejavubench.bench.extent_samples import ExtentSampling, sample_extents
+from dejavubench.bench.extent_iteration import ExtentSampling, sample_extents
 from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.point_worker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint

@@ -9,7 +9,7 @@ import torch
 from dejavubench.bench.ceiling_rounds import CeilingRounds
 from dejavubench.bench.earlier_tokens import refuse_other_tokens
 from dejavubench.bench.engine.batch_maker import tokens_of
-from dejavubench.bench.extent_samples import sampling_of
+from dejavubench.bench.extent_iteration import sampling_of
 from dejavubench.bench.iteration import Iterations
 from dejavubench.bench.orders import orders
 from dejavubench.bench.point.connect import connect_worker
