@@ -1,8 +1,8 @@
 """The house rules: which package may import which, and how large files, classes and texts may be.
 
 The finders are in ``helpers``: argument_rules, comment_rules, docstring_rules, import_rules,
-naming, size_rules, sleep_rules, text_rules and walk_rules. ``python tests/test_house.py`` prints
-the counts, of this checkout or of the one named as argument.
+map_rules, naming, size_rules, sleep_rules, text_rules and walk_rules. ``python
+tests/test_house.py`` prints the counts, of this checkout or of the one named as argument.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from helpers.import_rules import (
     forbidden_imports_inside,
     top_level_modules,
 )
+from helpers.map_rules import map_gaps
 from helpers.naming import (
     MOST_PLACES,
     joined_names,
@@ -249,6 +250,29 @@ def test_an_import_against_the_arrows_of_a_package_is_found(tmp_path: Path) -> N
     arrows = {"facts": (), "tables": ("facts",), "numbers": ()}
     assert forbidden_imports_inside(tmp_path, "analysis", arrows) == [
         "dejavubench.analysis.numbers.rows imports dejavubench.analysis.tables.rows"
+    ]
+
+
+def test_the_map_names_every_module_or_its_folder() -> None:
+    assert map_gaps() == []
+
+
+def test_a_module_that_the_map_lacks_is_found(tmp_path: Path) -> None:
+    leaf = tmp_path / PACKAGE / "bench" / "engine"
+    leaf.mkdir(parents=True)
+    for folder in (leaf, leaf.parent, leaf.parent.parent):
+        (folder / "__init__.py").touch()
+    (leaf / "clock.py").touch()  # its folder's line is enough
+    (leaf.parent / "run.py").touch()
+    (leaf.parent / "rounds.py").touch()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "ARCHITECTURE.md").write_text(
+        "## The house\n```\n"
+        f"{PACKAGE}/\n  bench/  one run\n    run.py  gone.py  the run\n    engine/  steps\n```\n"
+    )
+    assert map_gaps(tmp_path) == [
+        f"no line for {PACKAGE}/bench/rounds.py",
+        f"no such file: {PACKAGE}/bench/gone.py",
     ]
 
 
