@@ -195,6 +195,25 @@ def test_a_cost_that_no_link_takes_away_is_named_with_its_cause(tmp_path: Path) 
     assert limits["mpi@3"] is None
 
 
+def test_a_cost_that_noise_can_explain_is_not_said_to_remain_always(tmp_path: Path) -> None:
+    """The median is far above 2 %: first its interval holds 0, then the run's noise exceeds it."""
+    unknown = "mpi at prompt 256: level 3 is not shown to cost nothing at any rate with this noise"
+    arms = [NONE, arm_of("mpi")]  # without none#2 the noise is unknown
+    wide_run = write_measured_run(
+        tmp_path / "wide", levels="3", arms=arms, factors={"mpi@3": 1.05}, noise=0.2
+    )
+    text = " ".join(read_forecast(wide_run)["answers"])
+    expected_cost = re.search(r"expected overhead level 3 \+(\S+) % \[−", text)
+    assert expected_cost is not None, text
+    assert float(expected_cost[1]) > 2
+    assert unknown in text
+    factors = {"none#2": 1.2, "mpi@3": 1.15}
+    unlike_run = write_measured_run(tmp_path / "unlike", levels="3", factors=factors)
+    text = " ".join(read_forecast(unlike_run)["answers"])
+    assert re.search(r"expected overhead level 3 \+\S+ % \[\+", text), text
+    assert unknown in text
+
+
 def test_an_interval_is_printed_in_one_form(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run")
     text = " ".join(print_plan(run).split())

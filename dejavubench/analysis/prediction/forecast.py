@@ -81,9 +81,12 @@ class Prediction:
         return self.arm.level != self.level
 
     @property
-    def remaining_pct(self) -> float:
-        """Overhead over an endless link: that of contention, messages and fixed times of chunks."""
-        return float(at_median(self.request).overhead_pct(self.level, FASTEST_RATE))
+    def remaining_pct(self) -> np.ndarray:
+        """Overhead over an endless link: that of contention, messages and fixed times of chunks.
+
+        One element per resample, as :meth:`overhead_pct`.
+        """
+        return np.asarray(self.request.overhead_pct(self.level, FASTEST_RATE))
 
 
 def at_median(request: StreamedRequest) -> StreamedRequest:

@@ -127,8 +127,7 @@ def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> s
 
 def _describe_noise(forecast: Forecast) -> str:
     """Describe the noise of a run that is too noisy for a forecast; empty if it is not."""
-    noise_reaches = [point.noise for point in forecast.run.points if point.noise is not None]
-    noise_pct = 100 * max(noise_reaches, default=0.0)
+    noise_pct = forecast.noise_pct
     if noise_pct <= FREE_PCT:
         return ""
     return (
@@ -155,18 +154,17 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     remaining_cost = forecast.remaining_cost(mode, level_name)
     # The levels are those that the run predicts.
     assert remaining_cost is not None
-    remaining_pct, saturating_rate = remaining_cost
-    if remaining_pct <= FREE_PCT:
+    if remaining_cost.pct <= FREE_PCT or not remaining_cost.is_shown:
         return f"level {level_name} is not shown to cost nothing at any rate with this noise"
     text = (
-        f"level {level_name} always costs: {signed_percent(remaining_pct)} % remain that are not "
-        f"the link's ({_REMAINING_CAUSES[level_name]})"
+        f"level {level_name} always costs: {signed_percent(remaining_cost.pct)} % remain that are "
+        f"not the link's ({_REMAINING_CAUSES[level_name]})"
     )
-    if saturating_rate is None:
+    if remaining_cost.saturating_rate is None:
         return text
     return (
-        f"{text}, and from {rate_text(saturating_rate)} on a faster link saves less than "
-        f"{GAIN_PCT:g} %"
+        f"{text}, and from {rate_text(remaining_cost.saturating_rate)} on a faster link saves less "
+        f"than {GAIN_PCT:g} %"
     )
 
 

@@ -86,6 +86,22 @@ class ForecastRow:
 
 
 @dataclass(frozen=True)
+class RemainingCost:
+    """The overhead that no link takes away.
+
+    Attributes:
+        pct: over an endless link, in percent.
+        is_shown: whether the run tells it from 0 and from its own noise.
+        saturating_rate: rate in bytes per second from which on a faster link saves less than
+            :data:`GAIN_PCT`; None if there is none.
+    """
+
+    pct: float
+    is_shown: bool
+    saturating_rate: float | None
+
+
+@dataclass(frozen=True)
 class Forecast:
     """All that is predicted from a run for one link and one target.
 
@@ -157,19 +173,25 @@ class Forecast:
         rates = np.geomspace(SLOWEST_SEARCHED_RATE, FASTEST_SEARCHED_RATE, SEARCHED_RATES)
         return first_for_good([round(rate) for rate in rates], is_free, finest_ratio=RATE_RATIO)
 
-    def remaining_cost(self, mode: str, level_name: str) -> tuple[float, float | None] | None:
-        """Return the overhead that no link takes away, and from which rate on only that is left.
+    @property
+    def noise_pct(self) -> float:
+        """The run's own noise at its noisiest point, in percent of TOTAL; 0 if it is unknown."""
+        noise_reaches = [point.noise for point in self.run.points if point.noise is not None]
+        return 100 * max(noise_reaches, default=0.0)
 
-        Returns:
-            The overhead in percent over an endless link, and the rate in bytes per second from
-            which on a faster link saves less than :data:`GAIN_PCT`. None without a prediction.
-        """
+    def remaining_cost(self, mode: str, level_name: str) -> RemainingCost | None:
+        """Return the overhead that no link takes away; None without a prediction."""
         prediction = predict(self.run, mode, level_name, self.target)
         if prediction is None:
             return None
-        remaining_pct = prediction.remaining_pct
-        rate = prediction.slowest_rate_near_zero(remaining_pct + GAIN_PCT)
-        return remaining_pct, rate
+        remaining_pct = float(prediction.remaining_pct[0])
+        low_pct, _ = _interval_of(prediction, prediction.remaining_pct)
+        return RemainingCost(
+            remaining_pct,
+            # As an answer tells a measured cost from noise.
+            is_shown=low_pct > 0 and remaining_pct > self.noise_pct,
+            saturating_rate=prediction.slowest_rate_near_zero(remaining_pct + GAIN_PCT),
+        )
 
     def can_compare_layerwise(self, mode: str) -> bool:
         """Return whether levels 1 and 2 were both measured: costs of one say nothing of a gain."""
@@ -241,7 +263,11 @@ class Forecast:
 
 def interval_at(prediction: Prediction, rate: float) -> tuple[float, float]:
     """Return the interval of a prediction over a link of ``rate`` bytes per second, in percent."""
-    overheads_pct = prediction.overhead_pct(rate)
+    return _interval_of(prediction, prediction.overhead_pct(rate))
+
+
+def _interval_of(prediction: Prediction, overheads_pct: np.ndarray) -> tuple[float, float]:
+    """Return the interval of overheads of a prediction, with the error of its level's costs."""
     return with_own_error(overheads_pct, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
 
 
