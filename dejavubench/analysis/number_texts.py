@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 MINUS = "−"
 """The minus sign, U+2212, which is as wide as a digit."""
+
+
+def format_counts(counts: Collection[int]) -> str:
+    """Write the smallest and the largest of some counts, as one number if they are equal."""
+    if not counts:
+        return "–"
+    smallest, largest = min(counts), max(counts)
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
 
 
 def value_or_dash(value: float | None, spec: str) -> str:

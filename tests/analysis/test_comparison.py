@@ -350,10 +350,21 @@ def compare_settings(
 
 def test_one_setting_that_may_differ_is_what_is_compared(tmp_path: Path) -> None:
     comparison = compare_settings(
-        tmp_path, {"threads": 1, "rounds": 10, "name": "x"}, {"threads": 2, "rounds": 20}
+        tmp_path, {"threads": 1, "warmup": 1, "name": "x"}, {"threads": 2, "warmup": 2}
     )
     assert str(comparison.compared_difference) == "threads: 1 → 2"
-    assert [str(difference) for difference in comparison.differences] == ["rounds: 10 → 20"]
+    assert [str(difference) for difference in comparison.differences] == ["warmup: 1 → 2"]
+
+
+def test_rounds_that_differ_are_those_measured_and_not_those_first_asked_for(
+    tmp_path: Path,
+) -> None:
+    """The header of a run that was continued has the rounds of its first session."""
+    continued_run = write_operand(tmp_path / "a", 1, rounds=30, experiment={"rounds": 10})
+    for rounds, words in ((20, ["measured rounds: 30 → 20"]), (30, [])):
+        run = write_operand(tmp_path / str(rounds), 2, rounds=rounds, experiment={"rounds": 20})
+        comparison = compare_runs(continued_run, run)
+        assert list(map(str, comparison.differences)) == words
 
 
 def test_two_settings_and_settings_of_other_work_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dejavubench.analysis.page import trace_download as downloads
 from dejavubench.analysis.page.contents import CellKind, Page, PageRun
 from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, make_page
+from dejavubench.analysis.page.run_settings import collect_settings
 from dejavubench.analysis.page.sortable import Meanings, cell_of, make_tables
 from dejavubench.analysis.page.trace_download import trace_download
 from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
@@ -32,7 +33,7 @@ from dejavubench.analysis.trace import document
 from dejavubench.analysis.trace.build import build
 from dejavubench.analysis.trace.choice import choose
 from dejavubench.config.experiment import OPTIONS, help_of
-from dejavubench.records import NoteKind, Run, Skipped, read_run
+from dejavubench.records import NoteKind, PointStart, Run, SessionHeader, Skipped, read_run
 from helpers.committed_runs import committed_runs, report_of, runs_of
 from helpers.html_pages import (
     addresses,
@@ -422,6 +423,31 @@ def test_the_command_has_its_launcher_whatever_the_number_of_ranks(
     settings = page_of_runs([read_run(folder)]).runs[0].settings
     assert settings is not None
     assert settings.commands == [f"mpirun -n {ranks} dejavubench run --level 3"]
+
+
+def test_rounds_among_the_options_are_those_of_all_sessions(tmp_path: Path) -> None:
+    points = [point_of(), point_of(1, input_len=128)]
+    run = read_run(write_run(tmp_path / "r", points=points, experiment={"rounds": 10}))
+    starts = [PointStart(point=point.id, iteration=12, round=10, rounds=20) for point in points]
+    for started_points, words in (
+        (starts, "30 by run --continue, 10 at first"),
+        (starts[:1], "10 to 30 by run --continue, 10 at first"),
+        ([], "10"),
+    ):
+        session = SessionHeader(
+            schema_version=1,
+            run_id=run.header.run_id,
+            session=2,
+            started_utc="2026-01-01T00:00:00Z",
+            command=["dejavubench"],
+            starts=started_points,
+            environment={},
+            rounds=30,
+        )
+        later_session = replace(run, number=2, session=session)
+        continued_run = replace(run, joined_sessions=[run, later_session])
+        options = collect_settings(continued_run, {}).options
+        assert {fact.key: fact.value for fact in options}["rounds"] == words
 
 
 def test_options_have_their_help() -> None:

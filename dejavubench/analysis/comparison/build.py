@@ -15,6 +15,7 @@ from dejavubench.analysis.comparison.matching import match
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
+from dejavubench.analysis.number_texts import format_counts
 from dejavubench.analysis.numbers.round_changes import Change
 from dejavubench.errors import ExitStatus
 from dejavubench.records import PointInfo, RunHeader
@@ -88,15 +89,17 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         raise NotComparableError(
             f"no arm that A and B have in common was measured in {metric} in A and in B"
         )
+    rows = rows_of(changes, metric, pairing, limit or 0.0)
     return Comparison(
         a=a,
         b=b,
         metric=metric,
         pairing=pairing,
-        rows=rows_of(changes, metric, pairing, limit or 0.0),
+        rows=rows,
         compared_difference=compared_difference,
         differences=[
             *(difference for difference in settings if difference != compared_difference),
+            *_compare_rounds(rows),
             *differences.environment_differences(a.header, b.header),
         ],
         unmatched_names=matching.unmatched_names,
@@ -105,6 +108,13 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         # A and B may be arms of one run, whose complaints are then the same.
         complaints=list(dict.fromkeys([*a.complaints(), *b.complaints()])),
     )
+
+
+def _compare_rounds(rows: Sequence[ComparisonRow]) -> list[RunDifference]:
+    """Return the difference in measured rounds; nothing if there is none."""
+    a = format_counts([row.samples_a for row in rows])
+    b = format_counts([row.samples_b for row in rows])
+    return [RunDifference("setting", "measured rounds", a, b)] if a != b else []
 
 
 def _require_alike(operand: Operand) -> None:

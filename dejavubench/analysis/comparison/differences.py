@@ -98,6 +98,9 @@ ABSENT_OPTION = "not an option yet"
 LABEL_OPTIONS = ("name", "log_dir", "note", "figure")
 """Options that tell runs apart and say nothing of them."""
 
+ROUNDS_OPTION = "rounds"
+"""Option that later sessions of a run change: its rounds are counted, not read from the header."""
+
 MACHINE_DIGEST = "machine"
 """Name of the difference that A and B ran on machines of different digests."""
 
@@ -145,7 +148,7 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     names = [
         name
         for name in dict.fromkeys((*a.experiment, *b.experiment))
-        if name not in CELL_OPTIONS and name not in LABEL_OPTIONS
+        if name not in (*CELL_OPTIONS, *LABEL_OPTIONS, ROUNDS_OPTION)
     ]
     named_values = [(name, *values_of(name, a, b)) for name in names]
     return [

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from dejavubench.analysis.facts.source_ranks import rank_count
-from dejavubench.analysis.number_texts import format_nbytes
+from dejavubench.analysis.number_texts import format_counts, format_nbytes
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
+from dejavubench.records.whole_rounds import find_requested_rounds
 
 PROGRAM = "dejavubench"
 
@@ -28,7 +29,7 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     """
     header = run.header
     options = [
-        Fact(key, option_meanings.get(key, ""), _value_text(key, value))
+        Fact(key, option_meanings.get(key, ""), _option_text(run, key, value))
         for key, value in header.experiment.items()
     ]
     commands = [
@@ -46,6 +47,21 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
         configuration=files[0] if files else None,
         machine=list(_list_facts(header.facts)),
     )
+
+
+def _option_text(run: Run, key: str, value: Any) -> str:
+    """Return an option's value; the rounds are those that all sessions were asked for."""
+    text = _value_text(key, value)
+    if key != "rounds":
+        return text
+    round_counts = [
+        find_requested_rounds(run.sessions, point.id)
+        for point in run.header.points
+        if point.skipped is None
+    ]
+    if set(round_counts) <= {run.header.rounds}:
+        return text
+    return f"{format_counts(round_counts)} by run --continue, {text} at first"
 
 
 def _make_command_line(arguments: Sequence[str], process_count: int) -> str:
