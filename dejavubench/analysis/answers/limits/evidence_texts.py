@@ -178,8 +178,8 @@ def describe_programs(evidence: Evidence) -> str:
     if machine.other_ms is not None and machine.other_ms > 0:
         more_ms_text = format_ms(machine.other_ms)
         text += (
-            f"; the other processes took {more_ms_text} ms more CPU time per iteration than "
-            "without streaming"
+            f"; the other processes, kernel threads included, took {more_ms_text} ms more CPU time "
+            "per iteration than without streaming"
         )
     return text
 
