@@ -84,15 +84,16 @@ def test_markdown_folds_facts_and_shows_warnings(tmp_path: Path) -> None:
     run_a, run_b = write_operand(tmp_path / "a", 1), write_operand(tmp_path / "b", 2, noise=0.1)
     lines = call("compare", run_a, run_b, "--fail-above", "0", "--format", "md").stdout.splitlines()
     assert lines[2].startswith("**UNRESOLVED: may be slower by more than 0 %: mpi@3 ")
-    assert "| **overhead change % [ ]** | verdict |" in lines[4]
+    assert "| **overhead change % [ ]** | verdict on overhead |" in lines[4]
     begin, end = lines.index("<details>"), lines.index("</details>")
     assert any(line.startswith("- B: noise: two identical") for line in lines[:begin])
     folded_texts = "\n".join(lines[begin:end])
     assert "A change above 0 means that B is slower" in folded_texts
     assert "One run each, at different times." in folded_texts
     assert lines[begin + 2] == lines[end - 1] == "", "markdown within needs empty lines around it"
-    pair = call("compare", f"{run_a}:none", f"{run_a}:mpi@3", "--format", "md").stdout
-    assert "| **time change % [ ]** |" in pair
+    arms = f"{run_a}:none", f"{run_a}:mpi@3"
+    pair = call("compare", *arms, "--fail-above", "0", "--format", "md").stdout
+    assert "| **time change % [ ]** | verdict on time |" in pair
     assert "The row none" not in pair, "it has no such row"
 
 

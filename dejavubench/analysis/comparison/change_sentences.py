@@ -67,7 +67,8 @@ PAIRINGS = {
     ),
     Pairing.TURNS: (
         "The runs took turns. Neighbours are a pair, and the pairs are the sample. So intervals "
-        "hold what differs from run to run."
+        "hold what differs from run to run. Times are judged, those of none included, and not the "
+        "overhead change."
     ),
     Pairing.APART: (
         "One run each, at different times. Overheads are judged, from which the machine's state "

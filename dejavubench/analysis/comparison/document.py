@@ -51,7 +51,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
             [judged_format.format(overhead_change) if by_overhead else overhead_change]
             * with_changes
         ),
-        *(["verdict"] if comparison.gated else []),
+        *([_verdict_heading(by_overhead, with_changes)] if comparison.gated else []),
     ]
     cells = [
         [
@@ -71,6 +71,17 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
         for row in rows
     ]
     return Block("change from A to B", headings, 2 if is_sweep else 1, [cells])
+
+
+def _verdict_heading(by_overhead: bool, with_changes: bool) -> str:
+    """Return the heading of verdicts, with the change that they judge.
+
+    Args:
+        with_changes: whether overheads changed; without baselines nothing can be judged.
+    """
+    if not by_overhead:
+        return "verdict on time"
+    return "verdict on overhead" if with_changes else "verdict"
 
 
 def _format_overheads(row: ComparisonRow) -> list[str]:
