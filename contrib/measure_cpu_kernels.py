@@ -73,13 +73,13 @@ def no_kernels() -> dict[tuple[Any, str], Any]:
     kernels: dict[tuple[Any, str], Any] = {
         (module, name): functools.cache(getattr(module, name).__wrapped__)
         for module, name in (
-            (linear_kernel, "_kernel"),
-            (linear_kernel, "_product"),
-            (attention_kernel, "_kernel"),
+            (linear_kernel, "_make_kernel"),
+            (linear_kernel, "_make_product"),
+            (attention_kernel, "_make_kernel"),
         )
     }
     tiling = linear_kernel.CpuTiling
-    kernels[tiling, "of"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
+    kernels[tiling, "choose"] = staticmethod(functools.cache(tiling.choose.__wrapped__))
     return kernels
 
 
@@ -143,7 +143,7 @@ def packed_linear() -> Callable[..., Tensor]:
         product: Any = torch.ops.mkldnn._linear_pointwise
         if residual is not None:
             return product.binary(x, residual, packed[key], bias, "add")
-        name, formula = linear_ways.FUSED[activation]
+        name, formula = linear_ways.ONEDNN_NAMES[activation]
         return product(x, packed[key], bias, name, [], formula)
 
     return linear
@@ -202,8 +202,10 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     """Return the arms that this CPU and these sizes can run, first the program as it is."""
     arms = [Arm("as it is"), Arm("as it is, again")]
     pairs = dot_kernels.MULTIPLIES_BF16_PAIRS and compute_dtype(dtype) == torch.bfloat16
-    if amx.is_usable() and rows > linear_kernel.TILE:
-        arms.append(Arm("without AMX tiles", {(amx, "takes"): lambda rows, ins: False}))
+    if amx.is_usable() and rows > linear_kernel.TILE_ROWS:
+        arms.append(
+            Arm("without AMX tiles", {(amx, "can_multiply"): lambda rows, in_features: False})
+        )
     if pairs:
         arms.append(Arm("without pairs of bf16", {(dot_kernels, "MULTIPLIES_BF16_PAIRS"): False}))
     arms.append(Arm("linears by torch", {(linear_ways, "linear"): torch_linear}))
@@ -213,7 +215,7 @@ def arms_of(thread_count: int, rows: int, dtype: torch.dtype) -> list[Arm]:
     arms.append(Arm("attention by SDPA", {one_query: sdpa}))
     arms.append(Arm("attention by two matmuls", {one_query: matmuls}))
     if thread_count > 1:
-        runs = [(module, "run") for module in (linear_kernel, attention_kernel)]
+        runs = [(module, "run_on_all_threads") for module in (linear_kernel, attention_kernel)]
         arms.append(Arm("kernels on one thread", dict.fromkeys(runs, on_one_thread)))
         try:
             # The library that Numba is linked to.

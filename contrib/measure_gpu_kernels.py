@@ -83,7 +83,7 @@ def with_splits(block: int, warps: int, stages: int, blocks_per_processor: int) 
         pairs: int, positions: int, multiprocessors: int, grouped_vectors: bool
     ) -> PositionSplit:
         return PositionSplit(
-            positions=block,
+            block=block,
             splits=count_splits(pairs, positions, block, blocks_per_processor * multiprocessors),
             warps=warps,
             stages=stages,
@@ -102,14 +102,18 @@ def make_arms(model: GPT) -> list[Arm]:
     shapes = {tuple(part.weight.shape) for part in (layer.qkv, layer.out, layer.down)}
     if model.spec.gated:
         for ins, stages in ((128, 2), (128, 4), (256, 2)):
-            cut = GpuTiling(outs=64, ins=ins, splits=1, warps=4, stages=stages, ahead=256)
+            cut = GpuTiling(
+                block_outs=64, block_ins=ins, splits=1, warps=4, stages=stages, ahead=256
+            )
             name = f"gated linear: {ins} columns, {stages} stages"
             arms.append(Arm(name, {(linear, "GATED_TILING"): cut}))
     else:
         shapes.add(tuple(layer.up.weight.shape))
     for outs, ins in sorted(shapes):
         for columns, splits, stages in ((256, 1, 4), (256, 2, 4), (128, 2, 5), (128, 4, 5)):
-            cut = GpuTiling(outs=64, ins=columns, splits=splits, warps=4, stages=stages, ahead=256)
+            cut = GpuTiling(
+                block_outs=64, block_ins=columns, splits=splits, warps=4, stages=stages, ahead=256
+            )
             name = f"[{outs}, {ins}]: {columns} columns, {splits} splits, {stages} stages"
             arms.append(Arm(name, with_tiling(outs, ins, cut)))
     return arms

@@ -28,10 +28,10 @@ from helpers.cpu_packing import gather_by_cpu
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def divide(n: np.ndarray, divisor: np.void) -> np.ndarray:
+def divide(dividends: np.ndarray, divisor: np.void) -> np.ndarray:
     """Divide as the source's ``Divider`` does, in the same 32-bit steps."""
-    high = (n.astype(np.uint64) * np.uint64(divisor["multiplier"])) >> np.uint64(32)
-    total = high + n.astype(np.uint64)
+    high = (dividends.astype(np.uint64) * np.uint64(divisor["multiplier"])) >> np.uint64(32)
+    total = high + dividends.astype(np.uint64)
     assert (total < 2**32).all(), "the sum does not fit 32 bits"
     return (total >> np.uint64(divisor["shift"])).astype(np.int64)
 
@@ -39,36 +39,37 @@ def divide(n: np.ndarray, divisor: np.void) -> np.ndarray:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
 def test_multiplication_and_shift_divide_exactly(divisor: int, dividends: list[int]) -> None:
-    row: np.void = np.array([divider(divisor)], dtype=KIND["row"])[0]
+    factors: np.void = np.array([divider(divisor)], dtype=KIND["row_size"])[0]
     edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
     tried = np.array([n for n in dividends + edges if n < 2**31])
-    assert (divide(tried, row) == tried // divisor).all()
+    assert (divide(tried, factors) == tried // divisor).all()
 
 
 def emulate_kernel(cache: KVCache, arguments: KernelArguments) -> bytes:
     """Return the bytes that the kernel packs, computed thread for thread in numpy."""
     packed = np.zeros(
-        int(arguments.content["layer"]) * arguments.layers * arguments.vector, np.uint8
+        int(arguments.content["packed_layer_size"]) * arguments.layers * arguments.vector, np.uint8
     )
     vectors = packed.reshape(-1, arguments.vector)
     for plane in range(arguments.blocks[1]):
         kind, layer = arguments.content["kinds"][plane & 1], plane >> 1
         memory = cache.bytes(BOTH[plane & 1]).numpy().reshape(-1, arguments.vector)
-        offsets = np.arange(int(kind["size"]))
-        row = divide(offsets, kind["row"])
-        outer = divide(row, kind["inner"])
-        outermost = divide(outer, kind["middle"])
+        offsets = np.arange(int(kind["plane_size"]))
+        row = divide(offsets, kind["row_size"])
+        outer_and_middle = divide(row, kind["inner_size"])
+        outer_index = divide(outer_and_middle, kind["middle_size"])
         place = (
-            kind["first"]
-            + layer * kind["layer"]
-            + outermost * kind["axis0"]
-            + (outer - outermost * kind["middle"]["divisor"]) * kind["axis1"]
-            + (row - outer * kind["inner"]["divisor"]) * kind["axis2"]
-            + (offsets - row * kind["row"]["divisor"])
+            kind["first_vector"]
+            + layer * kind["layer_stride"]
+            + outer_index * kind["outer_stride"]
+            + (outer_and_middle - outer_index * kind["middle_size"]["divisor"])
+            * kind["middle_stride"]
+            + (row - outer_and_middle * kind["inner_size"]["divisor"]) * kind["inner_stride"]
+            + (offsets - row * kind["row_size"]["divisor"])
         )
-        vectors[layer * arguments.content["layer"] + kind["packed"] + offsets] = memory[
-            place.astype(np.int64)
-        ]
+        vectors[
+            layer * arguments.content["packed_layer_size"] + kind["packed_offset"] + offsets
+        ] = memory[place.astype(np.int64)]
     return packed.tobytes()
 
 

@@ -21,12 +21,12 @@ from numba import carray
 from dejavubench.models.backends.cpu import code_file, code_folder, compile_lock
 from dejavubench.models.backends.cpu.code_cache import Kernel, provide
 from dejavubench.models.backends.cpu.code_folder import FOLDER_VARIABLE
-from dejavubench.models.backends.cpu.threads import kernel, struct
-from dejavubench.models.backends.cpu.threads import run as run_kernel
+from dejavubench.models.backends.cpu.threads import compiled_kernel, make_job_type
+from dejavubench.models.backends.cpu.threads import run_on_all_threads as run_kernel
 from helpers.jobs import QUICK, args, run
 from helpers.paths import PACKAGE
 
-Answer = struct("Answer", "number")
+Answer = make_job_type("Answer", "number")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compile_kernel() -> Any:
-    @kernel(Answer)
+    @compiled_kernel(Answer)
     def work(job):  # type: ignore[no-untyped-def]
         carray(job, 1)[0].number = 42
 

@@ -437,15 +437,16 @@ def threads():
     lines = open("/proc/self/status")
     return next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
 where = torch.zeros(3, dtype=torch.int64)
-from dejavubench.models.backends.cpu.threads import kernel, run, struct, thread_number
-from dejavubench.models.backends.cpu.elementwise import integers
+from dejavubench.models.backends.cpu import threads as kernel_threads
+from dejavubench.models.backends.cpu.elementwise import as_integers
 from numba import carray
-Job = struct("Job", "where")
-@kernel(Job)
+Job = kernel_threads.make_job_type("Job", "where")
+thread_number = kernel_threads.thread_number
+@kernel_threads.compiled_kernel(Job)
 def work(job):
-    carray(integers(carray(job, 1)[0].where), 3)[thread_number()] += 1
+    carray(as_integers(carray(job, 1)[0].where), 3)[thread_number()] += 1
 before = threads()  # compiling may have started those of other libraries
-run(work, Job(where.data_ptr()))
+kernel_threads.run_on_all_threads(work, Job(where.data_ptr()))
 print(where.tolist(), threads() - before)
 """
     completed = subprocess.run(

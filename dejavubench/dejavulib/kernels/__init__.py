@@ -29,16 +29,17 @@ GATHER_VALUES = ("true", "false")
 THREADS_PER_BLOCK = 256
 
 VECTORS_PER_THREAD = 4
-"""Vectors that a thread moves (``EACH`` in ``regions.cu``)."""
+"""Vectors that a thread moves, as in ``regions.cu``."""
 
-# The fields named "_" pad each struct to a multiple of its largest field, as C++ does.
-DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("_", "u4")])
+# The fields named "padding" pad each struct to a multiple of its largest field, as C++ does.
+DIVIDER = np.dtype([("divisor", "u4"), ("multiplier", "u4"), ("shift", "u4"), ("padding", "u4")])
 KIND = np.dtype(
-    [(name, "i8") for name in ("first", "layer", "axis0", "axis1", "axis2", "packed")]
-    + [("size", "u4"), ("_", "u4")]
-    + [(name, DIVIDER) for name in ("row", "inner", "middle")]
+    [("first_vector", "i8")]
+    + [(f"{axis}_stride", "i8") for axis in ("layer", "outer", "middle", "inner")]
+    + [("packed_offset", "i8"), ("plane_size", "u4"), ("padding", "u4")]
+    + [(f"{divided}_size", DIVIDER) for divided in ("row", "inner", "middle")]
 )
-REGION = np.dtype([("layer", "i8"), ("kinds", KIND, 2)])
+REGION = np.dtype([("packed_layer_size", "i8"), ("kinds", KIND, 2)])
 """The struct ``Region`` of ``regions.cu``, byte for byte."""
 
 
@@ -62,7 +63,7 @@ class KernelArguments:
     @property
     def blocks(self) -> tuple[int, int]:
         """Number of blocks along a plane, and of planes."""
-        largest_plane = max(int(plane["size"]) for plane in self.content["kinds"])
+        largest_plane = max(int(kind["plane_size"]) for kind in self.content["kinds"])
         return -(-largest_plane // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
 
 
@@ -79,7 +80,7 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
     sizes = [piece.row * prod(piece.counts) for piece in pieces.values()]
     if not all(sizes) or not region.layers.size:
         raise ValueError(f"nothing to move in {region}")
-    content["layer"] = sum(sizes) // vector
+    content["packed_layer_size"] = sum(sizes) // vector
     for kind_index, (piece, size) in enumerate(zip(pieces.values(), sizes, strict=True)):
         if size // vector >= 2**31:
             raise ValueError(
@@ -87,17 +88,17 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
                 "the kernel counts"
             )
         fields = content["kinds"][kind_index]
-        fields["first"] = piece.first_offset // vector
-        fields["layer"] = piece.layer // vector
-        fields["axis0"], fields["axis1"], fields["axis2"] = (
+        fields["first_vector"] = piece.first_offset // vector
+        fields["layer_stride"] = piece.layer // vector
+        fields["outer_stride"], fields["middle_stride"], fields["inner_stride"] = (
             stride // vector for stride in piece.strides
         )
         # A layer's K comes first in the packed buffer, so V begins behind it.
-        fields["packed"] = sum(sizes[:kind_index]) // vector
-        fields["size"] = size // vector
-        fields["row"] = divider(piece.row // vector)
-        fields["inner"] = divider(piece.counts[2])
-        fields["middle"] = divider(piece.counts[1])
+        fields["packed_offset"] = sum(sizes[:kind_index]) // vector
+        fields["plane_size"] = size // vector
+        fields["row_size"] = divider(piece.row // vector)
+        fields["inner_size"] = divider(piece.counts[2])
+        fields["middle_size"] = divider(piece.counts[1])
     return KernelArguments(vector, region.layers.size, content)
 
 

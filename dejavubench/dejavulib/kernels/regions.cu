@@ -3,60 +3,63 @@
 // A *plane* is one layer's K or V within the region. Within a plane, `row` consecutive vectors lie
 // together in the cache; three more axes, each with a stride, count the rows. Planes are packed one
 // behind the other: layer 0's K, layer 0's V, layer 1's K, ... All sizes and strides count vectors
-// of type V (16 bytes if everything is a multiple of that).
+// of type Vector (16 bytes if everything is a multiple of that).
 
 struct Divider {  // n / d for n < 2^31 by a multiplication (Granlund and Montgomery, PLDI 1994)
-    unsigned divisor, multiplier, shift, _;
-    __device__ unsigned operator()(unsigned n) const {
-        return (__umulhi(n, multiplier) + n) >> shift;
+    unsigned divisor, multiplier, shift, padding;
+    __device__ unsigned quotient(unsigned dividend) const {
+        return (__umulhi(dividend, multiplier) + dividend) >> shift;
     }
 };
 
 struct Kind {  // what all layers' K, or V, have in common
-    long long first, layer, axis0, axis1, axis2;  // where the region begins; strides
-    long long packed;                             // offset of this kind in a layer's packed bytes
-    unsigned size, _;                             // vectors of a plane
-    Divider row, inner, middle;                   // sizes of a row and of the two inner axes
+    long long first_vector;  // where the region begins
+    long long layer_stride, outer_stride, middle_stride, inner_stride;
+    long long packed_offset;  // of this kind in a layer's packed vectors
+    unsigned plane_size, padding;
+    Divider row_size, inner_size, middle_size;  // of a row, and of the two inner axes
 };
 
 struct Region {
-    long long layer;  // packed vectors of one layer, K and V
+    long long packed_layer_size;  // of K and V
     Kind kinds[2];
 };
 
-constexpr int EACH = 4;  // vectors a thread: independent loads in flight before the first store
+constexpr int VECTORS_PER_THREAD = 4;  // independent loads in flight before the first store
 
-template <typename V, bool GATHER>
-__global__ void copy_region(const Region* __restrict__ region, V* k, V* v, V* packed) {
+template <typename Vector, bool GATHER>
+__global__ void copy_region(const Region* __restrict__ region, Vector* k, Vector* v,
+                            Vector* packed) {
     const Kind& kind = region->kinds[blockIdx.y & 1];
     const long long layer = blockIdx.y >> 1;
-    V* cache = (blockIdx.y & 1 ? v : k) + kind.first + layer * kind.layer;
-    packed += layer * region->layer + kind.packed;
-    const unsigned begin = blockIdx.x * (blockDim.x * EACH) + threadIdx.x;
-    V* places[EACH];
-    V values[EACH];
+    Vector* cache = (blockIdx.y & 1 ? v : k) + kind.first_vector + layer * kind.layer_stride;
+    packed += layer * region->packed_layer_size + kind.packed_offset;
+    const unsigned begin = blockIdx.x * (blockDim.x * VECTORS_PER_THREAD) + threadIdx.x;
+    Vector* in_cache[VECTORS_PER_THREAD];
+    Vector values[VECTORS_PER_THREAD];
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        const unsigned at = begin + i * blockDim.x;
-        if (at < kind.size) {
-            // `at` in the mixed radix of row, inner and middle gives the place along each axis.
-            const unsigned row = kind.row(at), outer = kind.inner(row);
-            const unsigned outermost = kind.middle(outer);
-            places[i] = cache + outermost * kind.axis0 +
-                        (outer - outermost * kind.middle.divisor) * kind.axis1 +
-                        (row - outer * kind.inner.divisor) * kind.axis2 +
-                        (at - row * kind.row.divisor);
-            values[i] = GATHER ? *places[i] : packed[at];
+    for (int i = 0; i < VECTORS_PER_THREAD; i++) {
+        const unsigned index = begin + i * blockDim.x;  // among the plane's vectors
+        if (index < kind.plane_size) {
+            // In the mixed radix of row, inner and middle, it gives the place along each axis.
+            const unsigned row = kind.row_size.quotient(index);
+            const unsigned outer_and_middle = kind.inner_size.quotient(row);
+            const unsigned outer = kind.middle_size.quotient(outer_and_middle);
+            in_cache[i] = cache + outer * kind.outer_stride +
+                          (outer_and_middle - outer * kind.middle_size.divisor) * kind.middle_stride +
+                          (row - outer_and_middle * kind.inner_size.divisor) * kind.inner_stride +
+                          (index - row * kind.row_size.divisor);
+            values[i] = GATHER ? *in_cache[i] : packed[index];
         }
     }
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        const unsigned at = begin + i * blockDim.x;
-        if (at < kind.size) {
+    for (int i = 0; i < VECTORS_PER_THREAD; i++) {
+        const unsigned index = begin + i * blockDim.x;
+        if (index < kind.plane_size) {
             if (GATHER)
-                packed[at] = values[i];
+                packed[index] = values[i];
             else
-                *places[i] = values[i];
+                *in_cache[i] = values[i];
         }
     }
 }

@@ -20,34 +20,34 @@ from dejavubench.models.backends.cpu.dot_kernels import (
     AHEAD_NBYTES,
     LANES,
     STREAMS,
-    blend,
-    dots,
+    make_blend,
+    make_dots,
     sizes_text,
 )
-from dejavubench.models.backends.cpu.elementwise import floats, integers, softmax
+from dejavubench.models.backends.cpu.elementwise import as_floats, as_integers, softmax
 from dejavubench.models.backends.cpu.threads import (
-    Compiled,
+    CompiledFunction,
     LoadedCode,
+    address_or_zero,
     compiled,
-    kernel,
-    pointer_of,
-    released,
-    run,
-    scratch,
-    share,
-    struct,
+    compiled_kernel,
+    free_scratch,
+    make_job_type,
+    own_share,
+    run_on_all_threads,
+    take_scratch,
 )
 
-AttentionJob = struct(
+AttentionJob = make_job_type(
     "AttentionJob",
     *("q", "k", "v", "out", "slopes", "prompt_start"),
-    *("requests", "heads", "group", "stop", "size", "piece"),
+    *("requests", "heads", "group", "stop", "head_size", "piece_size"),
     *("k_request", "k_head", "k_position", "k_piece"),
     *("v_request", "v_head", "v_position", "q_request", "q_head"),
 )
 """Addresses (``slopes`` and ``prompt_start`` may be 0), then numbers, then distances in bytes.
 
-``heads`` are those of keys and values, ``group`` the queries of each. ``piece`` is how many
+``heads`` are those of keys and values, ``group`` the queries of each. ``piece_size`` is how many
 elements of a key are neighbours."""
 
 
@@ -66,7 +66,7 @@ def attend(
         slopes: ALiBi's of the heads, contiguous fp32 [H].
         prompt_start: each request's first position that counts, contiguous int64 [B].
     """
-    requests, heads, size = q.shape
+    requests, heads, head_size = q.shape
     assert q.dtype == torch.float32
     assert q.stride(2) == 1
     assert stop <= cache.geometry.positions
@@ -74,16 +74,21 @@ def attend(
     assert slopes is None or slopes.numel() == heads
     group = heads // cache.geometry.heads
     strides = _find_strides(cache.geometry)
-    out = torch.empty(requests, heads, size)
+    out = torch.empty(requests, heads, head_size)
     q_request, q_head, _ = q.stride()
-    offset = layer * strides.layer
+    layer_offset = layer * strides.layer
     job = AttentionJob(
-        *(q.data_ptr(), cache.k.data_ptr() + offset, cache.v.data_ptr() + offset, out.data_ptr()),
-        *(pointer_of(slopes), pointer_of(prompt_start)),
-        *(requests, heads // group, group, stop, size, strides.piece),
+        *(
+            q.data_ptr(),
+            cache.k.data_ptr() + layer_offset,
+            cache.v.data_ptr() + layer_offset,
+            out.data_ptr(),
+        ),
+        *(address_or_zero(slopes), address_or_zero(prompt_start)),
+        *(requests, heads // group, group, stop, head_size, strides.piece_size),
         *(*strides.k, *strides.v, q_request * 4, q_head * 4),
     )
-    run(kernel_for(cache.k.dtype, cache.geometry.layout), job)
+    run_on_all_threads(kernel_for(cache.k.dtype, cache.geometry.layout), job)
     return out
 
 
@@ -93,13 +98,13 @@ class Strides:
 
     Attributes:
         layer: distance from a layer of K, or of V, to the next one.
-        piece: elements of a key that are neighbours; a number, not bytes.
+        piece_size: elements of a key that are neighbours; a number, not bytes.
         k: distances of keys, from one request, head, position and piece to the next.
         v: distances of values, from one request, head and position to the next.
     """
 
     layer: int
-    piece: int
+    piece_size: int
     k: tuple[int, int, int, int]
     v: tuple[int, int, int]
 
@@ -113,12 +118,12 @@ def _find_strides(geometry: KVGeometry) -> Strides:
     else:
         request, head, position, _ = v
     if geometry.layout is not KVLayout.FT:
-        piece, k = geometry.head_size, (request, head, position, 0)
+        piece_size, k = geometry.head_size, (request, head, position, 0)
     else:
-        piece = geometry.vector
+        piece_size = geometry.vector
         _, k_request, k_head, k_piece, k_position, _ = geometry.strides("k")
         k = (k_request, k_head, k_position, k_piece)
-    return Strides(layer, piece, k, (request, head, position))
+    return Strides(layer, piece_size, k, (request, head, position))
 
 
 def kernel_for(dtype: torch.dtype, layout: KVLayout) -> Kernel:
@@ -136,95 +141,99 @@ def _make_kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
 
 
 @compiled
-def _scratch_nbytes(size: int, group: int, stop: int) -> int:
+def _scratch_nbytes(head_size: int, group: int, stop: int) -> int:
     """Return the scratch bytes: one scaled query, and ``group`` rows of scores."""
-    return (size + group * stop) * 4
+    return (head_size + group * stop) * 4
 
 
 @compiled
-def _plan_fetching(base, count, stride, nbytes, following):  # type: ignore[no-untyped-def]
-    """Return ``(turn, ahead, beyond)``: which line each row prefetches while it is read.
+def _plan_fetching(first_address, count, stride, row_nbytes, next_address):  # type: ignore[no-untyped-def]
+    """Return ``(switch_row, ahead, ahead_after_switch)``: the line that each row prefetches.
 
-    ``count`` rows of ``nbytes`` are read from ``base`` on, ``stride`` bytes between them.
+    ``count`` rows of ``row_nbytes`` are read from ``first_address`` on, ``stride`` bytes between
+    them.
 
-        row          0 …………… turn − 1     turn …………………………… count − 1
-        prefetches   the row ``ahead``     ``following`` + (row − turn) · stride,
-                     bytes later           which is ``beyond`` bytes later
+        row          0 … switch_row − 1   switch_row … count − 1
+        prefetches   the row ``ahead``    ``next_address`` + (row − switch_row) · stride,
+                     bytes later          which is ``ahead_after_switch`` bytes later
 
-    If nothing follows, nothing is prefetched.
+    If nothing follows, ``next_address`` is 0: nothing is prefetched.
     """
-    if not following:
+    if not next_address:
         return count, 0, 0
     # At least AHEAD_NBYTES ahead, in whole rows: memory needs that long to answer.
-    rows_ahead = (AHEAD_NBYTES + nbytes - 1) // nbytes
+    rows_ahead = (AHEAD_NBYTES + row_nbytes - 1) // row_nbytes
     # The last rows have no later row to ask for, so they ask for the next thing that is read.
-    turn = max(0, count - rows_ahead)
-    return turn, rows_ahead * stride, following - (base + turn * stride)
+    switch_row = max(0, count - rows_ahead)
+    return switch_row, rows_ahead * stride, next_address - (first_address + switch_row * stride)
 
 
-def _make_score(dtype: torch.dtype, in_vectors: bool) -> Compiled:
-    """Return ``score(q, k, stride, count, size, scores, following)``, compiled.
+def _make_score(dtype: torch.dtype, in_vectors: bool) -> CompiledFunction:
+    """Return ``score(q, k, k_stride, count, piece_size, scores, next_address)``, compiled.
 
-    It adds the products of ``count`` keys' pieces of ``size`` elements with that of the query.
+    It adds the products of ``count`` keys' pieces of ``piece_size`` elements with that of the
+    query.
     """
     itemsize = dtype.itemsize
     # In ``ft``, neighbouring keys' pieces lie in one line: they are no streams of their own.
     keys_per_line = STREAMS if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
-    stream_dots = dots(dtype, STREAMS, 1, lanes, fetches=1 if in_vectors else STREAMS)
-    single_dots = dots(dtype, 1, 1, lanes)
+    stream_dots = make_dots(dtype, STREAMS, 1, lanes, prefetched_rows=1 if in_vectors else STREAMS)
+    single_dots = make_dots(dtype, 1, 1, lanes)
 
     @compiled
-    def score(q, k, stride, count, size, scores, following):  # type: ignore[no-untyped-def]
+    def score(q, k, k_stride, count, piece_size, scores, next_address):  # type: ignore[no-untyped-def]
         """Add up the products of all keys, STREAMS keys at a time, then the rest singly."""
-        part = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
-        turn, ahead, beyond = _plan_fetching(
-            k, part * keys_per_line, stride, size * itemsize, following
+        stream_keys = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
+        switch_row, ahead, ahead_after_switch = _plan_fetching(
+            k, stream_keys * keys_per_line, k_stride, piece_size * itemsize, next_address
         )
         # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
         # ``ft``: the four neighbours share a line, so one stream of groups of four.
-        stream_distance = 1 if in_vectors else part
-        for s in range(0, part * keys_per_line, keys_per_line):
-            if s >= turn:
-                ahead = beyond
+        stream_distance = 1 if in_vectors else stream_keys
+        for s in range(0, stream_keys * keys_per_line, keys_per_line):
+            if s >= switch_row:
+                ahead = ahead_after_switch
             stream_dots(
-                k + s * stride,
-                stream_distance * stride,
+                k + s * k_stride,
+                stream_distance * k_stride,
                 q,
                 0,
-                size,
+                piece_size,
                 scores + s * 4,
                 0,
                 stream_distance * 4,
                 ahead,
             )
         # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
-        for s in range(part * STREAMS, count):
-            single_dots(k + s * stride, 0, q, 0, size, scores + s * 4, 0, 4, 0)
+        for s in range(stream_keys * STREAMS, count):
+            single_dots(k + s * k_stride, 0, q, 0, piece_size, scores + s * 4, 0, 4, 0)
 
     return score
 
 
-def _make_weighted_sum(dtype: torch.dtype) -> Compiled:
-    """Return ``weighted_sum(p, v, stride, count, size, out, following)``, compiled.
+def _make_weighted_sum(dtype: torch.dtype) -> CompiledFunction:
+    """Return ``weighted_sum(p, v, v_stride, count, head_size, out, next_address)``, compiled.
 
     It writes the sum of ``count`` values, each by its factor, to ``out``.
     """
     itemsize = dtype.itemsize
-    values, value = (blend(dtype, streams) for streams in (STREAMS, 1))
+    blend_streams, blend_row = (make_blend(dtype, streams) for streams in (STREAMS, 1))
 
     @compiled
-    def weighted_sum(p, v, stride, count, size, out, following):  # type: ignore[no-untyped-def]
-        carray(floats(out), size)[:] = np.float32(0)
-        part = count // STREAMS
-        turn, ahead, beyond = _plan_fetching(v, part, stride, size * itemsize, following)
-        # Rows up to ``turn`` ask for later values, the rest for what follows all values. One call
-        # in a loop, so that the inlined kernel is in the code once.
-        begin, stop = 0, turn
+    def weighted_sum(p, v, v_stride, count, head_size, out, next_address):  # type: ignore[no-untyped-def]
+        carray(as_floats(out), head_size)[:] = np.float32(0)
+        stream_rows = count // STREAMS
+        switch_row, ahead, ahead_after_switch = _plan_fetching(
+            v, stream_rows, v_stride, head_size * itemsize, next_address
+        )
+        # Rows up to ``switch_row`` ask for later values, the rest for what follows all values. One
+        # call in a loop, so that the inlined kernel is in the code once.
+        begin, stop = 0, switch_row
         for _ in range(2):
-            values(p, v, stride, part, begin, stop, size, out, ahead)
-            begin, stop, ahead = turn, part, beyond
-        value(p, v, stride, 0, part * STREAMS, count, size, out, 0)
+            blend_streams(p, v, v_stride, stream_rows, begin, stop, head_size, out, ahead)
+            begin, stop, ahead = switch_row, stream_rows, ahead_after_switch
+        blend_row(p, v, v_stride, 0, stream_rows * STREAMS, count, head_size, out, 0)
 
     return weighted_sum
 
@@ -242,61 +251,88 @@ def _start_scores(scores, slope):  # type: ignore[no-untyped-def]
         scores[s] = slope * np.float32(s + 1 - len(scores))
 
 
-def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
-    """Compile the kernel: scores and softmax of each head, then the sum of its values."""
-    score, weighted_sum = _make_score(dtype, in_vectors), _make_weighted_sum(dtype)
+def _make_write_probabilities(dtype: torch.dtype, in_vectors: bool) -> CompiledFunction:
+    """Return the compiled function that writes one query's probabilities of its keys."""
+    score = _make_score(dtype, in_vectors)
 
     @compiled
-    def probabilities(job, request, head, member, keys, count, query, scores, rows):  # type: ignore[no-untyped-def]
-        """Write one query's probabilities of ``count`` keys; ``rows`` is read after the keys."""
-        size, query_head = job.size, head * job.group + member
+    def write_probabilities(job, request, head, query_index, keys, count, query, scores, values):  # type: ignore[no-untyped-def]
+        """Write one query's probabilities of ``count`` keys; ``values`` is read after the keys."""
+        head_size, query_head = job.head_size, head * job.group + query_index
         query_address = job.q + request * job.q_request + query_head * job.q_head
-        scaled = carray(floats(query), size)
-        _scale_query(carray(floats(query_address), size), np.float32(1 / np.sqrt(size)), scaled)
+        scaled_query = carray(as_floats(query), head_size)
+        _scale_query(
+            carray(as_floats(query_address), head_size),
+            np.float32(1 / np.sqrt(head_size)),
+            scaled_query,
+        )
         slope = np.float32(0)
         if job.slopes:
-            slope = carray(floats(job.slopes), job.heads * job.group)[query_head]
-        own_scores = carray(floats(scores), count)
+            slope = carray(as_floats(job.slopes), job.heads * job.group)[query_head]
+        own_scores = carray(as_floats(scores), count)
         _start_scores(own_scores, slope)
-        pieces = size // job.piece
-        for part in range(pieces):
-            piece = keys + part * job.k_piece
-            following = piece + job.k_piece if part + 1 < pieces else rows
-            if member:  # the group's first query has fetched it
-                following = 0
-            of_query = query + part * job.piece * 4
-            score(of_query, piece, job.k_position, count, job.piece, scores, following)
+        piece_count = head_size // job.piece_size
+        for piece_index in range(piece_count):
+            key_piece = keys + piece_index * job.k_piece
+            next_address = key_piece + job.k_piece if piece_index + 1 < piece_count else values
+            if query_index:  # the group's first query has fetched it
+                next_address = 0
+            query_piece = query + piece_index * job.piece_size * 4
+            score(
+                query_piece, key_piece, job.k_position, count, job.piece_size, scores, next_address
+            )
         softmax(own_scores)
 
-    @kernel(AttentionJob)
+    return write_probabilities
+
+
+def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
+    """Compile the kernel: scores and softmax of each head, then the sum of its values."""
+    write_probabilities = _make_write_probabilities(dtype, in_vectors)
+    weighted_sum = _make_weighted_sum(dtype)
+
+    @compiled_kernel(AttentionJob)
     def attention(jobs):  # type: ignore[no-untyped-def]
         """Serve this thread's pairs of request and KV head, one after the other."""
         job = carray(jobs, 1)[0]
-        size, heads, group, stop = job.size, job.heads, job.group, job.stop
-        query = scratch(_scratch_nbytes(size, group, stop))
-        scores, row = query + size * 4, stop * 4  # a row of scores for each query of the group
-        begin, end = share(job.requests * heads, 1)
-        for pair_index in range(begin, end):
+        head_size, heads, group, stop = job.head_size, job.heads, job.group, job.stop
+        query = take_scratch(_scratch_nbytes(head_size, group, stop))
+        # A row of scores for each query of the group.
+        scores, row_nbytes = query + head_size * 4, stop * 4
+        first_pair, end_pair = own_share(job.requests * heads, 1)
+        for pair_index in range(first_pair, end_pair):
             request, head = pair_index // heads, pair_index % heads
             start = 0
             if job.prompt_start:
-                start = carray(integers(job.prompt_start), job.requests)[request]
+                start = carray(as_integers(job.prompt_start), job.requests)[request]
             count = stop - start
             keys = job.k + request * job.k_request + head * job.k_head + start * job.k_position
-            rows = job.v + request * job.v_request + head * job.v_head + start * job.v_position
+            values = job.v + request * job.v_request + head * job.v_head + start * job.v_position
             # The first query brings keys to the cache of the CPU, the others find them there.
             for m in range(group):
-                probabilities(job, request, head, m, keys, count, query, scores + m * row, rows)
-            following = 0
-            if pair_index + 1 < end:
+                write_probabilities(
+                    job,
+                    request,
+                    head,
+                    m,
+                    keys,
+                    count,
+                    query,
+                    scores + m * row_nbytes,
+                    values,
+                )
+            next_address = 0
+            if pair_index + 1 < end_pair:
                 # The next head's keys; if they are another request's, its padding differs a little.
                 next_request, next_head = (pair_index + 1) // heads, (pair_index + 1) % heads
-                following = job.k + next_request * job.k_request + next_head * job.k_head
-                following += start * job.k_position
+                next_address = job.k + next_request * job.k_request + next_head * job.k_head
+                next_address += start * job.k_position
             for m in range(group):
-                out = job.out + (pair_index * group + m) * size * 4
-                weights = scores + m * row
-                weighted_sum(weights, rows, job.v_position, count, size, out, 0 if m else following)
-        released(query)
+                out = job.out + (pair_index * group + m) * head_size * 4
+                weights = scores + m * row_nbytes
+                weighted_sum(
+                    weights, values, job.v_position, count, head_size, out, 0 if m else next_address
+                )
+        free_scratch(query)
 
     return attention

@@ -102,7 +102,7 @@ class CpuBackend:
         kernels = [attention_kernel.kernel_for(needs.dtype, needs.layout)]
         for width in needs.widths:
             for rows in needs.row_counts:
-                kernels += linear.kernels(rows, width, needs.dtype, needs.compute_dtype)
+                kernels += linear.kernels_for(rows, width, needs.dtype, needs.compute_dtype)
         code_cache.provide(kernels, say)
 
 
@@ -112,17 +112,21 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.
     """
     # The amax over blocks runs in vector registers; only the winning block is searched.
-    blocked = x.shape[-1] // ELEMENTS_PER_BLOCK * ELEMENTS_PER_BLOCK
+    blocked_elements = x.shape[-1] // ELEMENTS_PER_BLOCK * ELEMENTS_PER_BLOCK
     blocks = (
-        [x[:, :blocked].view(-1, blocked // ELEMENTS_PER_BLOCK, ELEMENTS_PER_BLOCK).amax(-1)]
-        if blocked
+        [
+            x[:, :blocked_elements]
+            .view(-1, blocked_elements // ELEMENTS_PER_BLOCK, ELEMENTS_PER_BLOCK)
+            .amax(-1)
+        ]
+        if blocked_elements
         else []
     )
-    if blocked < x.shape[-1]:
-        blocks.append(x[:, blocked:].amax(-1, keepdim=True))
-    value, block = torch.cat(blocks, dim=-1).max(-1)
+    if blocked_elements < x.shape[-1]:
+        blocks.append(x[:, blocked_elements:].amax(-1, keepdim=True))
+    largest_elements, winning_blocks = torch.cat(blocks, dim=-1).max(-1)
     # The place within the first block that has the maximum; a last block may be short.
-    indices = torch.arange(ELEMENTS_PER_BLOCK) + block.unsqueeze(-1) * ELEMENTS_PER_BLOCK
-    return value, block * ELEMENTS_PER_BLOCK + x.gather(
+    indices = torch.arange(ELEMENTS_PER_BLOCK) + winning_blocks.unsqueeze(-1) * ELEMENTS_PER_BLOCK
+    return largest_elements, winning_blocks * ELEMENTS_PER_BLOCK + x.gather(
         -1, indices.clamp_(max=x.shape[-1] - 1)
     ).argmax(-1)

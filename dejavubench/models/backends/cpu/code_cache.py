@@ -15,9 +15,14 @@ from typing import Any
 from llvmlite import binding
 
 from dejavubench.machine.interrupts import hold_interrupts
-from dejavubench.models.backends.cpu.code_file import UntrustedError, file_name, pack, unpack
+from dejavubench.models.backends.cpu.code_file import (
+    UntrustedError,
+    file_name,
+    pack_code,
+    unpack_code,
+)
 from dejavubench.models.backends.cpu.code_folder import open_folder, read_file
-from dejavubench.models.backends.cpu.compile_lock import lock
+from dejavubench.models.backends.cpu.compile_lock import lock_kernel
 from dejavubench.models.backends.protocol import Say
 from dejavubench.units import count_text
 from dejavubench.whole_file import write_whole
@@ -61,7 +66,7 @@ class Kernel:
         content = read_file(folder / key)
         if content is None:
             return False
-        symbol, needed_symbols, code = unpack(content, key)
+        symbol, needed_symbols, code = unpack_code(content, key)
         _define_numbas_symbols()
         for name in needed_symbols:  # LLVM would put address 0 in place of a missing one
             if binding.address_of_symbol(name) is None:
@@ -70,7 +75,7 @@ class Kernel:
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _make_target())
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        self._take(engine, engine.get_function_address(symbol))
+        self._keep_code(engine, engine.get_function_address(symbol))
         return True
 
     def compile(self, folder: Path | None) -> None:
@@ -80,17 +85,17 @@ class Kernel:
             OSError: the code cannot be written. The kernel is ready nevertheless.
         """
         function = self._build()
-        self._take(function, function.address)
+        self._keep_code(function, function.address)
         if folder is not None:
             key = file_name(self.name)
             # Private to numba, as is `_final_module` below. Tried with numba 0.68; a version
             # without them raises AttributeError at the first kernel.
             library = function._library
             _, _, (code, _) = library.serialize_using_object_code()
-            content = pack(function._wrapper_name, library._final_module, code, key)
+            content = pack_code(function._wrapper_name, library._final_module, code, key)
             write_whole(folder / key, content, mode=0o600)
 
-    def _take(self, owner: object, address: int) -> None:
+    def _keep_code(self, owner: object, address: int) -> None:
         if not address:
             raise UntrustedError("its code has no such function")
         self._owner = owner
@@ -115,7 +120,7 @@ def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
         count = count_text(len(missing_kernels), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
     for kernel in missing_kernels:
-        with lock(folder, file_name(kernel.name), say) as is_alone:
+        with lock_kernel(folder, file_name(kernel.name), say) as is_alone:
             if is_alone and _load(kernel, folder, _say_nothing):
                 continue  # another process has compiled it meanwhile
             try:

@@ -23,7 +23,7 @@ from dejavubench.models.backends import protocol
 OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (protocol, cpu, kv_cache))
 """Modules outside of this package that kernels take numbers from."""
 
-MAGIC = b"dejavubench kernel 1\n"
+FILE_SIGNATURE = b"dejavubench kernel 1\n"
 
 
 class UntrustedError(Exception):
@@ -69,22 +69,25 @@ def outer_symbols(module: binding.ModuleRef) -> list[str]:
     return [name for name in declared_names if not name.startswith("llvm.")]
 
 
-def pack(symbol: str, module: binding.ModuleRef, code: bytes, key: str) -> bytes:
+def pack_code(symbol: str, module: binding.ModuleRef, code: bytes, key: str) -> bytes:
     """Return the content of a file: a kernel's symbol, those that it needs, and its object code."""
     needed_symbols = outer_symbols(module)
     body = f"{symbol}\n{' '.join(needed_symbols)}\n".encode() + code
-    return MAGIC + hashlib.sha256(key.encode() + body).digest() + body
+    return FILE_SIGNATURE + hashlib.sha256(key.encode() + body).digest() + body
 
 
-def unpack(content: bytes, key: str) -> tuple[str, list[str], bytes]:
+def unpack_code(content: bytes, key: str) -> tuple[str, list[str], bytes]:
     """Return the kernel's symbol, the symbols that its code needs, and its object code.
 
     Raises:
-        UntrustedError: :func:`pack` did not make it for this key.
+        UntrustedError: :func:`pack_code` did not make it for this key.
     """
-    start = len(MAGIC) + hashlib.sha256().digest_size
-    digest, body = content[len(MAGIC) : start], content[start:]
-    if not content.startswith(MAGIC) or hashlib.sha256(key.encode() + body).digest() != digest:
+    start = len(FILE_SIGNATURE) + hashlib.sha256().digest_size
+    digest, body = content[len(FILE_SIGNATURE) : start], content[start:]
+    if (
+        not content.startswith(FILE_SIGNATURE)
+        or hashlib.sha256(key.encode() + body).digest() != digest
+    ):
         raise UntrustedError("it is damaged, or another kernel's; delete it")
     symbol, needed_symbols, code = body.split(b"\n", 2)
     return symbol.decode(), needed_symbols.decode().split(), code

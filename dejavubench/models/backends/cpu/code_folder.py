@@ -19,9 +19,13 @@ def cache_folder() -> Path | None:
     folder_text = os.environ.get(FOLDER_VARIABLE)
     if folder_text is not None:
         return Path(folder_text).absolute() if folder_text else None
-    base = os.environ.get("XDG_CACHE_HOME")
+    user_cache = os.environ.get("XDG_CACHE_HOME")
     return (
-        (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache")
+        (
+            Path(user_cache)
+            if user_cache and Path(user_cache).is_absolute()
+            else Path.home() / ".cache"
+        )
         / "dejavubench"
         / "kernels"
     )

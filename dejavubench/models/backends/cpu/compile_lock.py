@@ -23,7 +23,7 @@ POLL_S = 0.02
 
 
 @contextmanager
-def lock(folder: Path | None, kernel_file: str, say: Say) -> Iterator[bool]:
+def lock_kernel(folder: Path | None, kernel_file: str, say: Say) -> Iterator[bool]:
     """Yield whether this process alone compiles the kernel of a file now.
 
     It does not after too long a wait, or if files cannot be locked. The operating system frees the

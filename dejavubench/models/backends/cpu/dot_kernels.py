@@ -3,15 +3,16 @@
 Types of two bytes are widened to fp32 as they are read, which is exact, or multiplied in pairs;
 sums are in fp32. Addresses and distances are in bytes.
 
-Arguments of the kernels. A distance named ``stride`` leads from one row to the next::
+Arguments of the kernels. A distance named ``…_stride`` leads from one row to the next::
 
-    dots     w [rows, n], ``stride``         the weights or keys that are read from memory
-             x [columns, n], ``x_stride``    the inputs or query, in the CPU's caches
-             out [columns, rows], ``out_stride`` between columns, ``after`` between rows  fp32
-    blend    p [streams · part]              a factor for each row, contiguous            fp32
-             v [streams · part, n], ``stride``
-             out [n], contiguous                                                         fp32
-    both     ``ahead``: bytes from what is read to the line that memory is asked for
+    dot_products  w [rows, n], ``w_stride``       the weights or keys that are read from memory
+                  x [columns, n], ``x_stride``    the inputs or query, in the CPU's caches
+                  out [columns, rows], ``out_stride`` between columns, ``out_step`` between
+                  rows                                                                     fp32
+    blend         p [streams · part_rows]         a factor for each row, contiguous        fp32
+                  v [streams · part_rows, n], ``v_stride``
+                  out [n], contiguous                                                     fp32
+    both          ``ahead``: bytes from what is read to the line that memory is asked for
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from llvmlite import binding
 from numba.extending import intrinsic
 
 from dejavubench.machine.cpu import cpu_flags
-from dejavubench.models.backends.cpu.emitter import Emitter, Value, emitting
-from dejavubench.models.backends.cpu.threads import LINE_NBYTES, Compiled
+from dejavubench.models.backends.cpu.emitter import Emitter, Value, make_intrinsic
+from dejavubench.models.backends.cpu.threads import LINE_NBYTES, CompiledFunction
 
 AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
 """Instructions that this CPU has."""
@@ -40,7 +41,7 @@ one thread reached 82 GFLOP/s in bf16, and 145 in fp32.
 LANES = 16 if AVX512 else 8
 """fp32 elements of a vector."""
 
-TOTALS = 16 if AVX512 else 8
+MOST_TOTALS = 16 if AVX512 else 8
 """Sums that fit in registers beside what is read."""
 
 STREAMS = 4
@@ -51,13 +52,13 @@ AHEAD_NBYTES = 4096
 
 1 KiB was slower, 16 KiB no faster."""
 
-PIECES = 64 // LANES
-"""Vectors of a row that :func:`blend` sums side by side: mostly one head's row."""
+BLENDED_VECTORS = 64 // LANES
+"""Vectors of a row that :func:`make_blend` sums side by side: mostly one head's row."""
 
 
 def sizes_text() -> str:
     """Return the sizes that kernels are built with, which depend on this CPU."""
-    return f"lanes {LANES} totals {TOTALS} ahead {AHEAD_NBYTES} streams {STREAMS}"
+    return f"lanes {LANES} totals {MOST_TOTALS} ahead {AHEAD_NBYTES} streams {STREAMS}"
 
 
 def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
@@ -65,178 +66,193 @@ def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
     return MULTIPLIES_BF16_PAIRS and dtype == x_dtype == torch.bfloat16
 
 
-def dots(
+def make_dots(
     dtype: torch.dtype,
     rows: int,
     columns: int,
     lanes: int = LANES,
     x_dtype: torch.dtype = torch.float32,
-    fetches: int | None = None,
-) -> Compiled:
-    """Return ``f(w, stride, x, x_stride, n, out, out_stride, after, ahead)`` for compiled code.
+    prefetched_rows: int | None = None,
+) -> CompiledFunction:
+    """Return ``f(w, w_stride, x, x_stride, n, out, out_stride, out_step, ahead)``, compiled.
 
     It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows
-    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``stride`` is the
-    distance from one row to the next, ``after`` that from out[q, r] to out[q, r + 1]. Memory is
+    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``w_stride`` is the
+    distance from one row to the next, ``out_step`` that from out[q, r] to out[q, r + 1]. Memory is
     asked for the line ``ahead`` of each line of w that is read.
 
     Args:
         lanes: elements of a vector.
         x_dtype: fp32, or bf16 if :func:`multiplies_pairs`.
-        fetches: number of w's rows, from the first one on, that are prefetched; None: all.
+        prefetched_rows: number of w's rows, from the first one on, that are prefetched; None: all.
     """
-    paired = x_dtype != torch.float32
-    assert not paired or multiplies_pairs(dtype, x_dtype)
-    writes = _Dots(
+    in_pairs = x_dtype != torch.float32
+    assert not in_pairs or multiplies_pairs(dtype, x_dtype)
+    dots_writer = _DotsWriter(
         dtype=dtype,
         rows=rows,
         columns=columns,
         x_dtype=x_dtype,
-        fetches=rows if fetches is None else fetches,
+        prefetched_rows=rows if prefetched_rows is None else prefetched_rows,
     )
-    line = LINE_NBYTES // dtype.itemsize
-    if paired:
-        units = {line: 2 * LANES, 2 * LANES: 2 * LANES, LANES: LANES, 1: 1}
+    line_elements = LINE_NBYTES // dtype.itemsize
+    if in_pairs:
+        unit_of_width = {line_elements: 2 * LANES, 2 * LANES: 2 * LANES, LANES: LANES, 1: 1}
     else:
-        units = {line: lanes, lanes: lanes, 1: 1}
+        unit_of_width = {line_elements: lanes, lanes: lanes, 1: 1}
 
     @intrinsic
-    def function(typing, w, stride, x, x_stride, n, out, out_stride, after, ahead):  # type: ignore[no-untyped-def]
-        return emitting(9, _emit_in_widths(4, units, writes.sums))
+    def dot_products(typing, w, w_stride, x, x_stride, n, out, out_stride, out_step, ahead):  # type: ignore[no-untyped-def]
+        return make_intrinsic(9, _write_in_widths(4, unit_of_width, dots_writer.write_sums))
 
-    return function
+    return dot_products
 
 
 @dataclass(frozen=True)
-class _Dots:
-    """Writes the sums of :func:`dots`; ``job`` holds that function's nine arguments in order."""
+class _DotsWriter:
+    """Writes the sums of :func:`make_dots`; ``arguments`` are the nine of ``dot_products``."""
 
     dtype: torch.dtype
     rows: int
     columns: int
     x_dtype: torch.dtype
-    fetches: int
+    prefetched_rows: int
 
-    def sums(
-        self, emit: Emitter, width: int, unit: int, begin: Value, stop: Value, job: Sequence[Value]
+    def write_sums(
+        self,
+        emit: Emitter,
+        width: int,
+        unit: int,
+        begin: Value,
+        stop: Value,
+        arguments: Sequence[Value],
     ) -> None:
         """Write the loop over steps of ``width`` elements, and add its totals to ``out``."""
-        paired = self.x_dtype != torch.float32 and unit == 2 * LANES
-        lanes = unit // 2 if paired else unit
+        in_pairs = self.x_dtype != torch.float32 and unit == 2 * LANES
+        lanes = unit // 2 if in_pairs else unit
         # Several totals for each sum: a single one would wait for its last addition. All of them
         # together must fit in registers.
-        totals_each = min(max(1, TOTALS // (self.rows * self.columns)), width // unit)
+        totals_per_sum = min(max(1, MOST_TOTALS // (self.rows * self.columns)), width // unit)
         totals = {
-            (q, r): [emit.variable(lanes) for _ in range(totals_each)]
+            (q, r): [emit.make_total(lanes) for _ in range(totals_per_sum)]
             for q in range(self.columns)
             for r in range(self.rows)
         }
-        w, stride, _, _, _, out, out_stride, after, ahead = job
-        with emit.steps(begin, stop, width) as k:
-            for r in range(self.fetches):
-                emit.fetch(emit.offset(w, (stride, r), (k, self.dtype.itemsize)), ahead)
+        w, w_stride, _, _, _, out, out_stride, out_step, ahead = arguments
+        with emit.loop(begin, stop, width) as k:
+            for r in range(self.prefetched_rows):
+                emit.prefetch(emit.add_offsets(w, (w_stride, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for unit_index, start in enumerate(range(0, width, unit)):
-                turn = {
-                    place: own_totals[unit_index % totals_each]
-                    for place, own_totals in totals.items()
+                turn_totals = {
+                    sum_index: own_totals[unit_index % totals_per_sum]
+                    for sum_index, own_totals in totals.items()
                 }
-                self._emit_products(emit, turn, k, start, lanes, paired, job)
+                self._write_products(emit, turn_totals, k, start, lanes, in_pairs, arguments)
         for (q, r), own_totals in totals.items():
-            emit.add_to(
-                emit.offset(out, (out_stride, q), (after, r)), emit.reduce(own_totals, lanes)
+            emit.add_to_memory(
+                emit.add_offsets(out, (out_stride, q), (out_step, r)),
+                emit.sum_lanes(own_totals, lanes),
             )
 
-    def _emit_products(
+    def _write_products(
         self,
         emit: Emitter,
         totals: Mapping[tuple[int, int], Value],
         k: Value,
         start: int,
         lanes: int,
-        paired: bool,
-        job: Sequence[Value],
+        in_pairs: bool,
+        arguments: Sequence[Value],
     ) -> None:
         """Write the products of one vector of each row, which begins at element ``k + start``."""
-        w, stride, x, x_stride = job[:4]
+        w, w_stride, x, x_stride = arguments[:4]
 
         def read(base: Value, distance: Value, row: int, dtype: torch.dtype) -> Value:
-            address = emit.offset(
+            address = emit.add_offsets(
                 base, (distance, row), (k, dtype.itemsize), (dtype.itemsize, start)
             )
-            return emit.words(address, lanes) if paired else emit.widen(address, dtype, lanes)
+            return (
+                emit.load_pairs(address, lanes)
+                if in_pairs
+                else emit.load_widened(address, dtype, lanes)
+            )
 
         # Rows of w are read once and kept in registers for all of x: memory limits a decode step.
-        of_w = [read(w, stride, r, self.dtype) for r in range(self.rows)]
+        w_vectors = [read(w, w_stride, r, self.dtype) for r in range(self.rows)]
         for q in range(self.columns):
-            of_x = read(x, x_stride, q, self.x_dtype)
+            x_vector = read(x, x_stride, q, self.x_dtype)
             for r in range(self.rows):
-                if paired:
-                    emit.add_pairs(totals[q, r], of_w[r], of_x)
+                if in_pairs:
+                    emit.add_pair_products(totals[q, r], w_vectors[r], x_vector)
                 else:
-                    emit.add_product(totals[q, r], of_w[r], of_x, lanes)
+                    emit.add_product(totals[q, r], w_vectors[r], x_vector, lanes)
 
 
-def blend(dtype: torch.dtype, streams: int) -> Compiled:
-    """Return ``f(p, v, stride, part, begin, stop, n, out, ahead)``, for use in compiled code.
+def make_blend(dtype: torch.dtype, streams: int) -> CompiledFunction:
+    """Return ``f(p, v, v_stride, part_rows, begin, stop, n, out, ahead)``, for compiled code.
 
-    It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part`` rows;
-    the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``, of
-    p and out fp32. Each read prefetches the line ``ahead`` bytes later.
+    It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part_rows``
+    rows; the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``,
+    of p and out fp32. Each read prefetches the line ``ahead`` bytes later.
     """
-    units = {PIECES * LANES: LANES, LANES: LANES, 1: 1}
+    unit_of_width = {BLENDED_VECTORS * LANES: LANES, LANES: LANES, 1: 1}
 
-    def sums(
+    def write_sums(
         emit: Emitter,
         width: int,
         lanes: int,
         first_element: Value,
         stop: Value,
-        job: Sequence[Value],
+        arguments: Sequence[Value],
     ) -> None:
-        with emit.steps(first_element, stop, width) as d:
-            piece(emit, width, lanes, d, job)
+        with emit.loop(first_element, stop, width) as d:
+            write_piece(emit, width, lanes, d, arguments)
 
-    def piece(emit: Emitter, width: int, lanes: int, d: Value, job: Sequence[Value]) -> None:
+    def write_piece(
+        emit: Emitter, width: int, lanes: int, d: Value, arguments: Sequence[Value]
+    ) -> None:
         """Write the sums of the elements d … d + width − 1 of all rows."""
-        p, v, stride, part, begin, stop, _, out, ahead = job
-        totals = [emit.variable(lanes) for _ in range(width // lanes)]
-        with emit.steps(begin, stop, 1) as row_of_first:
+        p, v, v_stride, part_rows, begin, stop, _, out, ahead = arguments
+        totals = [emit.make_total(lanes) for _ in range(width // lanes)]
+        with emit.loop(begin, stop, 1) as first_part_row:
             for stream in range(streams):
-                s = emit.offset(row_of_first, (part, stream))
-                factor = emit.spread(emit.offset(p, (s, 4)), lanes)
-                row = emit.offset(v, (stride, s), (d, dtype.itemsize))
+                s = emit.add_offsets(first_part_row, (part_rows, stream))
+                factor = emit.load_spread(emit.add_offsets(p, (s, 4)), lanes)
+                row_address = emit.add_offsets(v, (v_stride, s), (d, dtype.itemsize))
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):
-                    emit.fetch(emit.offset(row, (1, offset)), ahead)
+                    emit.prefetch(emit.add_offsets(row_address, (1, offset)), ahead)
                 for total_index, total in enumerate(totals):
-                    address = emit.offset(row, (dtype.itemsize, total_index * lanes))
-                    emit.add_product(total, factor, emit.widen(address, dtype, lanes), lanes)
+                    address = emit.add_offsets(row_address, (dtype.itemsize, total_index * lanes))
+                    emit.add_product(total, factor, emit.load_widened(address, dtype, lanes), lanes)
         for total_index, total in enumerate(totals):
-            emit.add_vector(emit.offset(out, (d, 4), (4 * lanes, total_index)), total, lanes)
+            emit.add_vector_to_memory(
+                emit.add_offsets(out, (d, 4), (4 * lanes, total_index)), total, lanes
+            )
 
     @intrinsic
-    def function(typing, p, v, stride, part, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
-        return emitting(9, _emit_in_widths(6, units, sums))
+    def blend(typing, p, v, v_stride, part_rows, begin, stop, n, out, ahead):  # type: ignore[no-untyped-def]
+        return make_intrinsic(9, _write_in_widths(6, unit_of_width, write_sums))
 
-    return function
+    return blend
 
 
-def _emit_in_widths(
-    length: int,
-    units: Mapping[int, int],
-    sums: Callable[[Emitter, int, int, Value, Value, Sequence[Value]], None],
+def _write_in_widths(
+    count_argument: int,
+    unit_of_width: Mapping[int, int],
+    write_sums: Callable[[Emitter, int, int, Value, Value, Sequence[Value]], None],
 ) -> Callable[[Emitter, Sequence[Value]], None]:
     """Return the emitter of the sums in steps of each width, the rest of one width by the next.
 
     Args:
-        length: number of the function's argument that is the count of elements.
-        units: widths; of each, the elements that are read at once.
+        count_argument: number of the function's argument that is the count of elements.
+        unit_of_width: widths; of each, the elements that are read at once.
     """
 
-    def body(emit: Emitter, job: Sequence[Value]) -> None:
-        def work(width: int, begin: Value, stop: Value) -> None:
-            sums(emit, width, units[width], begin, stop, job)
+    def write_body(emit: Emitter, arguments: Sequence[Value]) -> None:
+        def write_steps(width: int, begin: Value, stop: Value) -> None:
+            write_sums(emit, width, unit_of_width[width], begin, stop, arguments)
 
-        emit.in_turn(job[length], list(units), work)
+        emit.cut_into_widths(arguments[count_argument], list(unit_of_width), write_steps)
 
-    return body
+    return write_body

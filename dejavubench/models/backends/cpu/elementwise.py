@@ -11,40 +11,53 @@ from numba import njit, types
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
-from dejavubench.models.backends.cpu.emitter import FLOAT, INT16, INT32, INT64, Emit, as_pointer
-from dejavubench.models.backends.cpu.threads import Compiled, compiled
+from dejavubench.models.backends.cpu.emitter import (
+    FLOAT,
+    INT16,
+    INT32,
+    INT64,
+    CodeGenerator,
+    make_pointer_cast,
+)
+from dejavubench.models.backends.cpu.threads import CompiledFunction, compiled
 
 
-def _make_address_cast(element: types.Type, scalar: ir.Type) -> Compiled:
+def _make_address_cast(numba_type: types.Type, llvm_type: ir.Type) -> CompiledFunction:
     """Return an intrinsic that types an address as one of such elements, for ``carray``."""
 
     @intrinsic
-    def function(typing: object, address: types.Type) -> tuple[Signature, Emit]:
-        return types.CPointer(element)(types.intp), as_pointer(scalar)
+    def address_cast(typing: object, address: types.Type) -> tuple[Signature, CodeGenerator]:
+        return types.CPointer(numba_type)(types.intp), make_pointer_cast(llvm_type)
 
-    return function
+    return address_cast
 
 
-floats, integers = _make_address_cast(types.float32, FLOAT), _make_address_cast(types.int64, INT64)
-halves, words = _make_address_cast(types.uint16, INT16), _make_address_cast(types.int32, INT32)
+as_floats, as_integers = (
+    _make_address_cast(types.float32, FLOAT),
+    _make_address_cast(types.int64, INT64),
+)
+as_halves, as_words = (
+    _make_address_cast(types.uint16, INT16),
+    _make_address_cast(types.int32, INT32),
+)
 """bf16 one by one, and in pairs."""
 
 
 @compiled
-def wide(x):  # type: ignore[no-untyped-def]
+def to_fp32(x):  # type: ignore[no-untyped-def]
     """Return a bf16 as fp32, of which it is the upper half."""
     return np.uint32(x << 16).view(np.float32)
 
 
 @compiled
-def widen(x, into):  # type: ignore[no-untyped-def]
+def widen(x, target):  # type: ignore[no-untyped-def]
     """Write bf16 as fp32."""
     for i in range(len(x)):
-        into[i] = wide(x[i])
+        target[i] = to_fp32(x[i])
 
 
 @compiled
-def nearest(x):  # type: ignore[no-untyped-def]
+def to_bf16(x):  # type: ignore[no-untyped-def]
     """Return the bf16 nearest to an fp32, of two equally near ones the even one; NaN stays NaN."""
     bits = np.float32(x).view(np.uint32)
     rounded_bits = np.uint32(bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -52,10 +65,10 @@ def nearest(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def narrow(x, into):  # type: ignore[no-untyped-def]
+def narrow(x, target):  # type: ignore[no-untyped-def]
     """Write fp32 as the nearest bf16."""
     for i in range(len(x)):
-        into[i] = nearest(x[i])
+        target[i] = to_bf16(x[i])
 
 
 @compiled
@@ -69,7 +82,7 @@ def add(x, target):  # type: ignore[no-untyped-def]
 def add_widened(x, target):  # type: ignore[no-untyped-def]
     """Add ``x``, widened to fp32, to ``target`` in place."""
     for i in range(len(x)):
-        target[i] += wide(x[i])
+        target[i] += to_fp32(x[i])
 
 
 # No "reassoc": the two parts of ln 2 must be subtracted one after the other.
@@ -80,16 +93,18 @@ def exp(x):  # type: ignore[no-untyped-def]
     It has no branch, so that loops of it become vector instructions.
     """
     clamped_x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    power = np.floor(clamped_x * np.float32(1.44269504088896341) + np.float32(0.5))
-    remainder = clamped_x - power * np.float32(0.693359375) - power * np.float32(-2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    y = y * remainder + np.float32(1.3981999507e-3)
-    y = y * remainder + np.float32(8.3334519073e-3)
-    y = y * remainder + np.float32(4.1665795894e-2)
-    y = y * remainder + np.float32(1.6666665459e-1)
-    y = y * remainder + np.float32(5.0000001201e-1)
-    y = y * remainder * remainder + remainder + np.float32(1.0)
-    return y * np.int32((np.int32(power) + 127) << 23).view(np.float32)
+    exponent = np.floor(clamped_x * np.float32(1.44269504088896341) + np.float32(0.5))
+    remainder = (
+        clamped_x - exponent * np.float32(0.693359375) - exponent * np.float32(-2.12194440e-4)
+    )
+    polynomial = np.float32(1.9875691500e-4)
+    polynomial = polynomial * remainder + np.float32(1.3981999507e-3)
+    polynomial = polynomial * remainder + np.float32(8.3334519073e-3)
+    polynomial = polynomial * remainder + np.float32(4.1665795894e-2)
+    polynomial = polynomial * remainder + np.float32(1.6666665459e-1)
+    polynomial = polynomial * remainder + np.float32(5.0000001201e-1)
+    polynomial = polynomial * remainder * remainder + remainder + np.float32(1.0)
+    return polynomial * np.int32((np.int32(exponent) + 127) << 23).view(np.float32)
 
 
 @compiled

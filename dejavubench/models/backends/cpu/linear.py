@@ -17,7 +17,7 @@ from dejavubench.models.backends.cpu import linear_kernel
 from dejavubench.models.backends.cpu.code_cache import Kernel
 from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 
-FUSED: dict[Activation, tuple[str, str]] = {
+ONEDNN_NAMES: dict[Activation, tuple[str, str]] = {
     "none": ("none", ""),
     "gelu": ("gelu", "tanh"),
     "relu": ("relu", ""),
@@ -43,18 +43,20 @@ def can_fuse() -> bool:
     )
 
 
-def most_kernel_rows(x: torch.dtype, weight: torch.dtype) -> int:
+def most_kernel_rows(x_dtype: torch.dtype, weight_dtype: torch.dtype) -> int:
     """Return up to how many rows our kernel is faster than torch; it does not give fp16."""
-    if x == torch.float16:
+    if x_dtype == torch.float16:
         return 0
-    return 16 if x == weight else 32
+    return 16 if x_dtype == weight_dtype else 32
 
 
-def kernels(rows: int, ins: int, weight: torch.dtype, x: torch.dtype) -> list[Kernel]:
+def kernels_for(
+    rows: int, in_features: int, weight_dtype: torch.dtype, x_dtype: torch.dtype
+) -> list[Kernel]:
     """Return the kernels that ``rows`` rows go through; none if torch multiplies them."""
-    if rows > most_kernel_rows(x, weight):
+    if rows > most_kernel_rows(x_dtype, weight_dtype):
         return []
-    return [linear_kernel.kernel_for(rows, ins, weight, x)]
+    return [linear_kernel.kernel_for(rows, in_features, weight_dtype, x_dtype)]
 
 
 def linear(
@@ -73,13 +75,13 @@ def linear(
     if x.dtype == weight.dtype != torch.bfloat16:
         out = F.linear(x, weight, bias)
     else:
-        product = _weight_first if x.dtype == torch.bfloat16 else _widening_linear
-        out = product(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+        multiply = _multiply_weight_first if x.dtype == torch.bfloat16 else _widening_linear
+        out = multiply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     out = ACTIVATIONS[activation](out)
     return out if residual is None else out.add_(residual)
 
 
-def _weight_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply_weight_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias as (weight · xᵀ)ᵀ, [rows, out]."""
     # The library oneDNN reads a left factor as it lies, and reorders a right one first.
     product = torch.mm(weight, x.T).T
@@ -92,12 +94,12 @@ def _fused_linear(
 ) -> Tensor:
     """Return the linear by oneDNN, which activates and adds as it writes: it rounds once."""
     # An operator of torch's compiler; torch has no public name for it.
-    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+    linear_pointwise: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if residual is None:
-        name, formula = FUSED[activation]
-        return product(x, weight, bias, name, [], formula)
+        name, formula = ONEDNN_NAMES[activation]
+        return linear_pointwise(x, weight, bias, name, [], formula)
     if activation == "none":
-        return product.binary(x, residual, weight, bias, "add")  # type: ignore[attr-defined]
+        return linear_pointwise.binary(x, residual, weight, bias, "add")  # type: ignore[attr-defined]
     return _fused_linear(x, weight, bias, activation, None).add_(residual)
 
 

@@ -39,21 +39,21 @@ for _name in ("omp_get_thread_num", "omp_get_num_threads"):
     binding.add_symbol(_name, ctypes.cast(getattr(OPENMP, _name), ctypes.c_void_p).value)
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
-_aligned = types.ExternalFunction("aligned_alloc", types.intp(types.intp, types.intp))
-released = types.ExternalFunction("free", types.void(types.intp))
-"""Gives back what :func:`scratch` took."""
+_aligned_alloc = types.ExternalFunction("aligned_alloc", types.intp(types.intp, types.intp))
+free_scratch = types.ExternalFunction("free", types.void(types.intp))
+"""Gives back what :func:`take_scratch` took."""
 
-Compiled = Any
+CompiledFunction = Any
 """A function that numba has compiled, and that compiled code may call. It has no types to check."""
 
-COMPILED: dict[str, object] = {
+COMPILE_OPTIONS: dict[str, object] = {
     "boundscheck": False,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz"},
 }
 """Numba's options for kernels: NaN and infinity are kept, sums may be reordered."""
 
-compiled = njit(**COMPILED)
+compiled = njit(**COMPILE_OPTIONS)
 """Decorator of functions that kernels call."""
 
 LINE_NBYTES = 64
@@ -68,42 +68,42 @@ class LoadedCode(Protocol):
         """Address of the code, ``void (*)(Job *)``; any number of threads may call it at once."""
 
 
-def struct(name: str, *fields: str) -> type[ctypes.Structure]:
+def make_job_type(name: str, *fields: str) -> type[ctypes.Structure]:
     """Return the type of a kernel's job: int64 numbers, addresses and distances."""
     return type(
         name, (ctypes.Structure,), {"_fields_": [(field, ctypes.c_int64) for field in fields]}
     )
 
 
-def kernel(job: type[ctypes.Structure]) -> Callable[[Compiled], LoadedCode]:
+def compiled_kernel(job: type[ctypes.Structure]) -> Callable[[CompiledFunction], LoadedCode]:
     """Return a decorator that compiles ``f(jobs)``, ``jobs`` being the address of one such job."""
-    return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILED)
+    return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), **COMPILE_OPTIONS)
 
 
-def run(code: LoadedCode, job: ctypes.Structure) -> None:
+def run_on_all_threads(code: LoadedCode, job: ctypes.Structure) -> None:
     """Call a kernel on every thread of torch's pool, and wait for all of them."""
     # The same number of threads each time: OpenMP keeps the pool and need not make threads.
     OPENMP.GOMP_parallel(code.address, ctypes.addressof(job), torch.get_num_threads(), 0)
 
 
-def pointer_of(tensor: Tensor | None) -> int:
+def address_or_zero(tensor: Tensor | None) -> int:
     """Return where a tensor's elements are; 0 if there is no tensor."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 @compiled
-def scratch(nbytes: int) -> int:
+def take_scratch(nbytes: int) -> int:
     """Return the address of ``nbytes`` of this thread's own, from a cache line's begin on.
 
     They are few: if there is no memory for them, the kernel ends in a fault.
     """
-    return _aligned(LINE_NBYTES, (nbytes + LINE_NBYTES - 1) // LINE_NBYTES * LINE_NBYTES)
+    return _aligned_alloc(LINE_NBYTES, (nbytes + LINE_NBYTES - 1) // LINE_NBYTES * LINE_NBYTES)
 
 
 @compiled
-def share(count: int, unit: int) -> tuple[int, int]:
+def own_share(count: int, unit: int) -> tuple[int, int]:
     """Return this thread's part [begin, stop) of [0, count): whole units, but for the last."""
     thread, threads = thread_number(), thread_count()
-    units = (count + unit - 1) // unit
-    begin, stop = units * thread // threads, units * (thread + 1) // threads
-    return min(count, begin * unit), min(count, stop * unit)
+    unit_count = (count + unit - 1) // unit
+    first_unit, end_unit = unit_count * thread // threads, unit_count * (thread + 1) // threads
+    return min(count, first_unit * unit), min(count, end_unit * unit)

@@ -41,10 +41,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.backends.cuda.launch import (
-    TYPES,
-    ask_for,
-    overlaps,
-    processors,
+    KERNEL_TYPES,
+    can_overlap,
+    count_processors,
+    prefetch,
     workspace,
 )
 from dejavubench.models.backends.cuda.position_split import PositionSplit, cut_positions
@@ -54,7 +54,7 @@ LEAST_ROWS = 16
 
 
 @dataclass(frozen=True)
-class _Axes:
+class _Strides:
     """Strides of one layer's K or V, in elements; ``vector`` is that of an ``ft`` key's vectors."""
 
     request: int
@@ -63,7 +63,7 @@ class _Axes:
     vector: int = 0
 
     @classmethod
-    def of_cache(cls, cache: KVCache, kv: Literal["k", "v"]) -> _Axes:
+    def of_cache(cls, cache: KVCache, kv: Literal["k", "v"]) -> _Strides:
         strides = cache.tensor(kv).stride()[1:]
         if cache.geometry.layout is KVLayout.NHD:
             return cls(strides[0], strides[2], strides[1])
@@ -72,11 +72,11 @@ class _Axes:
         return cls(strides[0], strides[1], strides[2])
 
     @property
-    def numbers(self) -> tuple[int, ...]:
+    def as_tuple(self) -> tuple[int, ...]:
         return self.request, self.head, self.position, self.vector
 
 
-def _vector(cache: KVCache) -> int:
+def _vector_size(cache: KVCache) -> int:
     """Return the elements of ``ft``'s vectors; 0 if a key lies in one piece."""
     return cache.geometry.vector if cache.geometry.layout is KVLayout.FT else 0
 
@@ -111,40 +111,40 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     part_size: tl.constexpr = group * row_size
     rows_of_part = row * row_size
     mask = row_mask[:, None] & (elements < padded)[None, :]
-    own = parts_base + split * part_size + rows_of_part
-    tl.store(own[:, None] + elements[None, :], weighted, mask=mask)
-    tl.store(own + padded, row_max, mask=row_mask)
-    tl.store(own + padded + 1, row_sum, mask=row_mask)
+    own_part = parts_base + split * part_size + rows_of_part
+    tl.store(own_part[:, None] + elements[None, :], weighted, mask=mask)
+    tl.store(own_part + padded, row_max, mask=row_mask)
+    tl.store(own_part + padded + 1, row_sum, mask=row_mask)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
     if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == parts - 1:
         # Other blocks' parts lie in L2, where their stores went; .cg bypasses a stale L1 line.
         part = tl.arange(0, splits)
         part_mask = (part < parts)[:, None] & row_mask[None, :]
-        ends = parts_base + part[:, None] * part_size + rows_of_part[None, :] + padded
-        maxima = tl.load(ends, mask=part_mask, other=float("-inf"), cache_modifier=".cg")
-        sums = tl.load(ends + 1, mask=part_mask, other=0.0, cache_modifier=".cg")
+        max_pointers = parts_base + part[:, None] * part_size + rows_of_part[None, :] + padded
+        maxima = tl.load(max_pointers, mask=part_mask, other=float("-inf"), cache_modifier=".cg")
+        part_sums = tl.load(max_pointers + 1, mask=part_mask, other=0.0, cache_modifier=".cg")
         # Rows beyond the group have no maximum: 0 keeps their shares free of NaN.
-        highest = tl.where(row_mask, tl.max(maxima, 0), 0.0)
-        total = tl.sum(sums * tl.exp(maxima - highest[None, :]), 0)
+        overall_max = tl.where(row_mask, tl.max(maxima, 0), 0.0)
+        overall_sum = tl.sum(part_sums * tl.exp(maxima - overall_max[None, :]), 0)
         merged = tl.zeros_like(weighted)
-        for other in tl.static_range(splits):
-            present = row_mask & (other < parts)
-            pointers = parts_base + other * part_size + rows_of_part
-            maximum = tl.load(
-                pointers + padded, mask=present, other=float("-inf"), cache_modifier=".cg"
+        for part_index in tl.static_range(splits):
+            has_part = row_mask & (part_index < parts)
+            pointers = parts_base + part_index * part_size + rows_of_part
+            part_max = tl.load(
+                pointers + padded, mask=has_part, other=float("-inf"), cache_modifier=".cg"
             )
-            values = tl.load(
-                pointers[:, None] + elements[None, :], mask=mask & (other < parts), other=0.0,
+            part_values = tl.load(
+                pointers[:, None] + elements[None, :], mask=mask & (part_index < parts), other=0.0,
                 cache_modifier=".cg",
             )  # fmt: skip
-            merged += values * tl.exp(maximum - highest)[:, None]
-        final = merged / tl.where(row_mask, total, 1.0)[:, None]
-        tl.store(results, final.to(results.dtype.element_ty), mask=mask & element_mask[None, :])
+            merged += part_values * tl.exp(part_max - overall_max)[:, None]
+        attended = merged / tl.where(row_mask, overall_sum, 1.0)[:, None]
+        tl.store(results, attended.to(results.dtype.element_ty), mask=mask & element_mask[None, :])
         tl.store(arrival, 0)  # 0 again for the next launch or replay: nothing else resets it
 
 
 @triton.jit
-def _ask_for_first(  # type: ignore[no-untyped-def]
+def _prefetch_first(  # type: ignore[no-untyped-def]
     key_base, value_base, first, stop, keys_s, values_s, position,
     block: tl.constexpr, padded: tl.constexpr, vector: tl.constexpr,
 ):  # fmt: skip
@@ -152,11 +152,11 @@ def _ask_for_first(  # type: ignore[no-untyped-def]
     # Before gdc_wait() only ``position`` and old cache lines may be read: no running kernel writes
     # them. q and the newest k and v come from the previous kernel.
     positions = first + tl.arange(0, block)
-    old = tl.where(positions < stop, positions, tl.maximum(position - 1, 0))
-    lines = tl.arange(0, (padded + 63) // 64) * 64
+    old_positions = tl.where(positions < stop, positions, tl.maximum(position - 1, 0))
+    line_offsets = tl.arange(0, (padded + 63) // 64) * 64
     if not vector:
-        ask_for(key_base + (old * keys_s)[:, None] + lines[None, :])
-    ask_for(value_base + (old * values_s)[:, None] + lines[None, :])
+        prefetch(key_base + (old_positions * keys_s)[:, None] + line_offsets[None, :])
+    prefetch(value_base + (old_positions * values_s)[:, None] + line_offsets[None, :])
 
 
 @triton.jit
@@ -167,10 +167,10 @@ def _load_keys(  # type: ignore[no-untyped-def]
     """Return the keys of these positions, transposed: [padded, block]."""
     block: tl.constexpr = positions.shape[0]
     if vector:
-        piece = tl.arange(0, padded // vector)[:, None, None]
+        vector_index = tl.arange(0, padded // vector)[:, None, None]
         lane = tl.arange(0, vector)[None, :, None]
-        pointers = key_base + piece * keys_x + (positions * keys_s)[None, None, :] + lane
-        mask = (piece * vector < size) & position_mask[None, None, :]
+        pointers = key_base + vector_index * keys_x + (positions * keys_s)[None, None, :] + lane
+        mask = (vector_index * vector < size) & position_mask[None, None, :]
         return tl.reshape(tl.load(pointers, mask=mask, other=0.0), (padded, block))
     else:
         elements = tl.arange(0, padded)
@@ -185,8 +185,8 @@ def _cut_evenly(position, block: tl.constexpr, splits: tl.constexpr):  # type: i
 
     The newest position is a piece of its own of the last part.
     """
-    share = tl.cdiv(tl.cdiv(position, block), splits) * block
-    return share, tl.maximum(tl.cdiv(position, tl.maximum(share, 1)), 1)
+    part_positions = tl.cdiv(tl.cdiv(position, block), splits) * block
+    return part_positions, tl.maximum(tl.cdiv(position, tl.maximum(part_positions, 1)), 1)
 
 
 @triton.jit
@@ -216,17 +216,17 @@ def _add_positions(  # type: ignore[no-untyped-def]
         scores += slope[:, None] * (positions - position)[None, :]
     scores = tl.where(position_mask[None, :], scores, float("-inf"))
     # Online softmax: what was summed under a lower maximum shrinks.
-    higher = tl.maximum(row_max, tl.max(scores, 1))
-    shrink = tl.exp(row_max - higher)
-    shares = tl.exp(scores - higher[:, None])
-    row_sum = row_sum * shrink + tl.sum(shares, 1)
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    shrink = tl.exp(row_max - new_max)
+    weights = tl.exp(scores - new_max[:, None])
+    row_sum = row_sum * shrink + tl.sum(weights, 1)
     elements = tl.arange(0, padded)
     value = tl.load(
         value_base + (positions * values_s)[:, None] + elements[None, :],
         mask=position_mask[:, None] & (elements < size)[None, :], other=0.0,
     )  # fmt: skip
-    weighted = tl.dot(shares.to(value.dtype), value, weighted * shrink[:, None])
-    return higher, row_sum, weighted
+    weighted = tl.dot(weights.to(value.dtype), value, weighted * shrink[:, None])
+    return new_max, row_sum, weighted
 
 
 @triton.jit
@@ -250,12 +250,12 @@ def _attend(  # type: ignore[no-untyped-def]
     # Released first: the next kernel's blocks prefetch from now on, and wait for this one later.
     gdc_launch_dependents()
     position = tl.load(position_at).to(tl.int32)
-    share, parts = _cut_evenly(position, block, splits)
+    part_positions, parts = _cut_evenly(position, block, splits)
     if split >= parts:  # the grid is for the longest cache
         return
-    first = split * share
-    stop = tl.minimum(first + share, position)
-    _ask_for_first(
+    first = split * part_positions
+    stop = tl.minimum(first + part_positions, position)
+    _prefetch_first(
         key_base, value_base, first, stop, keys_s, values_s, position, block, padded, vector
     )
     gdc_wait()
@@ -311,16 +311,16 @@ def attend(
     Raises:
         ValueError: the type is neither fp16 nor bf16.
     """
-    if q.dtype not in TYPES:
+    if q.dtype not in KERNEL_TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
     requests, kv_heads = k.shape[:2]
-    cut = cut_positions(
+    position_split = cut_positions(
         requests * kv_heads,
         cache.geometry.positions,
-        processors(q.device),
-        grouped_vectors=_vector(cache) > 0 and q.shape[1] > kv_heads,
+        count_processors(q.device),
+        grouped_vectors=_vector_size(cache) > 0 and q.shape[1] > kv_heads,
     )
-    return run_attend(q, k, v, cache, layer, position, slopes, cut)
+    return run_attend(q, k, v, cache, layer, position, slopes, position_split)
 
 
 def run_attend(
@@ -331,7 +331,7 @@ def run_attend(
     layer: int,
     position: Tensor,
     slopes: Tensor | None,
-    cut: PositionSplit,
+    split: PositionSplit,
 ) -> Tensor:
     """Launch the kernel with any cut, so that other cuts can be measured."""
     requests, heads, size = q.shape
@@ -339,12 +339,12 @@ def run_attend(
     group = heads // kv_heads
     out = q.new_empty(requests, heads * size)
     partial_sums, arrivals = workspace(q.device)
-    _attend[(requests * kv_heads, cut.splits)](
+    _attend[(requests * kv_heads, split.splits)](
         q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial_sums, arrivals,
         kv_heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        *_Axes.of_cache(cache, "k").numbers, *_Axes.of_cache(cache, "v").numbers[:3],
-        size, triton.next_power_of_2(size), _vector(cache), cut.positions, cut.splits,
-        cut.stages, slopes is not None, group, max(LEAST_ROWS, triton.next_power_of_2(group)),
-        num_warps=cut.warps, launch_pdl=overlaps(q.device),
+        *_Strides.of_cache(cache, "k").as_tuple, *_Strides.of_cache(cache, "v").as_tuple[:3],
+        size, triton.next_power_of_2(size), _vector_size(cache), split.block, split.splits,
+        split.stages, slopes is not None, group, max(LEAST_ROWS, triton.next_power_of_2(group)),
+        num_warps=split.warps, launch_pdl=can_overlap(q.device),
     )  # fmt: skip
     return out

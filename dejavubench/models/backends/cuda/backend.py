@@ -13,7 +13,7 @@ from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.backends import torch_operators
 from dejavubench.models.backends.cuda import attention, heads, linear
 from dejavubench.models.backends.cuda.gate import gate
-from dejavubench.models.backends.cuda.launch import ROWS, TYPES
+from dejavubench.models.backends.cuda.launch import KERNEL_TYPES, MOST_ROWS
 from dejavubench.models.backends.cuda.norms import layer_norm, rms_norm
 from dejavubench.models.backends.protocol import (
     ACTIVATIONS,
@@ -72,7 +72,7 @@ class CudaBackend:
         self, q: Tensor, k: Tensor, norms: HeadNorms | None, angles: Angles | None
     ) -> tuple[Tensor, Tensor]:
         """Normalise and rotate by one Triton kernel, for any number of positions."""
-        if angles is None or q.dtype not in TYPES:
+        if angles is None or q.dtype not in KERNEL_TYPES:
             return torch_operators.norm_and_rotate(q, k, norms, angles)
         return heads.norm_and_rotate(q, k, norms, angles)
 
@@ -84,7 +84,7 @@ class CudaBackend:
             out = linear.gated_linear(x.flatten(0, -2), weight, bias, activation)
             return out.unflatten(0, x.shape[:-1])
         product = F.linear(x, weight, bias)
-        if x.dtype not in TYPES:
+        if x.dtype not in KERNEL_TYPES:
             return torch_operators.gate(product, activation)
         return gate(product.flatten(0, -2), activation).unflatten(0, x.shape[:-1])
 
@@ -145,7 +145,7 @@ class CudaBackend:
 def _has_kernel(x: Tensor) -> bool:
     """Return whether ``x`` [..., width] is of few rows, in a type that the kernels take."""
     width = x.shape[-1]
-    return x.dtype in TYPES and width % 8 == 0 and x.numel() // width <= ROWS
+    return x.dtype in KERNEL_TYPES and width % 8 == 0 and x.numel() // width <= MOST_ROWS
 
 
 def _bias_of_newest(

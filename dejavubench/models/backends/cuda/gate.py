@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from dejavubench.models.backends.cuda.launch import activate, overlaps
+from dejavubench.models.backends.cuda.launch import activate, can_overlap
 from dejavubench.models.backends.protocol import Activation
 
 COLUMNS_PER_BLOCK = 1024
@@ -41,6 +41,6 @@ def gate(x: Tensor, activation: Activation) -> Tensor:
     out = x.new_empty(rows, width)
     _gate[(rows, triton.cdiv(width, COLUMNS_PER_BLOCK))](
         x, out, x.stride(0), width, activation, COLUMNS_PER_BLOCK,
-        num_warps=4, launch_pdl=overlaps(x.device),
+        num_warps=4, launch_pdl=can_overlap(x.device),
     )  # fmt: skip
     return out

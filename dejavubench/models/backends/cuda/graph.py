@@ -9,7 +9,7 @@ from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models.gpt import GPT
 from dejavubench.models.sampling import Sampler
 
-WARM_UP = 3
+WARM_UP_STEPS = 3
 """Steps before capture, in which kernels are compiled and libraries allocate their workspaces."""
 
 
@@ -69,7 +69,7 @@ class DecodeGraph:
         side_stream = torch.cuda.Stream(model.device)
         side_stream.wait_stream(torch.cuda.current_stream(model.device))
         with torch.inference_mode(), torch.cuda.stream(side_stream):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_STEPS):
                 self._step()
             side_stream.synchronize()
             with torch.cuda.graph(self.graph, stream=side_stream):

@@ -22,16 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 16
+MOST_ROWS = 16
 """Rows up to which a product is a matter of reading the weights, and the tensor cores' least."""
 
-TYPES = (torch.float16, torch.bfloat16)
+KERNEL_TYPES = (torch.float16, torch.bfloat16)
 """Types of activations that the kernels take."""
 
-PARTIAL = 1 << 22
+PARTIAL_SUMS = 1 << 22
 """Floats for sums over parts: 16 MiB."""
 
-COUNTERS = 1 << 16
+ARRIVAL_COUNTERS = 1 << 16
 """Counters of the parts that have arrived; each is back at 0 when its kernel ends."""
 
 
@@ -39,25 +39,25 @@ COUNTERS = 1 << 16
 def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the device's floats for sums over parts, and its counters."""
     return (
-        torch.empty(PARTIAL, dtype=torch.float32, device=device),
-        torch.zeros(COUNTERS, dtype=torch.int32, device=device),
+        torch.empty(PARTIAL_SUMS, dtype=torch.float32, device=device),
+        torch.zeros(ARRIVAL_COUNTERS, dtype=torch.int32, device=device),
     )
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
+def count_processors(device: torch.device) -> int:
     """Return the number of streaming multiprocessors."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
-def overlaps(device: torch.device) -> bool:
+def can_overlap(device: torch.device) -> bool:
     """Return whether kernels can start before the one before them ends (from Hopper on)."""
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
-def ask_for(addresses):  # type: ignore[no-untyped-def]
+def prefetch(addresses):  # type: ignore[no-untyped-def]
     """Bring the lines at these addresses to the L2 cache."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",

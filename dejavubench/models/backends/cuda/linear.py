@@ -4,12 +4,13 @@ Letters in shapes: M rows (at most 16), K inputs, N outputs.
 
 Names in the kernels; strides are counted in elements::
 
-    x          [M, K], row stride x_row              fp16 or bf16
-    weight     [N, K], contiguous; ``tiles`` is its descriptor, by which whole tiles are loaded
-    bias       [N]                                   as x
-    residual   [M, N], row stride residual_row       as x
-    out        [M, N], contiguous                    as x
-    partial_sums  [tiles, splits, 16, block_outs], contiguous        fp32
+    x             [M, K], row stride x_row                            fp16 or bf16
+    weight        [N, K], contiguous                                  as x
+    weight_tiles  the descriptor of weight, by which whole tiles are loaded
+    bias          [N]                                                 as x
+    residual      [M, N], row stride residual_row                     as x
+    out           [M, N], contiguous                                  as x
+    partial_sums  [tiles, splits, 16, block_outs], contiguous         fp32
     arrivals      [tiles], parts that have ended; 0 between launches  int32
 
 ``row_count``, ``width`` and ``out_count`` are M, K and N. A gated linear has N outputs and a weight
@@ -31,17 +32,17 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from dejavubench.models.backends.cuda.launch import (
-    ROWS,
-    TYPES,
+    KERNEL_TYPES,
+    MOST_ROWS,
     activate,
-    ask_for,
-    overlaps,
-    processors,
+    can_overlap,
+    count_processors,
+    prefetch,
     workspace,
 )
 from dejavubench.models.backends.protocol import Activation
 
-TILE = 64
+TILE_OUTS = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""
 
 MOST_PARTS = 8
@@ -53,10 +54,10 @@ LEAST_PART_COLUMNS = 512
 
 @dataclass(frozen=True)
 class GpuTiling:
-    """Tile sizes: a block reads ``outs`` rows of the weight, ``ins`` columns at once."""
+    """Tile sizes: a block reads ``block_outs`` rows of the weight, ``block_ins`` columns a time."""
 
-    outs: int
-    ins: int
+    block_outs: int
+    block_ins: int
     splits: int
     """Parts that the columns are cut into."""
     warps: int
@@ -66,14 +67,16 @@ class GpuTiling:
     """Columns of each row that are asked for before the kernel before has ended."""
 
 
-GATED_TILING = GpuTiling(outs=TILE, ins=128, splits=1, warps=4, stages=4, ahead=256)
+GATED_TILING = GpuTiling(
+    block_outs=TILE_OUTS, block_ins=128, splits=1, warps=4, stages=4, ahead=256
+)
 """Tiling of a gated linear: each block reads as many rows of the gate as of the other half.
 
 Its rows are many, so its tiles are never split. It was the fastest of six in steps of the shapes of
 Llama-3.1-8B and Qwen3-8B on an H200.
 """
 
-LEAST_FILLED = 0.7
+LEAST_FILLED_SHARE = 0.7
 """Least part of the processors that one block each must fill; see :func:`choose_tiling`."""
 
 
@@ -84,25 +87,33 @@ def choose_tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     The numbers were the fastest in whole steps on an H200, of opt-13b and the shapes of
     Llama-3.1-8B and Qwen3-8B. On another GPU measure again: ``contrib/measure_gpu_kernels.py``.
     """
-    tiles = triton.cdiv(outs, TILE)
+    tiles = triton.cdiv(outs, TILE_OUTS)
     # One block for nearly every processor, with wide pieces, beats two with narrow ones.
     splits = multiprocessors // tiles
-    if ins >= 4096 and splits and tiles * splits >= LEAST_FILLED * multiprocessors:
-        return GpuTiling(outs=TILE, ins=256, splits=splits, warps=4, stages=4, ahead=256)
+    if ins >= 4096 and splits and tiles * splits >= LEAST_FILLED_SHARE * multiprocessors:
+        return GpuTiling(
+            block_outs=TILE_OUTS, block_ins=256, splits=splits, warps=4, stages=4, ahead=256
+        )
     splits = 1
     # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
     # cut so that the blocks come near a multiple of the processors. Each then reads as much.
     if tiles < 1.4 * multiprocessors:
 
-        def worth(splits: int) -> float:
+        def filled_share(splits: int) -> float:
             blocks = tiles * splits
             # Each part costs its share of the sum.
             return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
 
-        splits = max(range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1), key=worth)
+        splits = max(
+            range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1), key=filled_share
+        )
     if splits == 1 and ins >= 4096:
-        return GpuTiling(outs=TILE, ins=256, splits=1, warps=4, stages=4, ahead=256)
-    return GpuTiling(outs=TILE, ins=128, splits=splits, warps=4, stages=5, ahead=256)
+        return GpuTiling(
+            block_outs=TILE_OUTS, block_ins=256, splits=1, warps=4, stages=4, ahead=256
+        )
+    return GpuTiling(
+        block_outs=TILE_OUTS, block_ins=128, splits=splits, warps=4, stages=5, ahead=256
+    )
 
 
 @triton.jit
@@ -129,13 +140,13 @@ def _finish(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _ask_for_weights(  # type: ignore[no-untyped-def]
-    weight, outs, first, out_count, width, ahead: tl.constexpr
+def _prefetch_weights(  # type: ignore[no-untyped-def]
+    weight, outs, first_column, out_count, width, ahead: tl.constexpr
 ):  # fmt: skip
     """Bring the first ``ahead`` columns of some rows of the weight to the L2 cache."""
-    lines = tl.minimum(first + tl.arange(0, ahead // 64) * 64, width - 1)
+    line_columns = tl.minimum(first_column + tl.arange(0, ahead // 64) * 64, width - 1)
     weight_rows = weight + tl.minimum(outs, out_count - 1).to(tl.int64)[:, None] * width
-    ask_for(weight_rows + lines[None, :])
+    prefetch(weight_rows + line_columns[None, :])
 
 
 @triton.jit
@@ -143,18 +154,18 @@ def _sum_splits(  # type: ignore[no-untyped-def]
     pointers, mask, splits: tl.constexpr, block_outs: tl.constexpr, block_rows: tl.constexpr
 ):  # fmt: skip
     """Return the sum of the splits' sums of one tile, in their order."""
-    size: tl.constexpr = block_outs * block_rows
+    tile_size: tl.constexpr = block_outs * block_rows
     sums = tl.zeros((block_outs, block_rows), tl.float32)
     for split in tl.static_range(splits):
-        sums += tl.load(pointers + split * size, mask=mask, other=0.0, cache_modifier=".cg")
+        sums += tl.load(pointers + split * tile_size, mask=mask, other=0.0, cache_modifier=".cg")
     return sums
 
 
 @triton.jit(do_not_specialize=["row_count"])
 def _linear(  # type: ignore[no-untyped-def]
-    x, weight, tiles, bias, residual, out, partial_sums, arrivals,
+    x, weight, weight_tiles, bias, residual, out, partial_sums, arrivals,
     row_count, x_row, residual_row, out_count, width, steps,
-    activation: tl.constexpr, gated: tl.constexpr, even: tl.constexpr, splits: tl.constexpr,
+    activation: tl.constexpr, gated: tl.constexpr, fits_evenly: tl.constexpr, splits: tl.constexpr,
     block_outs: tl.constexpr, block_ins: tl.constexpr, block_rows: tl.constexpr,
     stages: tl.constexpr, ahead: tl.constexpr,
 ):  # fmt: skip
@@ -162,14 +173,14 @@ def _linear(  # type: ignore[no-untyped-def]
     tile, split = tl.program_id(0), tl.program_id(1)
     outs = tile * block_outs + tl.arange(0, block_outs)
     rows = tl.arange(0, block_rows)
-    first = split * steps * block_ins
+    first_column = split * steps * block_ins
     gdc_launch_dependents()
     # The kernel before writes x, never the weight: its first columns can be asked for already.
     if ahead > 0:
-        _ask_for_weights(weight, outs, first, out_count, width, ahead)
+        _prefetch_weights(weight, outs, first_column, out_count, width, ahead)
         if gated:
             inner_weight = weight + out_count.to(tl.int64) * width
-            _ask_for_weights(inner_weight, outs, first, out_count, width, ahead)
+            _prefetch_weights(inner_weight, outs, first_column, out_count, width, ahead)
     gdc_wait()
 
     # Rows beyond M are read as zeros: the tensor cores take ``block_rows`` rows in any case.
@@ -178,15 +189,18 @@ def _linear(  # type: ignore[no-untyped-def]
     sums = tl.zeros((block_outs, block_rows), tl.float32)
     inner_sums = tl.zeros((block_outs, block_rows), tl.float32)
     for start in tl.range(
-        first, tl.minimum(first + steps * block_ins, width), block_ins, num_stages=stages
+        first_column,
+        tl.minimum(first_column + steps * block_ins, width),
+        block_ins,
+        num_stages=stages,
     ):
         ins = start + tl.arange(0, block_ins)[None, :]
-        input_mask = row_mask if even else row_mask & (ins < width)
+        input_mask = row_mask if fits_evenly else row_mask & (ins < width)
         inputs = tl.trans(tl.load(x_rows + ins, mask=input_mask, other=0.0))
-        weights = tiles.load([tile * block_outs, start])  # zeros beyond the weight's edges
+        weights = weight_tiles.load([tile * block_outs, start])  # zeros beyond the weight's edges
         sums = tl.dot(weights, inputs, sums)
         if gated:
-            inner_weights = tiles.load([out_count + tile * block_outs, start])
+            inner_weights = weight_tiles.load([out_count + tile * block_outs, start])
             inner_sums = tl.dot(inner_weights, inputs, inner_sums)
 
     if splits == 1:
@@ -194,11 +208,11 @@ def _linear(  # type: ignore[no-untyped-def]
             sums, inner_sums, outs, rows, bias, residual, residual_row, out, row_count, out_count,
             activation, gated)  # fmt: skip
         return
-    size: tl.constexpr = block_outs * block_rows
-    tile_sums = partial_sums + tile * splits * size
+    tile_size: tl.constexpr = block_outs * block_rows
+    tile_sums = partial_sums + tile * splits * tile_size
     pointers = tile_sums + rows[None, :] * block_outs + tl.arange(0, block_outs)[:, None]
     column_mask = (rows < row_count)[None, :]
-    tl.store(pointers + split * size, sums, mask=column_mask)
+    tl.store(pointers + split * tile_size, sums, mask=column_mask)
     tl.debug_barrier()  # all of the block has written before one of its threads says so
     # Whichever part arrives last adds all of them, in their order: equal inputs give equal bits.
     if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == splits - 1:
@@ -228,8 +242,8 @@ def linear(
     Raises:
         ValueError: more than 16 rows, a type that is neither fp16 nor bf16, or K no multiple of 8.
     """
-    _check(x)
-    tiling = choose_tiling(weight.shape[0], x.shape[1], processors(x.device))
+    _check_inputs(x)
+    tiling = choose_tiling(weight.shape[0], x.shape[1], count_processors(x.device))
     return run_linear(x, weight, bias, activation, residual, tiling)
 
 
@@ -245,14 +259,14 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Act
     Raises:
         ValueError: as :func:`linear`.
     """
-    _check(x)
+    _check_inputs(x)
     return run_linear(x, weight, bias, activation, None, GATED_TILING, gated=True)
 
 
-def _check(x: Tensor) -> None:
+def _check_inputs(x: Tensor) -> None:
     """Raise ValueError if the kernel does not take such inputs."""
     rows, width = x.shape
-    if rows > ROWS or x.dtype not in TYPES or width % 8:
+    if rows > MOST_ROWS or x.dtype not in KERNEL_TYPES or width % 8:
         raise ValueError(f"no decode kernel for {rows} rows of {width} elements of {x.dtype}")
 
 
@@ -269,15 +283,15 @@ def run_linear(
     rows, width = x.shape
     outs = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(rows, outs)
-    tiles = triton.cdiv(outs, tiling.outs)
-    steps = triton.cdiv(width, tiling.ins * tiling.splits)
+    tile_count = triton.cdiv(outs, tiling.block_outs)
+    steps = triton.cdiv(width, tiling.block_ins * tiling.splits)
     partial_sums, arrivals = workspace(x.device)
-    _linear[(tiles, tiling.splits)](
-        x, weight, TensorDescriptor.from_tensor(weight, [tiling.outs, tiling.ins]), bias, residual,
-        out, partial_sums, arrivals, rows, x.stride(0),
+    _linear[(tile_count, tiling.splits)](
+        x, weight, TensorDescriptor.from_tensor(weight, [tiling.block_outs, tiling.block_ins]),
+        bias, residual, out, partial_sums, arrivals, rows, x.stride(0),
         0 if residual is None else residual.stride(0), outs, width, steps,
-        activation, gated, width % tiling.ins == 0, tiling.splits, tiling.outs, tiling.ins, ROWS,
-        tiling.stages, tiling.ahead,
-        num_warps=tiling.warps, launch_pdl=overlaps(x.device),
+        activation, gated, width % tiling.block_ins == 0, tiling.splits,
+        tiling.block_outs, tiling.block_ins, MOST_ROWS, tiling.stages, tiling.ahead,
+        num_warps=tiling.warps, launch_pdl=can_overlap(x.device),
     )  # fmt: skip
     return out

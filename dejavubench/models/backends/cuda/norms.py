@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from dejavubench.models.backends.cuda.launch import overlaps
+from dejavubench.models.backends.cuda.launch import can_overlap
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     # Untuned: 8 warps were chosen by hand, and no comparison with other numbers is committed.
     _layer_norm[(rows,)](
         x, weight, bias, out, x.stride(0), width, eps, triton.next_power_of_2(width),
-        num_warps=8, launch_pdl=overlaps(x.device),
+        num_warps=8, launch_pdl=can_overlap(x.device),
     )  # fmt: skip
     return out
 
@@ -70,6 +70,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = x.new_empty(rows, width)
     _rms_norm[(rows,)](
         x, weight, out, x.stride(0), width, eps, triton.next_power_of_2(width),
-        num_warps=8, launch_pdl=overlaps(x.device),
+        num_warps=8, launch_pdl=can_overlap(x.device),
     )  # fmt: skip
     return out

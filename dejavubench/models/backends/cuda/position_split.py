@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PositionSplit:
-    """Parts that positions are cut into: ``splits``, a power of two, read ``positions`` at once."""
+    """Parts of the positions: ``splits``, a power of two, read ``block`` at once."""
 
-    positions: int
+    block: int
     splits: int
     warps: int
     stages: int
@@ -37,7 +37,7 @@ def cut_positions(
     """
     block, blocks_per_processor = (32, 4) if grouped_vectors else (64, 2)
     splits = count_splits(pairs, positions, block, blocks_per_processor * multiprocessors)
-    return PositionSplit(positions=block, splits=splits, warps=4, stages=3)
+    return PositionSplit(block=block, splits=splits, warps=4, stages=3)
 
 
 def count_splits(pairs: int, positions: int, block: int, most_blocks: int) -> int:
