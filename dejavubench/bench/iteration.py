@@ -57,12 +57,12 @@ class Iterations:
         self._progress_bar = progress_bar
         self._count = {arm.name: start.iteration for arm in context.arms}
 
-    def run(self, arm: Arm, round_number: int | None, order: int) -> None:
+    def run(self, arm: Arm, round_number: int | None, place_in_round: int) -> None:
         """Run one iteration, unless the arm has failed before.
 
         Args:
             round_number: from 0 on; None in warm-up.
-            order: the arm's place within its round.
+            place_in_round: the place of the arm within its round.
 
         Raises:
             VerificationError: on every rank, if bytes or tokens are wrong.
@@ -86,7 +86,7 @@ class Iterations:
             point=self._point.id, arm=arm.name, iteration=iteration, round=round_number
         )
         recorded_iteration = scenario.record(arm, iteration_id)
-        self._record_total(recorded_iteration.total_ms, iteration_id, order)
+        self._record_total(recorded_iteration.total_ms, iteration_id, place_in_round)
         self._sampler.after(iteration_id)  # all ranks have come to the end of the iteration
         # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
@@ -164,13 +164,17 @@ class Iterations:
         iteration_text = f"{arm.name} {note}" if note else f"{round_text} {arm.name}"
         self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
 
-    def _record_total(self, own_ms: float | None, iteration_id: IterationId, order: int) -> None:
+    def _record_total(
+        self, own_ms: float | None, iteration_id: IterationId, place_in_round: int
+    ) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
         totals = sleeping_gather(self._world, own_ms)
         # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.
         source_totals = [total for total in totals or [] if total is not None]
         if source_totals:
-            iteration = records.Iteration(**iteration_id, order=order, total_ms=max(source_totals))
+            iteration = records.Iteration(
+                **iteration_id, order=place_in_round, total_ms=max(source_totals)
+            )
             self.completed.append(iteration)
             self._recorder.write(iteration)
 

@@ -76,8 +76,8 @@ class Rounds:
         arms = self._context.arms
         if registry.is_single_pass(arms):
             self._find_expected()
-            for position, arm in enumerate(arms):
-                self._iterations.run(arm, None, position)
+            for place_in_round, arm in enumerate(arms):
+                self._iterations.run(arm, None, place_in_round)
             return
         # Probes are made after warm-up, when the model has taken its memory, and before the first
         # round, whose end they follow.
@@ -90,10 +90,10 @@ class Rounds:
 
     def _warm_up(self) -> None:
         experiment, arms = self._context.experiment, self._context.arms
-        order = orders(len(arms), self._seed)
+        arm_orders = orders(len(arms), self._seed)
         for _ in range(experiment.warmup):
-            for position, arm_index in enumerate(next(order)):
-                self._iterations.run(arms[arm_index], None, position)
+            for place_in_round, arm_index in enumerate(next(arm_orders)):
+                self._iterations.run(arms[arm_index], None, place_in_round)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
         """Run rounds until :meth:`_is_finished`; ceilings follow the first ones."""
@@ -101,13 +101,15 @@ class Rounds:
         arms = self._context.arms
         time_left = self._progress_bar.time_left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
-        order = orders(len(arms), self._seed + 1)
+        arm_orders = orders(len(arms), self._seed + 1)
         began_s = time.monotonic()
         measured_rounds = 0
         time_left.begin_rounds()
         while not self._is_finished(measured_rounds, time.monotonic() - began_s, half_width):
-            for position, arm_index in enumerate(next(order)):
-                self._iterations.run(arms[arm_index], self._start.round + measured_rounds, position)
+            for place_in_round, arm_index in enumerate(next(arm_orders)):
+                self._iterations.run(
+                    arms[arm_index], self._start.round + measured_rounds, place_in_round
+                )
             time_left.end_round()
             self._ceiling_rounds.measure_after(measured_rounds)
             time_left.end_ceilings()

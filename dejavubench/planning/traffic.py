@@ -102,13 +102,13 @@ class Flow:
 
     def region_pairs(self) -> Iterator[RegionPair]:
         """Yield all region pairs, in the order of the source's microbatches."""
-        of_source, of_sink = self.microbatches
+        source_microbatches, sink_microbatches = self.microbatches
         for repeat in range(self.repeats):
             for pair in self.exchange.pairs:
                 yield replace(
                     pair,
-                    source_microbatch=pair.source_microbatch + repeat * of_source,
-                    target_microbatch=pair.target_microbatch + repeat * of_sink,
+                    source_microbatch=pair.source_microbatch + repeat * source_microbatches,
+                    target_microbatch=pair.target_microbatch + repeat * sink_microbatches,
                 )
 
 

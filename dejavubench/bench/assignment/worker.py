@@ -64,16 +64,16 @@ class WorkerView:
         """Return each microbatch's streams to the sinks, or on a sink those that it receives."""
         streams: list[list[Stream]] = [[] for _ in range(self.microbatch_count)]
         # A stream's id is its number among the streams between the same two ranks. Both ranks walk
-        # the transfers in the same order, so they count alike without a message.
+        # the pairs in the same order, so they count alike without a message.
         stream_counts: Counter[int] = Counter()
-        for microbatch, region, other_geometry, peer in self._transfers():
+        for microbatch, region, other_geometry, peer in self._region_pairs():
             streams[microbatch].append(
                 Stream(stream_counts[peer], self._schedule(region, other_geometry), peer)
             )
             stream_counts[peer] += 1
         return streams
 
-    def _transfers(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
+    def _region_pairs(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
         """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
         point = self.point
         worker = self.topology.worker
@@ -116,7 +116,9 @@ class WorkerView:
         """Return the ranks that this one streams to, or receives from; none without sinks."""
         if not self.topology.has_sinks:
             return []
-        streams = [stream for microbatch in self.remote_streams() for stream in microbatch]
+        streams = [
+            stream for microbatch_streams in self.remote_streams() for stream in microbatch_streams
+        ]
         return sorted({stream.peer for stream in streams if stream.peer is not None})
 
     def locate(self, layer: int, head: int) -> tuple[int, int]:

@@ -93,10 +93,10 @@ class BatchMaker:
             LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
         clocks = self.clocks()
-        steps = self.output_len if token_count is None else token_count
+        step_count = self.output_len if token_count is None else token_count
         mark("prompt")
         began_s = self._now()
-        for step in range(steps):
+        for step in range(step_count):
             if step == 1:
                 mark("tokens")
             for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
@@ -105,13 +105,13 @@ class BatchMaker:
         on_generated(clocks)
         mark("drain")
         self.drain(clocks, streams)
-        makespan = (self._now() - began_s) * 1e3
+        makespan_ms = (self._now() - began_s) * 1e3
         # Outside the clock: this only waits for the buffers of messages that others still receive.
         self.collectives.finish()
         for microbatch, clock in enumerate(clocks):
             clock.event_ms = self.steps.event_ms(microbatch)
         check_logits(self.steps, self.prompts, self.model.dtype)
-        return clocks, makespan
+        return clocks, makespan_ms
 
     def decode(
         self,

@@ -110,8 +110,8 @@ class SourceDestinations:
         # A stale byte in a slot or at the destination would look like one that was streamed.
         for slot in streamer.staging():
             slot.fill_(pattern)
-        for microbatch in self.streams(arm):
-            for stream in microbatch:
+        for microbatch_streams in self.streams(arm):
+            for stream in microbatch_streams:
                 for buffer in streamer.destination.buffers(stream):
                     buffer.fill_(pattern)
         if self._staging.on_cuda:  # chunks are packed on a stream of their own
