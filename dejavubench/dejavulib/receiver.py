@@ -112,7 +112,7 @@ def receiving_slots(device: torch.device) -> int:
 
 
 class _PendingChunk(NamedTuple):
-    request: PendingReceive
+    pending_receive: PendingReceive
     chunk: Chunk
     slot: torch.Tensor | None  # None: extents go straight to their place
     messages: int
@@ -251,7 +251,7 @@ class CacheReceiver:
             StreamingError: a chunk that was announced does not come.
         """
         has_finished = self._finish_uploads()
-        if not self._pending_chunks or not self._pending_chunks[0].request.poll():
+        if not self._pending_chunks or not self._pending_chunks[0].pending_receive.poll():
             return has_finished
         arrived_chunk = self._pending_chunks.popleft()
         if self._upload is None:
@@ -291,7 +291,9 @@ class CacheReceiver:
         """Acknowledge a chunk that is in its place, and ask for the next one into its slot."""
         self._endpoint.acknowledge(self.stream)  # first: the source may be waiting
         if len(self.arrivals) < self._most_arrivals:
-            self.arrivals.append(ChunkArrival(arrived_chunk.request.received, chunk_times.now()))
+            self.arrivals.append(
+                ChunkArrival(arrived_chunk.pending_receive.received, chunk_times.now())
+            )
         progress.listener.count_progress()
         self.left -= 1
         self.nbytes += arrived_chunk.chunk.nbytes

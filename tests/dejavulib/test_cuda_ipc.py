@@ -19,7 +19,7 @@ from dejavubench.dejavulib.destinations.peers.chunk_words import (
     MOST_CHUNKS_AHEAD,
     RING_WORDS,
     ChunkTarget,
-    PairEnd,
+    SideState,
     StreamWords,
 )
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
@@ -306,13 +306,13 @@ def test_a_sink_that_is_never_ready_ends_a_naive_chunk() -> None:
         play.join()
     play.streamer.close()  # it has given up, so it does not wait for the sink
     assert not play.puts.copied
-    assert play.pair.words.source_end is PairEnd.ABORTED
+    assert play.pair.words.source_state is SideState.ABORTED
 
 
 def test_a_source_that_closes_early_ends_the_sinks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "CHECK_INTERVAL_S", 0.0)
     play = Play("0")
-    play.pair.words.source_end = PairEnd.DONE  # its model failed between two steps
+    play.pair.words.source_state = SideState.DONE  # its model failed between two steps
     with pytest.raises(StreamingError, match="rank 0 has closed before the end of its stream"):
         play.receive()
 
@@ -324,7 +324,7 @@ def test_a_source_that_gives_up_ends_the_sinks_wait(monkeypatch: pytest.MonkeyPa
     play.destination.give_up()
     with pytest.raises(StreamingError, match="rank 0 has given up streaming"):
         play.receive()
-    assert play.pair.words.sink_end is PairEnd.ABORTED
+    assert play.pair.words.sink_state is SideState.ABORTED
     play.endpoint.close()  # at once: the source unmaps nothing any more
     assert not play.puts.closed
 
@@ -383,7 +383,9 @@ def test_memory_is_unmapped_once_both_sides_are_done() -> None:
     play = Play("3")
     source = threading.Thread(target=play.streamer.close, daemon=True)
     source.start()
-    wait_asleep(lambda: play.pair.words.source_end is PairEnd.DONE, "the source's end", PATIENCE)
+    wait_asleep(
+        lambda: play.pair.words.source_state is SideState.DONE, "the source's end", PATIENCE
+    )
     stays(lambda: not play.pair.unmapped, "the source's mapping", 0.1)
     play.endpoint.close()
     assert len(play.pair.unmapped) == 1

@@ -18,8 +18,8 @@ from dejavubench.dejavulib.destinations.peers.chunk_words import (
     FLAG_PERIOD,
     RING_WORDS,
     ChunkTarget,
-    PairEnd,
     PairWords,
+    SideState,
     flag_index,
     flag_of,
     flag_values,
@@ -112,7 +112,7 @@ def test_words_of_two_streams_do_not_overlap() -> None:
             words.store_grant(number, 1000 * (1 + stream_index) + number)
             words.flags[number % RING_WORDS] = flag_of(number, ChunkTarget(stream_index))
             words.note_done(number, 10 * number + stream_index)
-    pair.source_end, pair.sink_end = PairEnd.DONE, PairEnd.ABORTED
+    pair.source_state, pair.sink_state = SideState.DONE, SideState.ABORTED
     for stream_index, words in enumerate(pair.streams):
         for number in numbers:
             assert words.take_grant(number) == 1000 * (1 + stream_index) + number
@@ -121,7 +121,7 @@ def test_words_of_two_streams_do_not_overlap() -> None:
             assert words.find_target(number + RING_WORDS) is None
             assert words.sink_ns(number) == 10 * number + stream_index
         assert words.done_count == numbers.stop
-    assert (pair.source_end, pair.sink_end) == (PairEnd.DONE, PairEnd.ABORTED)
+    assert (pair.source_state, pair.sink_state) == (SideState.DONE, SideState.ABORTED)
 
 
 def test_a_chunk_is_read_only_behind_its_flag() -> None:
@@ -216,12 +216,12 @@ def test_a_source_maps_what_its_sink_offers(streams: list[tuple[KVCache, Stream]
     # Each waits for the other's word before it gives memory back.
     releasing = threading.Thread(target=release_sinks, args=([sink],), daemon=True)
     releasing.start()
-    until(lambda: source.words.source_end is PairEnd.DONE, "the source's word", PATIENCE)
+    until(lambda: source.words.source_state is SideState.DONE, "the source's word", PATIENCE)
     stays(lambda: not Mapped.closed, "the mapping", 0.1)
     release_sources([source])
     releasing.join(PATIENCE)
     assert Mapped.closed == 1
-    assert source.words.source_end is PairEnd.UNMAPPED
+    assert source.words.source_state is SideState.UNMAPPED
 
 
 @pytest.mark.usefixtures("fake_cuda")

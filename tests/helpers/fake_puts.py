@@ -146,14 +146,14 @@ def connect_ends(
     memory = {slot.data_ptr(): (slot.data_ptr(), slot.numel()) for slot in slots}
     unmapped: list[str] = []
     sink = MappedSink(
-        Peer(sink_rank, process, lambda: words.sink_end),
+        Peer(sink_rank, process, lambda: words.sink_state),
         words,
         by_id,
         memory,
         lambda: unmapped.append("unmapped"),
     )
     source = PairedSource(
-        Peer(source_rank, process, lambda: words.source_end),
+        Peer(source_rank, process, lambda: words.source_state),
         words,
         {stream_id: sink_stream.words for stream_id, sink_stream in by_id.items()},
     )

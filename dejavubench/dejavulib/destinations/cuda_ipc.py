@@ -31,7 +31,7 @@ from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
 from .base import PreparedChunk, RemoteDestination, Stream, StreamingError, StreamKey
 from .peers.chunk_queue import ChunkQueue
-from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, PairEnd, flag_values
+from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, SideState, flag_values
 from .peers.granted_chunk import GrantedChunk
 from .peers.pairs import (
     CONNECT_S,
@@ -181,7 +181,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         """End every wait for a sink, and let the sinks end theirs. From any thread."""
         self._given_up.set()
         for sink in self._sinks.values():
-            sink.words.source_end = PairEnd.ABORTED
+            sink.words.source_state = SideState.ABORTED
 
     def close(self) -> None:
         """Unmap the sinks' memory once both sides are done, unless it was given up.
@@ -295,7 +295,7 @@ class CudaIPCSinkEndpoint:
         """Let the sources know that this side has failed. No call of CUDA is made from now on."""
         self._has_failed = True
         for source in self._sources.values():
-            source.words.sink_end = PairEnd.ABORTED
+            source.words.sink_state = SideState.ABORTED
 
     def close(self) -> None:
         """Wait until the sources have unmapped this side's memory, unless it has failed.

@@ -188,8 +188,8 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
     def _remote_extents_of(self, stream: Stream) -> ExtentAddresses:
         # The sink has sent its schedule and the addresses of its cache with its metadata.
         if stream.key not in self._remote_extents:
-            plan: SinkCaches = self.agent.shared[stream.peer_rank]
-            schedule, bases = plan[stream.id]
+            sink_caches: SinkCaches = self.agent.shared[stream.peer_rank]
+            schedule, bases = sink_caches[stream.id]
             self._remote_extents[stream.key] = ExtentAddresses(bases, schedule)
         return self._remote_extents[stream.key]
 

@@ -43,8 +43,8 @@ class ChunkTarget(IntEnum):
     SLOT = 1
 
 
-class PairEnd(IntEnum):
-    """How far one side is with its end."""
+class SideState(IntEnum):
+    """How far one side is with closing the pair."""
 
     OPEN = 0
     DONE = 1  # it puts or reads no more chunks
@@ -93,21 +93,21 @@ class PairWords:
         return _PAIR_WORDS + stream_count * _STREAM_WORDS
 
     @property
-    def source_end(self) -> PairEnd:
+    def source_state(self) -> SideState:
         """How far the source is with its end. Only the source sets it."""
-        return PairEnd(self._source_end[0])
+        return SideState(self._source_end[0])
 
-    @source_end.setter
-    def source_end(self, end: PairEnd) -> None:
+    @source_state.setter
+    def source_state(self, end: SideState) -> None:
         self._source_end[0] = end
 
     @property
-    def sink_end(self) -> PairEnd:
+    def sink_state(self) -> SideState:
         """How far the sink is with its end. Only the sink sets it."""
-        return PairEnd(self._sink_end[0])
+        return SideState(self._sink_end[0])
 
-    @sink_end.setter
-    def sink_end(self, end: PairEnd) -> None:
+    @sink_state.setter
+    def sink_state(self, end: SideState) -> None:
         self._sink_end[0] = end
 
 

@@ -18,7 +18,7 @@ from ...regions import Region, Span
 from ...schedule import StreamSchedule
 from ...waiting import DeadlineError, wait_asleep
 from ..base import Stream, StreamingError
-from .chunk_words import PairEnd, PairWords, StreamWords
+from .chunk_words import PairWords, SideState, StreamWords
 from .gpu_memory import MappedTensors, SharedTensor, export
 from .shared_words import PeerMemoryError, SharedWords, WordsOffer, has_ended
 
@@ -45,7 +45,7 @@ class Peer:
         rank: its rank.
     """
 
-    def __init__(self, rank: int, pid: int, find_end: Callable[[], PairEnd]) -> None:
+    def __init__(self, rank: int, pid: int, find_end: Callable[[], SideState]) -> None:
         self.rank = rank
         self._pid = pid
         self._find_end = find_end
@@ -65,15 +65,15 @@ class Peer:
             return
         self._next_check_s = now_s + CHECK_INTERVAL_S
         end = self._find_end()
-        if end is PairEnd.ABORTED:
+        if end is SideState.ABORTED:
             raise StreamingError(f"rank {self.rank} has given up streaming to or from this rank")
-        if must_be_open and end is not PairEnd.OPEN:
+        if must_be_open and end is not SideState.OPEN:
             raise StreamingError(f"rank {self.rank} has closed before the end of its stream")
         if has_ended(self._pid):
             time.sleep(WAIT_FOR_PEER_REPORT_S)
             raise StreamingError(f"the process of rank {self.rank} has ended within a stream")
 
-    def await_end(self, least_end: PairEnd, timeout: float = CONNECT_S) -> None:
+    def await_end(self, least_end: SideState, timeout: float = CONNECT_S) -> None:
         """Wait until the other side is at least as far with its end as ``least_end``.
 
         Raises:
@@ -215,7 +215,7 @@ def map_sink(
         tensor.address: (memory.addresses[tensor.address], tensor.nbytes)
         for tensor in offer.tensors
     }
-    peer = Peer(sink, offer.words.pid, lambda: words.sink_end)
+    peer = Peer(sink, offer.words.pid, lambda: words.sink_state)
     return MappedSink(peer, words, streams, slots, memory.close)
 
 
@@ -226,11 +226,11 @@ def release_sinks(sinks: Sequence[MappedSink]) -> None:
         StreamingError: a sink has failed, or is not done in time.
     """
     for sink in sinks:
-        sink.words.source_end = PairEnd.DONE
+        sink.words.source_state = SideState.DONE
     for sink in sinks:
-        sink.peer.await_end(PairEnd.DONE)
+        sink.peer.await_end(SideState.DONE)
         sink.unmap()
-        sink.words.source_end = PairEnd.UNMAPPED
+        sink.words.source_state = SideState.UNMAPPED
 
 
 # ---- the sink's view ----
@@ -275,24 +275,29 @@ def offer_memory(
     for cache, stream in streams:
         offered[stream.peer_rank][stream.id] = stream.schedule, BaseAddresses.of_cache(cache)
     shared = {
-        source: SharedWords.create(PairWords.count_words(len(of_source)))
-        for source, of_source in offered.items()
+        source: SharedWords.create(PairWords.count_words(len(streams_of_source)))
+        for source, streams_of_source in offered.items()
     }
     offers = {
-        source: _Offer(shared[source].offer(), tensors, of_source)
-        for source, of_source in offered.items()
+        source: _Offer(shared[source].offer(), tensors, streams_of_source)
+        for source, streams_of_source in offered.items()
     }
     _send(comm, offers, _OFFER)
     pids = {source: _receive_pid(comm, source) for source in sources}
     return {
-        source: _pair(source, pids[source], PairWords(shared[source], len(of_source)), of_source)
-        for source, of_source in offered.items()
+        source: _pair(
+            source,
+            pids[source],
+            PairWords(shared[source], len(streams_of_source)),
+            streams_of_source,
+        )
+        for source, streams_of_source in offered.items()
     }
 
 
 def _pair(source: int, pid: int, words: PairWords, stream_ids: Iterable[int]) -> PairedSource:
     by_id = dict(zip(stream_ids, words.streams, strict=True))
-    return PairedSource(Peer(source, pid, lambda: words.source_end), words, by_id)
+    return PairedSource(Peer(source, pid, lambda: words.source_state), words, by_id)
 
 
 def release_sources(sources: Sequence[PairedSource]) -> None:
@@ -302,9 +307,9 @@ def release_sources(sources: Sequence[PairedSource]) -> None:
         StreamingError: a source has failed, or is not done in time.
     """
     for source in sources:
-        source.words.sink_end = PairEnd.DONE
+        source.words.sink_state = SideState.DONE
     for source in sources:
-        source.peer.await_end(PairEnd.UNMAPPED)
+        source.peer.await_end(SideState.UNMAPPED)
         source.words.shared.close()
 
 
