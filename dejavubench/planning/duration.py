@@ -73,12 +73,12 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
-    attention = 2 * spec.layer_num * spec.hidden
-    prompt = 2 * batch * (point.input_len * layers + head)
-    prompt += attention * batch * point.input_len**2
-    token = 2 * batch * (layers + head + attention * attended_positions)
+    attention_flop = 2 * spec.layer_num * spec.hidden
+    prompt_flop = 2 * batch * (point.input_len * layers + head)
+    prompt_flop += attention_flop * batch * point.input_len**2
+    token_flop = 2 * batch * (layers + head + attention_flop * attended_positions)
     read_nbytes = (layers + head) * point.itemsize + batch * attended_positions * point.token_nbytes
-    return prompt / matmul, max(token / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
+    return prompt_flop / matmul, max(token_flop / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
 
 
 def naive_seconds(point: Point, arm: Arm) -> float:

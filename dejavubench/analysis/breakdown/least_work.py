@@ -36,24 +36,24 @@ def least_work(point: PointInfo, itemsize: int | None) -> Work:
     Args:
         itemsize: bytes read for one weight; None if they are not known.
     """
-    queries = point.head_num * point.size_per_head
+    query_width = point.head_num * point.size_per_head
     batch = point.ubatch_size
-    keys = (point.kv_head_num or point.head_num) * point.size_per_head
+    key_width = (point.kv_head_num or point.head_num) * point.size_per_head
     # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
     # of other families state layer_weights.
-    layer_weights = point.layer_weights or 12 * point.layer_num * queries**2
+    layer_weights = point.layer_weights or 12 * point.layer_num * query_width**2
     # Older records have no head_weights.
     # A head that is tied to the embedding counts, too: it is read for each token.
     head_weights = point.head_weights or min(
-        point.vocab_size * queries, point.parameters - layer_weights
+        point.vocab_size * query_width, point.parameters - layer_weights
     )
     # QKᵀ and PV: 2 products of P² · h multiply-adds each, halved by causality. The 2 of flop = 2 ·
     # multiply-adds comes below.
-    attention = point.layer_num * queries * point.input_len**2
+    attention = point.layer_num * query_width * point.input_len**2
     # The first decode step sees P + 1 positions, the last one P + T − 1.
     mean_positions = point.input_len + point.output_len / 2
     # Bytes of one position in one request: K and V of all layers.
-    cached_nbytes = 2 * point.layer_num * keys * ITEMSIZE[point.data_type]
+    cached_nbytes = 2 * point.layer_num * key_width * ITEMSIZE[point.data_type]
     return Work(
         prompt_flop=2 * batch * (point.input_len * layer_weights + head_weights + attention),
         token_nbytes=None
