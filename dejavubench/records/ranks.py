@@ -28,7 +28,7 @@ class RankInfo(Line):
         peers: ranks that it streams to or receives from.
         cores: numbers of the cores that the process may run on. Points that confine sources, of a
             sweep, have fewer: see its environment.
-        wait: how collectives wait with so many threads, ``spin`` or ``yield``.
+        wait: how collectives wait with these threads, ``spin`` or ``yield``.
         staging_nbytes: bound of the staging memory on the host.
         staging_device_nbytes: bound of the staging memory on the device.
         device: name of the GPU that the rank computes or receives on; None on a CPU.

@@ -17,7 +17,7 @@ def count_successors(rounds: list[list[int]]) -> Counter[tuple[int, int]]:
 
 
 def each_successor(arms: int, times: int) -> Counter[tuple[int, int]]:
-    """Return the counts of rounds in which each arm follows each other one so many times."""
+    """Return the counts of rounds in which each arm follows each other one this number of times."""
     return Counter(dict.fromkeys(permutations(range(arms), 2), times))
 
 

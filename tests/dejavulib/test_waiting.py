@@ -99,7 +99,7 @@ def test_a_wait_that_the_model_waits_for_ends_at_most_2_percent_late(
 
 
 class Chunks:
-    """Receives chunks that come one after the other, each so many seconds after the one before."""
+    """Receives chunks that come one after the other, each a delay after the one before."""
 
     def __init__(self, gaps: list[float], clock: Callable[[], float], waited_for: bool) -> None:
         self._due = list(accumulate(gaps))

@@ -39,7 +39,7 @@ def microbatch_count(job: Job, rank: int = 0) -> int:
 
 
 def wait_for_iterations(job: Job, iterations: int = 1) -> None:
-    """Wait until so many iterations have been measured."""
+    """Wait until this number of iterations has been measured."""
     job.until(
         lambda: has_header(job) and microbatch_count(job) >= iterations,
         f"{iterations} iterations",

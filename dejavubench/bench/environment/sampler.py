@@ -81,7 +81,7 @@ class ConditionsSampler:
         """Read them again and write the window; call this once all ranks have ended."""
 
     def idle(self, world: MPI.Intracomm, point_id: str, seconds: float) -> None:
-        """Write a window of so many seconds in which the job does nothing. Collective."""
+        """Write a window of some seconds in which the job does nothing. Collective."""
         sleeping_barrier(world, "idle window")
         self.before()
         time.sleep(seconds)

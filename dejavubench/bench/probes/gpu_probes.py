@@ -25,7 +25,7 @@ LEAST_BUFFER_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
 
 FREE_MEMORY_PARTS = 16
-"""Two buffers, the matrices and the gathered cache each take one part in so many of free memory.
+"""Two buffers, the matrices and the gathered cache each take one of these parts of free memory.
 
 Together they take a quarter of it at most.
 """
@@ -78,7 +78,7 @@ def gather_layers(
 ) -> int:
     """Return how many layers are gathered in turn; 0 if not one has room.
 
-    They are so many that none is in L2 any more when its turn comes.
+    There are enough of them that none is in L2 any more when its turn comes.
     """
     # Each layer must fit its share of free memory, and all packed layers one buffer together.
     layer_nbytes = geometry.nbytes // geometry.layers

@@ -59,7 +59,7 @@ class RangedRecorder(Recorder):
         self._open_ranges += 1
 
     def _end(self, ranges_left: int) -> None:
-        """End ranges until so many are left."""
+        """End ranges until this number of them is left."""
         while self._open_ranges > ranges_left:
             self._ranges.pop()
             self._open_ranges -= 1
