@@ -270,7 +270,7 @@ def binomial(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle_rate - half_width), min(1.0, middle_rate + half_width)
 
 
-def rate_text(successes: int, count: int) -> str:
+def format_rate(successes: int, count: int) -> str:
     """Write a share in percent with its binomial 95 % interval; a dash without trials."""
     if not count:
         return "–"
@@ -289,7 +289,7 @@ def aa_cells(pairing: Pairing, operands: str, tally: Tally) -> list[str]:
         f"`{pairing}`",
         operands,
         str(tally.count),
-        rate_text(verdicts[GateVerdict.REGRESSION], tally.count),
+        format_rate(verdicts[GateVerdict.REGRESSION], tally.count),
         str(verdicts[GateVerdict.PASS]),
         str(verdicts[GateVerdict.UNRESOLVED]),
     ]
@@ -327,7 +327,7 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
             sharp_tally = count_outcomes(
                 known_records, pairing, draw(sharp_size, INJECTED), count, seed=2
             )
-            rate = rate_text(sharp_tally.sharp_regressions, sharp_tally.sharp)
+            rate = format_rate(sharp_tally.sharp_regressions, sharp_tally.sharp)
             sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
             slower_rows.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
             click.echo(" | ".join(slower_rows[-1]), err=True)
@@ -403,7 +403,7 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
             for seed, injected_change in ((1, 0.0), (2, INJECTED))
         )
         for interval, times in equal_counts.items():
-            rates = (rate_text(times, count), rate_text(slower_counts[interval], count))
+            rates = (format_rate(times, count), format_rate(slower_counts[interval], count))
             lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
     click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left_columns=2)))

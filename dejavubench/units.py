@@ -128,7 +128,7 @@ def parse_address(value: object) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def nbytes_text(nbytes: float) -> str:
+def format_binary_nbytes(nbytes: float) -> str:
     """Return bytes with a binary unit and three digits: ``3.30 GiB``."""
     value, unit = float(nbytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
@@ -141,7 +141,7 @@ def nbytes_text(nbytes: float) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
-def seconds_text(value: float) -> str:
+def format_duration(value: float) -> str:
     """Return a duration with a suitable unit: ``350 ms``, ``3.5 s``, ``12 min``, ``3.1 h``."""
     if value < 1:
         return f"{value * 1e3:.0f} ms"
@@ -155,6 +155,6 @@ def seconds_text(value: float) -> str:
     return f"{days:.1f} days" if days < 1e6 else f"{days:.2g} days"
 
 
-def count_text(count: int, noun: str) -> str:
+def format_count_of(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 rank``, ``2 ranks``."""
     return f"{count} {noun}" + ("" if count == 1 else "s")

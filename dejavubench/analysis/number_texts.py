@@ -17,7 +17,7 @@ def format_counts(counts: Collection[int]) -> str:
     return f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
 
 
-def value_or_dash(value: float | None, spec: str) -> str:
+def format_or_dash(value: float | None, spec: str) -> str:
     """Write a number by a format specification; a missing one as a dash."""
     return "–" if value is None else format(value, spec)
 
@@ -62,21 +62,21 @@ def format_count(count: float | None) -> str:
     return f"{count:,.0f}" if count == round(count) else f"{count:,.2f}"
 
 
-def signed_percent(percent: float, more_decimals: int = 0) -> str:
+def format_signed_percent(percent: float, more_decimals: int = 0) -> str:
     """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150.
 
     Args:
         more_decimals: for a sentence on two numbers that differ but would look equal.
     """
-    text = unsigned_percent(percent, more_decimals)
+    text = format_unsigned_percent(percent, more_decimals)
     # "−0.00" would be read as faster, "+0.00" as slower.
     if float(text.replace(",", "")) == 0:
         return text
     return f"{'+' if percent >= 0 else MINUS}{text}"
 
 
-def unsigned_percent(percent: float, more_decimals: int = 0) -> str:
-    """Write the size of a percentage as :func:`signed_percent` does, without its sign.
+def format_unsigned_percent(percent: float, more_decimals: int = 0) -> str:
+    """Write the size of a percentage as :func:`format_signed_percent` does, without its sign.
 
     Its size alone gives its decimals, in every table and sentence.
     """
@@ -85,9 +85,13 @@ def unsigned_percent(percent: float, more_decimals: int = 0) -> str:
     return f"{size_pct:,.{decimals + more_decimals}f}"
 
 
-def format_span(low: float | None, high: float | None) -> str:
+def format_percent_interval(low: float | None, high: float | None) -> str:
     """Write an interval of percentages; nothing where there is none."""
-    return "" if low is None or high is None else f"[{signed_percent(low)}, {signed_percent(high)}]"
+    return (
+        ""
+        if low is None or high is None
+        else f"[{format_signed_percent(low)}, {format_signed_percent(high)}]"
+    )
 
 
 def format_slowdown(factor: float) -> str:
@@ -99,26 +103,26 @@ def format_slowdown(factor: float) -> str:
 
 def format_noise_range(low: float, high: float) -> str:
     """Write the interval of a noise floor in percent, with the digits of tables: −0.79 to +65.3."""
-    return f"{signed_percent(low)} to {signed_percent(high)}"
+    return f"{format_signed_percent(low)} to {format_signed_percent(high)}"
 
 
-def with_interval(percent: float, low: float | None, high: float | None) -> str:
+def format_percent_with_interval(percent: float, low: float | None, high: float | None) -> str:
     """Write a percentage with its interval: +0.42 [−0.10, +0.91]."""
-    return f"{signed_percent(percent)} {format_span(low, high)}".rstrip()
+    return f"{format_signed_percent(percent)} {format_percent_interval(low, high)}".rstrip()
 
 
-def interval_of(low: float | None, high: float | None) -> str:
+def format_ms_interval(low: float | None, high: float | None) -> str:
     """Write an interval of milliseconds."""
     return "–" if low is None else f"[{format_ms(low)}, {format_ms(high)}]"
 
 
-def four_digits(rate: float | None) -> str:
+def format_4_digits(rate: float | None) -> str:
     """Write a rate with about four digits."""
     if rate is None:
         return "–"
     return format_rate(rate, 3 if rate < 10 else 1 if rate < 1000 else 0)
 
 
-def three_digits(speed: float) -> str:
+def format_3_digits(speed: float) -> str:
     """Return a speed with three digits, without an exponent."""
     return f"{float(f'{speed:.3g}'):,.0f}" if speed >= 100 else f"{speed:.3g}"

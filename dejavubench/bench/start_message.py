@@ -14,7 +14,7 @@ from dejavubench.bench.recording.time_left import PointWork, TimeLeft
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
 from dejavubench.planning.duration import Rates, compute_seconds
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 CPU_RATES = Rates(matmul=5e10, read=1e10)
 """Rough rates of one core: only the relation of two points' times is used."""
@@ -74,8 +74,9 @@ def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
     """Print what is measured, where records go, and what a reader of the numbers must know."""
     runnable = context.runnable
     progress_bar.say(
-        f"{count_text(len(runnable.points), 'point')}, {count_text(len(runnable.arms), 'arm')}, "
-        f"{count_text(context.ranks.world.size, 'rank')}; records: {context.workspace.folder}"
+        f"{format_count_of(len(runnable.points), 'point')}, "
+        f"{format_count_of(len(runnable.arms), 'arm')}, "
+        f"{format_count_of(context.ranks.world.size, 'rank')}; records: {context.workspace.folder}"
     )
     if len(runnable.arms) == 1 and len(runnable.points) > 1:
         progress_bar.say(
@@ -84,7 +85,7 @@ def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
         )
     if context.workspace.session > 1:
         measured_text = ", ".join(
-            f"{start.point} {count_text(start.rounds, 'round')}"
+            f"{start.point} {format_count_of(start.rounds, 'round')}"
             for start in runnable.plan.starts.values()
         )
         progress_bar.say(

@@ -17,7 +17,7 @@ from dejavubench.machine.launcher import launched_rank, launched_ranks
 from dejavubench.machine.mpi_library import ends_at_start
 from dejavubench.machine.shared_memory import say_shortage
 from dejavubench.transports.registry import problem_of
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 if TYPE_CHECKING:
     from dejavubench.watchdog.starting import WatchdogProcess
@@ -130,7 +130,7 @@ def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> Non
     if started_ranks is not None and started_ranks > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(
-            f"the launcher started {count_text(started_ranks, 'rank')}, but this MPI knows "
+            f"the launcher started {format_count_of(started_ranks, 'rank')}, but this MPI knows "
             f"{known_ranks}: it is not the launcher of {library}, which mpi4py uses. Start the "
             f"ranks with {name}'s mpirun"
         )

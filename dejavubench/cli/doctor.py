@@ -88,7 +88,7 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
     from dejavubench.cli.console import console
     from dejavubench.doctor.checks.registry import rows_of
     from dejavubench.doctor.findings import Status, worst
-    from dejavubench.doctor.report import as_json, counts_text, show
+    from dejavubench.doctor.report import as_json, format_status_counts, show
 
     rows = rows_of(job)
     if style is None:
@@ -98,5 +98,5 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
     else:
         write_to(output, force, lambda file: show(job, rows, console(file=file)))
     if output is not None:
-        click.echo(counts_text(rows), err=True)
+        click.echo(format_status_counts(rows), err=True)
     return ExitStatus.FAILED if worst(rows) is Status.BAD else ExitStatus.OK

@@ -18,7 +18,7 @@ from dejavubench.planning import duration, fit
 from dejavubench.planning.devices import device_numbers, too_few_devices
 from dejavubench.planning.duration import Rates
 from dejavubench.planning.memory import estimate_memory, worker_geometry
-from dejavubench.units import count_text, nbytes_text, seconds_text
+from dejavubench.units import format_binary_nbytes, format_count_of, format_duration
 
 
 def describe(plan: Plan) -> None:
@@ -57,17 +57,21 @@ def _wrap_texts(texts: Iterable[str], width: int, indent: str) -> list[TextLine]
 def _make_heading(plan: Plan, host: fit.HostResources) -> list[str]:
     """Return the lines above the table, a topic each; lines without content are left out."""
     return [
-        f"{plan.experiment.name}: {count_text(len(plan.points), 'point')}, "
-        f"{count_text(len(plan.arms), 'arm')}",
+        f"{plan.experiment.name}: {format_count_of(len(plan.points), 'point')}, "
+        f"{format_count_of(len(plan.arms), 'arm')}",
         f"Arms     {', '.join(arm.name for arm in plan.arms)}",
-        f"Each     {_rounds_text(plan)}",
+        f"Each     {_describe_rounds(plan)}",
         *_list_missing(plan),
         *([f"Settings {' '.join(settings)}"] if (settings := plan.experiment.settings()) else ()),
-        f"Ranks    {_ranks_text(plan)}",
-        *([f"GPUs     {_devices_text(host)}"] if plan.experiment.device == "cuda" else ()),
-        *([f"Flush    {_flush_text(plan)}"] if plan.experiment.is_given("flush_interval") else ()),
+        f"Ranks    {_describe_ranks(plan)}",
+        *([f"GPUs     {_format_devices(host)}"] if plan.experiment.device == "cuda" else ()),
+        *(
+            [f"Flush    {_describe_flush(plan)}"]
+            if plan.experiment.is_given("flush_interval")
+            else ()
+        ),
         *host_lines.make_lines(plan),
-        f"Memory   {nbytes_text(host.memory_nbytes)} available; "
+        f"Memory   {format_binary_nbytes(host.memory_nbytes)} available; "
         "the table counts all ranks on this host",
     ]
 
@@ -76,7 +80,8 @@ def _list_missing(plan: Plan) -> list[str]:
     """Return the points that are measured, where they are not all points."""
     if plan.continued_run is not None:
         rounds = [
-            f"{start.point}: {count_text(start.rounds, 'round')}" for start in plan.starts.values()
+            f"{start.point}: {format_count_of(start.rounds, 'round')}"
+            for start in plan.starts.values()
         ]
         return [f"Missing  {'; '.join(rounds) or 'nothing'}"]
     return [] if plan.only_points is None else [f"Points   {', '.join(plan.starts)} alone"]
@@ -100,7 +105,7 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
     notes += host_lines.make_notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
-        f"{point.id} has {count_text(point.generated_tokens - 1, 'decode step')}, fewer than "
+        f"{point.id} has {format_count_of(point.generated_tokens - 1, 'decode step')}, fewer than "
         f"--flush-interval {interval}: they move as one, after the last of them."
         for point in plan.points
         if interval > max(1, point.generated_tokens - 1)
@@ -129,8 +134,8 @@ def _estimate_duration(
         return ["No point can run here."]
     if rates is None:
         return ["The time on a GPU is not estimated."]
-    cores = count_text(len(os.sched_getaffinity(0)), "core")
-    total = seconds_text(
+    cores = format_count_of(len(os.sched_getaffinity(0)), "core")
+    total = format_duration(
         sum(duration.point_seconds(plan, point, rates) for point in running_points)
     )
     return [
@@ -192,24 +197,26 @@ def _need_cells(
     needs = estimate_memory(plan, point)
     source_count, sink_count = plan.source_count, plan.sink_count
     texts = [
-        nbytes_text(needs.source.host_nbytes),
-        nbytes_text(needs.sink.host_nbytes) if sink_count else "-",
-        nbytes_text(needs.host_nbytes(source_count, sink_count)),
+        format_binary_nbytes(needs.source.host_nbytes),
+        format_binary_nbytes(needs.sink.host_nbytes) if sink_count else "-",
+        format_binary_nbytes(needs.host_nbytes(source_count, sink_count)),
     ]
     if plan.experiment.device == "cuda":
         # On a host without a GPU the table counts one for each rank.
         assigned_devices = device_numbers(
             plan, source_count, sink_count, len(host.devices) or source_count + sink_count
         )
-        texts.append(nbytes_text(max(needs.nbytes_by_device(assigned_devices).values())))
+        texts.append(format_binary_nbytes(max(needs.nbytes_by_device(assigned_devices).values())))
     is_streaming = any(arm.is_streaming for arm in plan.running)
     seconds = "-"
     if rates is not None and point.id in plan.starts:
-        seconds = seconds_text(duration.point_seconds(plan, point, rates))
+        seconds = format_duration(duration.point_seconds(plan, point, rates))
     return [
         *texts,
-        nbytes_text(point.pipeline_para_size * point.streamed_nbytes) if is_streaming else "-",
-        nbytes_text(source_count * needs.disk_nbytes) if needs.disk_nbytes else "-",
+        format_binary_nbytes(point.pipeline_para_size * point.streamed_nbytes)
+        if is_streaming
+        else "-",
+        format_binary_nbytes(source_count * needs.disk_nbytes) if needs.disk_nbytes else "-",
         "SKIPPED" if is_skipped else seconds,
     ]
 
@@ -217,31 +224,32 @@ def _need_cells(
 # ---- the lines above it ----
 
 
-def _devices_text(host: fit.HostResources) -> str:
+def _format_devices(host: fit.HostResources) -> str:
     """Return ``2 × NVIDIA H200 (139.8 GiB)``."""
     if not host.devices:
         return "none here; the table counts one per rank"
     devices = Counter((device.name, device.nbytes) for device in host.devices)
     return ", ".join(
-        f"{count} × {name} ({nbytes_text(nbytes)})" for (name, nbytes), count in devices.items()
+        f"{count} × {name} ({format_binary_nbytes(nbytes)})"
+        for (name, nbytes), count in devices.items()
     )
 
 
-def _rounds_text(plan: Plan) -> str:
+def _describe_rounds(plan: Plan) -> str:
     experiment = plan.experiment
-    warmups = count_text(experiment.warmup, "warm-up iteration")
+    warmups = format_count_of(experiment.warmup, "warm-up iteration")
     continued_run = plan.continued_run
     rounds = experiment.rounds if continued_run is None else continued_run.rounds
-    text = f"{warmups}, {count_text(rounds, 'round')}"
+    text = f"{warmups}, {format_count_of(rounds, 'round')}"
     if experiment.precision is None:
         return text
     return (
         f"{text} or more, until overheads are within ± {100 * experiment.precision:g} %; at most "
-        f"{seconds_text(experiment.max_time)} per point"
+        f"{format_duration(experiment.max_time)} per point"
     )
 
 
-def _flush_text(plan: Plan) -> str:
+def _describe_flush(plan: Plan) -> str:
     """Return the size of a group of steps, and how far the stream lags."""
     points = [point for point in plan.points if not point.problem]
     most_nbytes = max(
@@ -252,14 +260,14 @@ def _flush_text(plan: Plan) -> str:
         default=0,
     )
     return (
-        f"every {plan.experiment.flush_interval} tokens, up to {nbytes_text(most_nbytes)} per "
-        "microbatch and source; the stream lags by up to as much"
+        f"every {plan.experiment.flush_interval} tokens, up to {format_binary_nbytes(most_nbytes)} "
+        "per microbatch and source; the stream lags by up to as much"
     )
 
 
-def _ranks_text(plan: Plan) -> str:
+def _describe_ranks(plan: Plan) -> str:
     experiment = plan.experiment
-    sources = count_text(plan.source_count, "source")
+    sources = format_count_of(plan.source_count, "source")
     split = (
         f"tensor_para_size {experiment.tensor_para_size} × "
         f"pipeline_para_size {experiment.pipeline_para_size}"

@@ -33,7 +33,7 @@ class FieldOption(click.Option):
             if isinstance(default, tuple):  # it sweeps if both flags are given
                 arguments |= {"multiple": True, "callback": _drop_repeats}
         else:
-            self.default_text = _default_text(default, option_info.metavar)
+            self.default_text = _format_default(default, option_info.metavar)
             arguments = {"metavar": option_info.metavar, "type": str}
         if key == "streaming":  # without a value, as the original spells it: the error lists them
             arguments |= {"is_flag": False, "flag_value": ""}
@@ -52,7 +52,7 @@ def _drop_repeats(_: click.Context, __: click.Parameter, value: tuple[bool, ...]
     return tuple(dict.fromkeys(value)) or None
 
 
-def _default_text(default: Any, metavar: str) -> str:
+def _format_default(default: Any, metavar: str) -> str:
     if default in (None, ()):
         return ""
     text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -93,11 +93,11 @@ def _make_document(forecast: Forecast) -> dict[str, Any]:
 
 
 def _make_tables(forecast: Forecast) -> list[Block]:
-    title = _sizes_text(forecast)
+    title = _describe_sizes(forecast)
     return [
         _make_table(f"overhead % over rates: {title}", "link", forecast.over_rates, _rate_key),
         _make_table(
-            f"overhead % over prompt lengths, at {sentences.rate_text(forecast.rate)}",
+            f"overhead % over prompt lengths, at {sentences.format_bytes_per_s(forecast.rate)}",
             "prompt",
             forecast.over_lengths,
             lambda row: f"{row.input_len:,}",
@@ -106,7 +106,7 @@ def _make_tables(forecast: Forecast) -> list[Block]:
 
 
 def _rate_key(row: ForecastRow) -> str:
-    return sentences.rate_text(row.rate)
+    return sentences.format_bytes_per_s(row.rate)
 
 
 def _make_table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) -> Block:
@@ -116,7 +116,7 @@ def _make_table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) 
     ]
     by_key: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        by_key.setdefault((row.mode, key_of(row)), {})[row.level] = sentences.overhead_text(row)
+        by_key.setdefault((row.mode, key_of(row)), {})[row.level] = sentences.format_overhead(row)
     cells = [
         [*key_texts, *(texts.get(level, "–") for level in levels)]
         for key_texts, texts in by_key.items()
@@ -124,7 +124,7 @@ def _make_table(title: str, key: str, rows: Sequence[ForecastRow], key_of: Any) 
     return Block(title, ["to", key, *(f"level {level}" for level in levels)], 2, [cells])
 
 
-def _sizes_text(forecast: Forecast) -> str:
+def _describe_sizes(forecast: Forecast) -> str:
     point = forecast.target.point
     return (
         f"{point.model}, {point.data_type}, batch {point.ubatch_size}, prompt {point.input_len:,}, "

@@ -147,8 +147,9 @@ def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) 
     for side, setup in (("sources", source), ("sinks", sink)):
         if in_flight % setup.microbatch_size:
             raise BadInput(
-                f"{units.count_text(in_flight, 'request')} do not fill the {side}' microbatches of "
-                f"{setup.microbatch_size}. Give --requests a multiple of both sides' microbatches"
+                f"{units.format_count_of(in_flight, 'request')} do not fill the {side}' "
+                f"microbatches of {setup.microbatch_size}. Give --requests a multiple of both "
+                "sides' microbatches"
             )
     try:
         return plan_traffic(point, source, sink, in_flight)
@@ -178,8 +179,8 @@ def _choose_cuts(
         )
     if stages not in (None, len(cuts) - 1):
         raise BadInput(
-            f"{cuts_text} makes {units.count_text(len(cuts) - 1, 'stage')}, but {stages_flag} is "
-            f"{stages}"
+            f"{cuts_text} makes {units.format_count_of(len(cuts) - 1, 'stage')}, but {stages_flag} "
+            f"is {stages}"
         )
     return cuts
 

@@ -140,7 +140,7 @@ def _make_target(
 ) -> Target:
     """Return the request to predict, on the setups of both sides that the options ask for."""
     from dejavubench.analysis.prediction.target import Target
-    from dejavubench.units import count_text
+    from dejavubench.units import format_count_of
 
     source = _make_setup(point, options, "", None)
     sink = _make_setup(point, options, "sink_", source)
@@ -151,7 +151,7 @@ def _make_target(
     in_flight = source.microbatch_size * source.stages
     if in_flight % sink.microbatch_size:
         raise BadInput(
-            f"{count_text(in_flight, 'request')} do not fill the sinks' microbatches of "
+            f"{format_count_of(in_flight, 'request')} do not fill the sinks' microbatches of "
             f"{sink.microbatch_size}. Give --sink-ubatch-size a divisor of {in_flight}"
         )
     partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))

@@ -49,11 +49,11 @@ def _count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
         metavar=metavar,
         type=COUNT,
         default=default_count,
-        help=f"{text} {_default_text(default_count)}",
+        help=f"{text} {_describe_default(default_count)}",
     )
 
 
-def _default_text(default: object) -> str:
+def _describe_default(default: object) -> str:
     """Return the end of the help of an option whose default --from replaces."""
     return f"[default: {default}; with --from, the run's]"
 
@@ -95,13 +95,13 @@ _OPTIONS = [
         "--inference-data-type",
         type=click.Choice(get_args(DataType)),
         default="fp16",
-        help=f"Data type of the cache. {_default_text('fp16')}",
+        help=f"Data type of the cache. {_describe_default('fp16')}",
     ),
     click.option(
         "--kv-layout",
         type=click.Choice(get_args(LayoutName)),
         default=default_of("kv_layout")[0],
-        help=f"Layout of the caches on both sides. {_default_text(default_of('kv_layout')[0])}",
+        help=f"Layout of the caches on both sides. {_describe_default(default_of('kv_layout')[0])}",
     ),
     _count_option("flush_interval", "N", "Tokens whose keys and values move as one."),
     _count_option("ubatch_size", "N", "Requests per microbatch of the sources."),

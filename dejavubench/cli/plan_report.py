@@ -18,7 +18,7 @@ from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli.plan_rows import PHASES, PlanRow, PlanRows
 from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kv_cache import Span
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 PLACE_HEADING = "(stage,\ntensor)"
 """End of a heading over workers: their stage and tensor rank."""
@@ -40,11 +40,11 @@ class PlanReport:
         lines = [
             f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × "
             f"{spec.kv_heads} KV heads of {spec.size_per_head}; "
-            f"{count_text(traffic.requests, 'request')} of "
-            f"{count_text(point.input_len, 'prompt token')} and "
-            f"{count_text(point.output_len, 'new token')}",
-            f"sources: {_setup_text(traffic.source)}",
-            f"sinks: {_setup_text(traffic.sink)}",
+            f"{format_count_of(traffic.requests, 'request')} of "
+            f"{format_count_of(point.input_len, 'prompt token')} and "
+            f"{format_count_of(point.output_len, 'new token')}",
+            f"sources: {_describe_setup(traffic.source)}",
+            f"sinks: {_describe_setup(traffic.sink)}",
         ]
         if point.flush_interval > 1:
             sent_volume = traffic.sent[traffic.busiest_source]
@@ -69,7 +69,7 @@ class PlanReport:
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (
             f"total: {format_nbytes(total.total_nbytes)} in "
-            f"{count_text(total.region_pairs, 'region pair')}; "
+            f"{format_count_of(total.region_pairs, 'region pair')}; "
             f"busiest: source {sender} sends {format_nbytes(traffic.sent[sender].total_nbytes)}, "
             f"sink {receiver} receives {format_nbytes(traffic.received[receiver].total_nbytes)}"
         )
@@ -83,13 +83,17 @@ class PlanReport:
         place_headings = [f"source\n{PLACE_HEADING}", f"sink\n{PLACE_HEADING}"]
         shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
         pairs = [
-            [_place_text(row, "source_"), _place_text(row, "sink_"), *_share_cells(row)]
+            [_format_place(row, "source_"), _format_place(row, "sink_"), *_share_cells(row)]
             for row in self.rows.pairs
         ]
         worker = f"worker\n{PLACE_HEADING}"
         counts = ["peers", "region\npairs"]
         workers = [
-            [f"{row['role']} {_place_text(row)}", str(row["peers"]), format_count(row["transfers"])]
+            [
+                f"{row['role']} {_format_place(row)}",
+                str(row["peers"]),
+                format_count(row["transfers"]),
+            ]
             for row in self.rows.workers
         ]
         return [
@@ -119,19 +123,19 @@ class PlanReport:
         ]
 
 
-def _setup_text(setup: Setup) -> str:
+def _describe_setup(setup: Setup) -> str:
     stages = ", ".join(
-        _span_text(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages)
+        _format_span(setup.layers(stage * setup.tensor_parallel)) for stage in range(setup.stages)
     )
     return (
-        f"{count_text(setup.workers, 'worker')} = {count_text(setup.stages, 'stage')} "
+        f"{format_count_of(setup.workers, 'worker')} = {format_count_of(setup.stages, 'stage')} "
         f"(layers {stages}) × "
-        f"{count_text(setup.tensor_parallel, 'tensor rank')}, "
+        f"{format_count_of(setup.tensor_parallel, 'tensor rank')}, "
         f"microbatches of {setup.microbatch_size}"
     )
 
 
-def _place_text(row: PlanRow, side: str = "") -> str:
+def _format_place(row: PlanRow, side: str = "") -> str:
     return f"{row[f'{side}worker']} ({row[f'{side}stage']}, {row[f'{side}tensor_rank']})"
 
 
@@ -139,7 +143,7 @@ def _share_cells(row: PlanRow) -> list[str]:
     """Return which part of the cache a pair has in common, and in how many region pairs."""
 
     def inclusive(key: str) -> str:
-        return _span_text(Span(row[f"{key}_start"], row[f"{key}_stop"]))
+        return _format_span(Span(row[f"{key}_start"], row[f"{key}_stop"]))
 
     microbatches = f"{inclusive('source_ubatch')} → {inclusive('sink_ubatch')}"
     return [
@@ -164,7 +168,7 @@ def _time_cells(row: PlanRow) -> list[str]:
     return [format_ms(row[f"{phase}_ms"]) for phase in PHASES]
 
 
-def _span_text(span: Span) -> str:
+def _format_span(span: Span) -> str:
     return str(span.start) if span.size == 1 else f"{span.start}–{span.stop - 1}"
 
 

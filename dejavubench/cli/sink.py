@@ -69,7 +69,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
             f"{TOKEN_VARIABLE} is not set. Set it to the same secret text here and for the run: a "
             "sink receives only from peers that know it"
         )
-    from dejavubench.dejavulib.destinations.tcp.handshake import address_text
+    from dejavubench.dejavulib.destinations.tcp.handshake import format_address
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
     from dejavubench.machine.memory import available_nbytes
     from dejavubench.transports.loops.tcp_services import SERVICES
@@ -88,10 +88,14 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         raise UsageError(f"--listen {listen}: {error.strerror or error}") from None
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: server.stop())
-    _log(f"listening on {address_text(server.address)}, {units.nbytes_text(limit)} at most")
+    _log(f"listening on {format_address(server.address)}, {_format_limit(limit)}")
     server.serve()
     server.close()
     _log("ended")
+
+
+def _format_limit(nbytes: int) -> str:
+    return f"{units.format_binary_nbytes(nbytes)} at most"
 
 
 def _parse_gib(value: object) -> float:

@@ -13,7 +13,7 @@ from dejavubench.config.options.field import OPTIONS_CONFIG, OptionInfo, flag_of
 from dejavubench.config.options.machine import MachineOptions
 from dejavubench.config.options.measurement import MeasurementOptions
 from dejavubench.config.options.model import ModelOptions
-from dejavubench.config.options.option_types import destinations_text
+from dejavubench.config.options.option_types import describe_destinations
 from dejavubench.config.options.streaming import DESTINATIONS, StreamingOptions
 from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.config.points import SETTINGS
@@ -40,7 +40,7 @@ class Experiment(  # pydantic lists the fields of the last base first
             flag
             for key, info in OPTIONS.items()
             if not info.stated and self.is_given(key) and key not in self.swept
-            for flag in _flag_texts(key, getattr(self, key), info.metavar)
+            for flag in _format_flags(key, getattr(self, key), info.metavar)
         ]
 
     @property
@@ -77,13 +77,13 @@ class Experiment(  # pydantic lists the fields of the last base first
         )
 
 
-def _flag_texts(key: str, value: Any, metavar: str) -> list[str]:
+def _format_flags(key: str, value: Any, metavar: str) -> list[str]:
     """Return an option as it is typed; a switch may have both of its values."""
     switch = not metavar and isinstance(value, tuple)
-    return [_flag_text(key, one_value, metavar) for one_value in (value if switch else (value,))]
+    return [_format_flag(key, one_value, metavar) for one_value in (value if switch else (value,))]
 
 
-def _flag_text(key: str, value: Any, metavar: str) -> str:
+def _format_flag(key: str, value: Any, metavar: str) -> str:
     flag = flag_of(key)
     if isinstance(value, bool):
         # --confine becomes --no-confine.
@@ -114,4 +114,4 @@ def help_of(key: str) -> str:
         UsageError: a plugin that adds a destination cannot be loaded.
     """
     text = Experiment.model_fields[key].description or ""
-    return text.replace(DESTINATIONS, destinations_text()) if DESTINATIONS in text else text
+    return text.replace(DESTINATIONS, describe_destinations()) if DESTINATIONS in text else text

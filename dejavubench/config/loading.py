@@ -79,7 +79,7 @@ def read_experiment(
     try:
         return GivenExperiment(Experiment.model_validate(option_values), path, value_origins)
     except ValidationError as error:
-        raise UsageError(_complaint_text(error, value_origins)) from None
+        raise UsageError(_describe_complaint(error, value_origins)) from None
 
 
 def checked_path(path: Any, option: str) -> Path:
@@ -125,21 +125,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 "--restart-request DIR"
             )
         if name not in Experiment.model_fields:
-            raise UsageError(f"{path}: unknown key {key!r}{_suggestion_text(name)}")
+            raise UsageError(f"{path}: unknown key {key!r}{_suggest_key(name)}")
         if name in option_values:
             raise UsageError(f"{path}: {name} is given twice")
         option_values[name] = value
     return option_values
 
 
-def _suggestion_text(name: str) -> str:
+def _suggest_key(name: str) -> str:
     import difflib  # only a wrong key needs it, and imports slow every command down
 
     close = difflib.get_close_matches(name, Experiment.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _complaint_text(error: ValidationError, value_origins: Mapping[str, str]) -> str:
+def _describe_complaint(error: ValidationError, value_origins: Mapping[str, str]) -> str:
     """Return pydantic's first complaint, with the place where the value came from."""
     complaint = error.errors(include_url=False)[0]
     message = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

@@ -212,7 +212,9 @@ class Plan:
     def sinks_text(self) -> str:
         """The number of sinks in words, for messages."""
         count = self.experiment.sinks
-        return "as many sinks" if count == self.source_count else units.count_text(count, "sink")
+        return (
+            "as many sinks" if count == self.source_count else units.format_count_of(count, "sink")
+        )
 
     def check_ranks(self, size: int, command: str = "dejavubench run …") -> None:
         """Check the number of ranks.
@@ -227,14 +229,14 @@ class Plan:
             return
         experiment = self.experiment
         remote_mode = next((arm.mode for arm in self.running if arm.remote), None)
-        sources = units.count_text(self.source_count, "source")
-        sinks = units.count_text(experiment.sinks, "sink")
+        sources = units.format_count_of(self.source_count, "source")
+        sinks = units.format_count_of(experiment.sinks, "sink")
         if self.source_count > 1:
             sources += (
                 f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
                 f"{experiment.pipeline_para_size}"
             )
-        fewest, ranks = self.rank_counts[0], units.count_text(self.rank_counts[-1], "rank")
+        fewest, ranks = self.rank_counts[0], units.format_count_of(self.rank_counts[-1], "rank")
         if remote_mode:
             needs = f"{remote_mode} needs {ranks} here ({sources}, and {sinks})"
         else:
@@ -257,7 +259,7 @@ class Plan:
         if threads > THREADS_PER_CORE * cores:
             raise UsageError(
                 f"--threads {threads} is more than {THREADS_PER_CORE} per core: a rank may use "
-                f"{units.count_text(cores, 'core')} here. Use --threads {cores} or fewer"
+                f"{units.format_count_of(cores, 'core')} here. Use --threads {cores} or fewer"
             )
 
     # ---- identity ----

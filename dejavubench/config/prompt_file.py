@@ -207,13 +207,13 @@ def _parse_id(token: Any) -> int:
     token_id = int(token) if isinstance(token, str) and _WHOLE_NUMBER.fullmatch(token) else token
     # Python's bool is a subclass of int, but true is no token.
     if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-        raise ValueError(f"{shown(token)} is not a token id{_hint_text(token)}")
+        raise ValueError(f"{shown(token)} is not a token id{_describe_hint(token)}")
     if token_id > LARGEST_ID:
         raise ValueError(f"{shown(token)} is not a token id: it is larger than {LARGEST_ID}")
     return token_id
 
 
-def _hint_text(token: Any) -> str:
+def _describe_hint(token: Any) -> str:
     if token == "":
         return ": there is nothing between two commas"
     if isinstance(token, str) and re.fullmatch(r"[0-9]+(\s+[0-9]+)+", token):

@@ -77,7 +77,7 @@ def worst(rows: Iterable[FindingRow]) -> Status:
     return max((row.finding.status for row in rows), default=Status.OK)
 
 
-def ranks_text(ranks: Sequence[int], size: int) -> str:
+def format_ranks(ranks: Sequence[int], size: int) -> str:
     """Return ranks as a table shows them: ``all``, ``0``, ``0-2, 5``.
 
     Args:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from dejavubench import __version__
 from dejavubench.doctor.facts.job import Job
-from dejavubench.doctor.findings import FindingRow, Status, ranks_text, worst
-from dejavubench.units import count_text
+from dejavubench.doctor.findings import FindingRow, Status, format_ranks, worst
+from dejavubench.units import format_count_of
 
 SCHEMA = 1
 """Version of the JSON's keys. Keys may be added without a new one."""
@@ -32,7 +32,7 @@ MEANINGS = {
 }
 
 
-def counts_text(rows: Sequence[FindingRow]) -> str:
+def format_status_counts(rows: Sequence[FindingRow]) -> str:
     """Return the number of findings of each status, and what the highest one means."""
     counts = [
         f"{sum(row.finding.status is status for row in rows)} {status.name}" for status in Status
@@ -44,7 +44,7 @@ def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
     """Print the table, in at most :data:`WIDTH` columns."""
     console.width = min(console.width, WIDTH)
     date_text = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    ranks = count_text(max(1, len(job.ranks)), "rank")
+    ranks = format_count_of(max(1, len(job.ranks)), "rank")
     console.print(Text(f"doctor · dejavubench {__version__} · {ranks} · {date_text}"))
     console.print()
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold", expand=False)
@@ -59,11 +59,11 @@ def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
         table.add_row(
             Text(finding.status.name, style=STYLES[finding.status]),
             row.check,
-            ranks_text(row.ranks, len(job.ranks)) if job.ranks else "all",
+            format_ranks(row.ranks, len(job.ranks)) if job.ranks else "all",
             text,
         )
     console.print(Padding(table, (0, 0, 1, 0)))
-    console.print(Text(counts_text(rows)))
+    console.print(Text(format_status_counts(rows)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dejavubench.config.plan import Plan
 from dejavubench.machine.gpu import CudaDevice
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def too_few_devices(
     )
     if plan.experiment.device != "cuda" or ranks_here <= len(devices):
         return None
-    counts = f"{count_text(ranks_here, 'rank')} and {count_text(len(devices), 'GPU')}"
+    counts = f"{format_count_of(ranks_here, 'rank')} and {format_count_of(len(devices), 'GPU')}"
     arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.loopback]
     if not arms_between_gpus:
         if not plan.experiment.handoff or plan.experiment.nccl_loopback:

@@ -14,7 +14,7 @@ from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.memory import available_nbytes
 from dejavubench.planning.devices import device_numbers
 from dejavubench.planning.memory import Memory, estimate_memory
-from dejavubench.units import count_text, nbytes_text
+from dejavubench.units import format_binary_nbytes, format_count_of
 
 STAGING_SHARE = 0.5
 """Share of the available memory that staging may take: MPI libraries abort without memory."""
@@ -72,8 +72,8 @@ def _find_reason(
         return f"{name} needs {shortage}"
     if (needed_nbytes := needs.host_nbytes(source_count, sink_count)) > host.memory_nbytes:
         return (
-            f"{name} needs {nbytes_text(needed_nbytes)} of memory; "
-            f"{nbytes_text(host.memory_nbytes)} are available"
+            f"{name} needs {format_binary_nbytes(needed_nbytes)} of memory; "
+            f"{format_binary_nbytes(host.memory_nbytes)} are available"
         )
     staging_nbytes = source_count * needs.staging.host_nbytes
     if staging_nbytes > STAGING_SHARE * host.memory_nbytes:
@@ -81,8 +81,9 @@ def _find_reason(
         return (
             f"--staging-slots {settings.staging_slots} × "
             f"--staging-mib {settings.staging_mib} take "
-            f"{nbytes_text(staging_nbytes)} for {count_text(source_count, 'source')}: more than "
-            f"half of the {nbytes_text(host.memory_nbytes)} that are available"
+            f"{format_binary_nbytes(staging_nbytes)} for "
+            f"{format_count_of(source_count, 'source')}: more than half of the "
+            f"{format_binary_nbytes(host.memory_nbytes)} that are available"
         )
     return None
 
@@ -99,8 +100,8 @@ def _find_shortage(
         device = host.devices[device_number]
         if needed_nbytes > device.nbytes:
             return (
-                f"{nbytes_text(needed_nbytes)} of GPU memory; "
-                f"{device.name} has {nbytes_text(device.nbytes)}"
+                f"{format_binary_nbytes(needed_nbytes)} of GPU memory; "
+                f"{device.name} has {format_binary_nbytes(device.nbytes)}"
             )
     return None
 

@@ -15,7 +15,7 @@ from dejavubench.config.points import Point
 from dejavubench.dejavulib.exchange import Exchange, RegionPair, Setup, exchanges
 from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, Region, Span
 from dejavubench.planning.setups import geometry_of
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 MOST_REGION_PAIRS = 100_000
 """Most different region pairs that are computed one by one."""
@@ -197,7 +197,7 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
     if request_spans * pairs > MOST_REGION_PAIRS:
         raise ValueError(
             f"microbatches of {source.microbatch_size} and {sink.microbatch_size} requests and "
-            f"{count_text(pairs, 'pair')} of workers make {request_spans * pairs:,} different "
+            f"{format_count_of(pairs, 'pair')} of workers make {request_spans * pairs:,} different "
             f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
         )
     whole_region = Region(

@@ -128,6 +128,6 @@ def message_stream(
     )
 
 
-def size_text(nbytes: int) -> str:
+def format_size(nbytes: int) -> str:
     """Return a size in words: ``16 MiB``, ``512 KiB``."""
     return f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes >> 10} KiB"

@@ -167,9 +167,9 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
     run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("host")], rounds=6)
     assert (
         "NVIDIA H200, 2 CPU cores, 1 host, torch 2.13.0, CUDA 13.0, MPICH"
-        in captions.machine_text(run)
+        in captions.describe_machine(run)
     )
-    assert "EPYC" not in captions.machine_text(run)
+    assert "EPYC" not in captions.describe_machine(run)
     run_report = report(run)
     assert "NVIDIA H200, 2 CPU cores" in run_report.title
     assert (

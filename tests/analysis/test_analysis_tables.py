@@ -14,7 +14,7 @@ from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.number_texts import format_rate, signed_percent
+from dejavubench.analysis.number_texts import format_rate, format_signed_percent
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables import ending_part, run_rows
 from dejavubench.analysis.tables.process_columns import Row, frame
@@ -74,7 +74,7 @@ def test_a_small_rate_has_three_significant_digits(value: float | None, text: st
     ],
 )
 def test_a_percentage_that_rounds_to_zero_has_no_sign(percent: float, text: str) -> None:
-    assert signed_percent(percent) == text
+    assert format_signed_percent(percent) == text
 
 
 def test_the_overhead_is_recovered_through_the_drift(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavubench.analysis.answers.difference_texts import reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import format_noise_of, format_with_range
 from dejavubench.analysis.answers.judgement import (
     Difference,
     Judgement,
@@ -31,7 +31,7 @@ from dejavubench.analysis.comparison.build import compare
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import read_operand, selection_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.number_texts import with_interval
+from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
 from dejavubench.analysis.reports.report import report
@@ -266,20 +266,23 @@ def test_one_point_has_a_sentence_for_each_arm_and_pair(tmp_path: Path) -> None:
 
 def test_a_difference_is_told_with_its_range_and_its_noise() -> None:
     within = Difference(percent(2.52, low=1.35, high=4.93), noise(2.83))
-    assert (with_range(within), reach_text(within)) == ("+2.52 % (1.35 to 4.93)", "±2.83 %")
+    assert (format_with_range(within), format_noise_of(within)) == (
+        "+2.52 % (1.35 to 4.93)",
+        "±2.83 %",
+    )
     assert (
-        with_range(Difference(percent(1.4, low=-0.2, high=3.1), noise(2)))
+        format_with_range(Difference(percent(1.4, low=-0.2, high=3.1), noise(2)))
         == "+1.40 % (−0.20 to +3.10)"
     )
     assert (
-        with_range(Difference(percent(-2.3, low=-3.4, high=-0.04), noise(2)))
+        format_with_range(Difference(percent(-2.3, low=-3.4, high=-0.04), noise(2)))
         == "−2.30 % (−3.40 to −0.04)"
     )
     assert (
-        with_range(Difference(percent(9150, low=9000, high=9400), noise(2)))
+        format_with_range(Difference(percent(9150, low=9000, high=9400), noise(2)))
         == "+9,150 % (9,000 to 9,400)"
     )
-    assert with_range(Difference(percent(7, low=5, high=9, samples=3), noise(2))) == (
+    assert format_with_range(Difference(percent(7, low=5, high=9, samples=3), noise(2))) == (
         "+7.00 % (5.00 to 9.00 over 3 rounds)"
     )
 
@@ -290,8 +293,8 @@ def test_a_cost_has_the_digits_that_the_table_has(median_pct: float, half_width:
     """11.048 must not be +11.0 in the table and +11.05 in a sentence."""
     low_pct, high_pct = median_pct - half_width, median_pct + half_width
     estimate = percent(median_pct, low=low_pct, high=high_pct)
-    cell = with_interval(median_pct, low_pct, high_pct)
-    text = with_range(Difference(estimate, noise(0.01)))
+    cell = format_percent_with_interval(median_pct, low_pct, high_pct)
+    text = format_with_range(Difference(estimate, noise(0.01)))
     numbers = re.findall(r"[0-9.,]*[0-9]", cell)
     assert re.findall(r"[0-9.,]*[0-9]", text) == numbers
     assert len(numbers) == 3
@@ -299,7 +302,7 @@ def test_a_cost_has_the_digits_that_the_table_has(median_pct: float, half_width:
 
 def test_an_end_that_is_not_zero_is_not_printed_as_zero() -> None:
     cost = Difference(percent(0.07, low=0.004, high=0.1), noise(0.01))
-    assert with_range(cost) == "+0.07 % (0.004 to 0.10)"
+    assert format_with_range(cost) == "+0.07 % (0.004 to 0.10)"
 
 
 def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> None:
@@ -308,7 +311,7 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
     (pair,) = (text for text in sentences(answers) if " against " in text)
     added_rounds = answers.pairs[0].difference.more_rounds
     assert added_rounds is not None
-    reach = reach_text(answers.pairs[0].difference)
+    reach = format_noise_of(answers.pairs[0].difference)
     below = f", as the difference is below the noise ({reach})"
     assert pair.endswith(f": cannot be ranked{below}; about {added_rounds:,} more rounds would.")
 
@@ -409,7 +412,7 @@ def test_noise_is_a_factor_and_a_large_saving_is_distinguished_from_much_noise(
         is Judgement.WITHIN_NOISE
     )
     assert (
-        reach_text(Difference(percent(1, low=0, high=2), large_noise))
+        format_noise_of(Difference(percent(1, low=0, high=2), large_noise))
         == "−20.0 to +110 %, either way"
     )
     arms = [NONE, AGAIN, arm_of("disk", "0"), arm_of("disk")]

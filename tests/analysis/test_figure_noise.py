@@ -11,7 +11,7 @@ import pytest
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
-from dejavubench.analysis.number_texts import format_span, signed_percent
+from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import PointInfo, Run
 from helpers.committed_runs import report_of, runs_of
 from helpers.golden_texts import MACHINES
@@ -123,8 +123,8 @@ def test_a_heat_map_shows_the_noise_of_each_point(tmp_path: Path) -> None:
         text
         for _, row in rows.iterrows()
         for text in (
-            signed_percent(row["noise_floor_pct"]),
-            format_span(row["noise_floor_low_pct"], row["noise_floor_high_pct"]),
+            format_signed_percent(row["noise_floor_pct"]),
+            format_percent_interval(row["noise_floor_low_pct"], row["noise_floor_high_pct"]),
         )
     ]
     assert shown_texts == texts_of_rows

@@ -17,7 +17,7 @@ from dejavubench.analysis.figures import fig2
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing, Figure
 from dejavubench.analysis.figures.files import picture_of, save_pictures
-from dejavubench.analysis.figures.link_drawing import speed_text
+from dejavubench.analysis.figures.link_drawing import format_speed
 from dejavubench.analysis.figures.registry import figures
 from dejavubench.analysis.figures.style import (
     TEXT_CONTRAST,
@@ -26,7 +26,7 @@ from dejavubench.analysis.figures.style import (
     ordered_colours,
     readable_colour,
 )
-from dejavubench.analysis.number_texts import format_span, signed_percent
+from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import ArmInfo, Skipped, read_run
 from dejavubench.records.destination_info import FROZEN_DESTINATIONS
 from helpers.committed_runs import runs_of
@@ -130,7 +130,7 @@ def test_the_band_of_fig25_is_the_interval_of_the_noise_floor(fig25: Drawing) ->
     box = band.get_extents().transformed(ax.transData.inverted())
     assert (box.x0, box.x1) == pytest.approx((low, high))
     assert abs(low) != pytest.approx(abs(high))
-    assert f"noise floor {format_span(low, high)}" in texts_of(fig25)
+    assert f"noise floor {format_percent_interval(low, high)}" in texts_of(fig25)
 
 
 def test_times_of_fig25_agree_with_the_overheads(fig25: Drawing) -> None:
@@ -172,8 +172,8 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
     clear = fig25.frame[fig25.frame["told_from_noise"].eq(True)]
     assert set(clear["arm"]) == {"disk@3/fdatasync", "disk@3/direct"}
     texts_of_clear_overheads = {
-        f"{signed_percent(row['overhead_pct'])} "
-        + format_span(row["overhead_low_pct"], row["overhead_high_pct"])
+        f"{format_signed_percent(row['overhead_pct'])} "
+        + format_percent_interval(row["overhead_low_pct"], row["overhead_high_pct"])
         for _, row in clear.iterrows()
     }
     assert bold == texts_of_clear_overheads
@@ -347,7 +347,7 @@ def test_grey_of_the_link_figure_is_the_noise_of_each_session() -> None:
 
 def test_rates_of_the_link_figure_have_the_unit_of_their_size() -> None:
     rates = (0.126, 9.142, 186.2, 999.7, 2120)
-    assert [speed_text(rate) for rate in rates] == [
+    assert [format_speed(rate) for rate in rates] == [
         *("126 kB/s", "9.14 MB/s", "186 MB/s", "1 GB/s", "2.12 GB/s"),
     ]
 

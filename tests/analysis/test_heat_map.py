@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.files import picture_of
 from dejavubench.analysis.figures.style import TEXT_CONTRAST, contrast_to_white
-from dejavubench.analysis.number_texts import format_span, signed_percent
+from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import ArmInfo, PointInfo
 from helpers.pictures import drawing_of, require_readable, texts_of
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
@@ -70,8 +70,8 @@ def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing)
         text
         for _, row in rows.iterrows()
         for text in (
-            signed_percent(row["overhead_pct"]),
-            format_span(row["overhead_low_pct"], row["overhead_high_pct"]),
+            format_signed_percent(row["overhead_pct"]),
+            format_percent_interval(row["overhead_low_pct"], row["overhead_high_pct"]),
         )
     ]
     assert shown_texts == texts_of_rows

@@ -18,7 +18,11 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.facts.host_rounds import MOST_OTHER_CORES, host_rounds, numbers_text
+from dejavubench.analysis.facts.host_rounds import (
+    MOST_OTHER_CORES,
+    format_round_numbers,
+    host_rounds,
+)
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import report
@@ -303,7 +307,7 @@ def test_an_unreadable_source_is_reported_once_with_its_reason(tmp_path: Path) -
 
 
 def test_numbers_of_rounds_are_written_as_ranges() -> None:
-    assert numbers_text([6, 0, 1, 2, 8]) == "1–3, 7, 9"
+    assert format_round_numbers([6, 0, 1, 2, 8]) == "1–3, 7, 9"
 
 
 # ---- the way of the bytes ----

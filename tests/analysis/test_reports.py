@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.figures.drawings import make_drawings
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import RunReport, report
 from dejavubench.config.experiment import OPTIONS, Experiment
@@ -213,4 +213,4 @@ def test_the_second_baseline_shows_the_noise_of_tokens(tmp_path: Path) -> None:
     assert cells["none#2"].startswith("noise ")
     (row,) = (row for row in run_report.rows if row.arm == "none#2")
     assert row.overhead.token_noise_floor_pct is not None
-    assert cells["none#2"].split()[1] == signed_percent(row.overhead.token_noise_floor_pct)
+    assert cells["none#2"].split()[1] == format_signed_percent(row.overhead.token_noise_floor_pct)

@@ -24,7 +24,7 @@ from dejavubench.dejavulib.destinations.tcp import (
     unauthenticated_peers,
 )
 from dejavubench.dejavulib.destinations.tcp.connection import Service
-from dejavubench.dejavulib.destinations.tcp.handshake import Address, address_text
+from dejavubench.dejavulib.destinations.tcp.handshake import Address, format_address
 from dejavubench.dejavulib.destinations.tcp.offer import CONNECTION_NBYTES, TCPOffer
 from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
 from dejavubench.dejavulib.destinations.tcp.sink_stream import RefusalError, SinkStream
@@ -397,8 +397,8 @@ def test_a_sink_listens_on_ipv4_if_the_host_has_no_ipv6(
 
 
 def test_addresses_are_written_as_they_are_given() -> None:
-    assert address_text(("127.0.0.1", 7601)) == "127.0.0.1:7601"
-    assert address_text(("::1", 7601)) == "[::1]:7601"
+    assert format_address(("127.0.0.1", 7601)) == "127.0.0.1:7601"
+    assert format_address(("::1", 7601)) == "[::1]:7601"
 
 
 def test_a_sink_listens_on_ipv6() -> None:
@@ -408,6 +408,6 @@ def test_a_sink_listens_on_ipv6() -> None:
         pytest.skip(f"no IPv6 here: {error.strerror}")
     with serving(("::1", 0)) as (server, messages):
         destination = connect_to(server, make_small_stream())
-        assert destination.wire.peer == address_text(server.address)
+        assert destination.wire.peer == format_address(server.address)
         destination.close()
         until(lambda: any(line.startswith("accepted [::1]:") for line in messages), "the peer")

@@ -20,9 +20,9 @@ from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.findings import (
     FindingRow,
     Status,
+    format_ranks,
     merge_rows,
     ok,
-    ranks_text,
     worst,
 )
 from dejavubench.machine.cgroups import Quota, Throttling
@@ -570,7 +570,7 @@ def test_equal_findings_of_ranks_are_one_row() -> None:
 def test_ranks_are_named_by_their_numbers_unless_all_are_meant(
     ranks: tuple[int, ...], size: int, text: str
 ) -> None:
-    assert ranks_text(ranks, size) == text
+    assert format_ranks(ranks, size) == text
 
 
 def test_a_folder_without_a_known_mount_is_on_an_unknown_file_system() -> None:

@@ -104,7 +104,7 @@ def test_a_sweep_skips_a_model_that_does_not_fit_and_says_both_sizes() -> None:
     sweep = plan_of(model="gpt2,opt-66b", inference_data_type="fp16")
     reasons = fit.find_skip_reasons(sweep, HostResources(20 * GIB))
     assert list(reasons) == ["p001"]
-    needed = units.nbytes_text(
+    needed = units.format_binary_nbytes(
         memory.estimate_memory(sweep, sweep.points[1]).host_nbytes(source_count=1, sink_count=0)
     )
     assert reasons["p001"] == f"opt-66b needs {needed} of memory; 20.0 GiB are available"
@@ -266,7 +266,9 @@ def test_ranks_on_one_gpu_add_up() -> None:
 def test_a_sweep_skips_what_does_not_fit_the_gpu_and_says_both_sizes() -> None:
     sweep = plan_of(model="opt-13b,opt-66b", ubatch_size=16, input_len=1000)
     reasons = fit.find_skip_reasons(sweep, HostResources(64 * GIB, (H200,)))
-    needed = units.nbytes_text(memory.estimate_memory(sweep, sweep.points[1]).source.device_nbytes)
+    needed = units.format_binary_nbytes(
+        memory.estimate_memory(sweep, sweep.points[1]).source.device_nbytes
+    )
     assert reasons == {"p001": f"opt-66b needs {needed} of GPU memory; NVIDIA H200 has 140 GiB"}
 
 
@@ -449,7 +451,7 @@ def test_memory_is_what_the_tightest_bound_leaves(
     ],
 )
 def test_bytes_are_printed_in_binary_units(nbytes: int, text: str) -> None:
-    assert units.nbytes_text(nbytes) == text
+    assert units.format_binary_nbytes(nbytes) == text
 
 
 @pytest.mark.parametrize(
@@ -464,7 +466,7 @@ def test_bytes_are_printed_in_binary_units(nbytes: int, text: str) -> None:
     ],
 )
 def test_durations_are_printed_in_the_unit_that_suits_them(value: float, text: str) -> None:
-    assert units.seconds_text(value) == text
+    assert units.format_duration(value) == text
 
 
 @pytest.mark.parametrize(

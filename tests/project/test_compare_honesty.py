@@ -160,7 +160,7 @@ def test_rates_have_binomial_intervals() -> None:
     low, high = honesty.binomial(successes=5, count=100)  # Wilson's interval, by hand
     assert (round(low, 4), round(high, 4)) == (0.0215, 0.1118)
     assert honesty.binomial(successes=0, count=200)[0] == 0
-    assert honesty.rate_text(successes=0, count=0) == "–"
+    assert honesty.format_rate(successes=0, count=0) == "–"
 
 
 def test_real_runs_are_dealt_out_in_turns_and_compared(tmp_path: Path) -> None:

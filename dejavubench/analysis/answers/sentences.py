@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dejavubench.analysis.answers.difference_texts import (
-    cost_and_noise,
-    median_text,
-    reach_text,
-    with_range,
+    format_cost_and_noise,
+    format_median,
+    format_noise_of,
+    format_with_range,
 )
 from dejavubench.analysis.answers.judgement import MOST_ROUNDS, Difference, Judgement
 from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
-from dejavubench.analysis.number_texts import format_ms, unsigned_percent
+from dejavubench.analysis.number_texts import format_ms, format_unsigned_percent
 from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
 
 LEAST_HIDDEN_PCT = 5.0
@@ -50,11 +50,11 @@ def _describe_tokens(answer: ArmAnswer) -> str:
     if answer.cost is None:
         return ""
     if answer.has_token_cost and answer.token_cost is not None:
-        token_cost, noise = cost_and_noise(answer.token_cost)
+        token_cost, noise = format_cost_and_noise(answer.token_cost)
         return f", but its tokens cost {token_cost}, beyond their noise ({noise})"
     if not proposes_rounds(answer):
         return ""
-    cost_text = median_text(answer.cost)
+    cost_text = format_median(answer.cost)
     more_rounds = answer.cost.more_rounds
     return f"; about {more_rounds:,} more rounds would show a cost of {cost_text}"
 
@@ -67,17 +67,17 @@ def proposes_rounds(answer: ArmAnswer) -> bool:
 
 
 def _describe_cost(cost: Difference) -> str:
-    text = with_range(cost)
+    text = format_with_range(cost)
     match cost.judgement:
         case Judgement.WITHIN_NOISE | Judgement.OPEN:
             return _describe_no_cost(cost)
         case Judgement.SLOWER:
-            shown_cost, noise = cost_and_noise(cost)
+            shown_cost, noise = format_cost_and_noise(cost)
             return f"{shown_cost}: a cost, beyond this machine's noise ({noise})"
         case Judgement.FASTER:
             return (
-                f"{text}, noise {reach_text(cost)}: faster than without streaming. Something else "
-                "differs between these arms"
+                f"{text}, noise {format_noise_of(cost)}: faster than without streaming. Something "
+                "else differs between these arms"
             )
         case Judgement.TOO_FEW:
             return f"{text}: undecided, as an interval needs {COVERING_ROUNDS} rounds"
@@ -87,12 +87,12 @@ def _describe_cost(cost: Difference) -> str:
 
 def _describe_no_cost(cost: Difference) -> str:
     """Describe an arm without a shown cost; where a large one could hide, how large comes first."""
-    text = with_range(cost)
-    noise = reach_text(cost)
+    text = format_with_range(cost)
+    noise = format_noise_of(cost)
     high_pct = 100 * cost.estimate.high
     if high_pct >= LEAST_HIDDEN_PCT:
         # The arm's own interval bounds its cost. The noise says only why it is so wide.
-        largest_hidden = f"{unsigned_percent(high_pct)} %"
+        largest_hidden = f"{format_unsigned_percent(high_pct)} %"
         measured_text = text.replace(" (", ", ").removesuffix(")")
         return (
             f"no cost shown; one of up to {largest_hidden} could hide (measured {measured_text}; "
@@ -111,7 +111,7 @@ def _describe_target(answer: ArmAnswer) -> str:
 
 def pair_sentence(pair: Pair) -> str:
     """Return the sentence that ranks two arms, or that says that they cannot be ranked."""
-    text = f"{pair.arm_name} against {pair.other_name}: {with_range(pair.difference)}"
+    text = f"{pair.arm_name} against {pair.other_name}: {format_with_range(pair.difference)}"
     judgement = pair.difference.judgement
     if judgement.is_shown:
         faster_arm_name = pair.arm_name if judgement is Judgement.FASTER else pair.other_name
@@ -128,7 +128,7 @@ def _describe_rounds_needed(difference: Difference) -> str:
     reason = ""
     # An interval without 0 in it looks like a ranking.
     if difference.judgement is Judgement.WITHIN_NOISE:
-        reason = f", as the difference is below the noise ({reach_text(difference)})"
+        reason = f", as the difference is below the noise ({format_noise_of(difference)})"
     if more_rounds is None:
         return f"{reason}; {MOST_ROUNDS:,} more rounds would not be enough"
     return f"{reason}; about {more_rounds:,} more rounds would"

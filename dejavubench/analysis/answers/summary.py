@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from dejavubench.analysis.answers.difference_texts import reach_text, with_range
+from dejavubench.analysis.answers.difference_texts import format_noise_of, format_with_range
 from dejavubench.analysis.answers.judgement import Difference, Judgement
 from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR
 from dejavubench.analysis.answers.pairs import Pair
@@ -25,7 +25,7 @@ from dejavubench.analysis.answers.sentences import (
     proposes_rounds,
     rounds_sentence,
 )
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 
 NO_BASELINE = (
@@ -114,22 +114,21 @@ def _describe_cost_over_points(
     worst_answer, worst_cost = max(
         answers_with_cost, key=lambda answer_cost: answer_cost[1].estimate.median
     )
-    noise_clause = f", noise {reach_text(worst_cost)}" if worst_cost.reach is not None else ""
+    noise_clause = f", noise {format_noise_of(worst_cost)}" if worst_cost.reach is not None else ""
     # A median that is not told from noise is no cost.
     noun = (
         "cost of a request"
         if worst_cost.judgement is Judgement.SLOWER
         else "median, not yet a cost,"
     )
-    worst_text = (
-        f"largest {noun} at {labels[worst_answer.point_id]}: {with_range(worst_cost)}{noise_clause}"
-    )
+    worst_label = labels[worst_answer.point_id]
+    worst_text = f"largest {noun} at {worst_label}: {format_with_range(worst_cost)}{noise_clause}"
     return f"{arm_name}: {', '.join(clauses)}; {worst_text}{_describe_targets(group)}."
 
 
 def _format_range(costs: Sequence[Difference]) -> str:
     medians = sorted(100 * cost.estimate.median for cost in costs)
-    texts = dict.fromkeys(signed_percent(median) for median in (medians[0], medians[-1]))
+    texts = dict.fromkeys(format_signed_percent(median) for median in (medians[0], medians[-1]))
     return f"{' to '.join(texts)} %"
 
 
@@ -241,7 +240,7 @@ def _describe_noise(group: Sequence[Difference]) -> str:
     if not hidden_differences:
         return ""
     noisiest = max(hidden_differences, key=lambda difference: difference.reach or 0.0)
-    return f", below the noise of {reach_text(noisiest)}"
+    return f", below the noise of {format_noise_of(noisiest)}"
 
 
 # ---- limits ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from dejavubench.analysis.answers.difference_texts import noise_text
+from dejavubench.analysis.answers.difference_texts import format_noise
 from dejavubench.analysis.answers.judgement import is_within_noise, noise_of, side_of
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
@@ -13,7 +13,7 @@ from dejavubench.analysis.comparison.differences import MACHINE_DIGEST
 from dejavubench.analysis.comparison.gate import DRIFTED, GateVerdict
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.timings import QUANTITIES
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.numbers.round_changes import fewest_rounds
 
 ChangePct = tuple[float | None, float | None, float | None]
@@ -142,8 +142,8 @@ def _format_change(name: str, change: ChangePct, too_few: bool) -> str:
     interval_text = ""
     if low is not None and high is not None:
         prefix = "range " if too_few else ""
-        interval_text = f" ({prefix}{signed_percent(low)} to {signed_percent(high)})"
-    return f"{name} {signed_percent(middle)} %{interval_text}"
+        interval_text = f" ({prefix}{format_signed_percent(low)} to {format_signed_percent(high)})"
+    return f"{name} {format_signed_percent(middle)} %{interval_text}"
 
 
 def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
@@ -157,7 +157,7 @@ def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
     noise = noise_of(comparison.a.samples[0][row.point_a], quantity)
     if noise is None or not is_within_noise(change / 100, noise):
         return ""
-    return f", within the noise of two identical arms ({noise_text(noise)})"
+    return f", within the noise of two identical arms ({format_noise(noise)})"
 
 
 def judged_change(row: ComparisonRow) -> ChangePct:

@@ -56,7 +56,7 @@ def _describe_difference(name: str, values: Sequence[tuple[Run, object]]) -> lis
     # A figure may be of many runs, so each value is named once.
     names_by_value: dict[str, list[str]] = {}
     for run, value in values:
-        names_by_value.setdefault(value_text(value), []).append(run.path.name)
+        names_by_value.setdefault(format_value(value), []).append(run.path.name)
     texts = [
         f"{text} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
         for text, names in names_by_value.items()
@@ -64,7 +64,7 @@ def _describe_difference(name: str, values: Sequence[tuple[Run, object]]) -> lis
     return [f"{name}: {', '.join(texts)}"]
 
 
-def value_text(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a fact as text; one that was not recorded is unknown."""
     if isinstance(value, list):
         return "/".join(map(str, value))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
+from dejavubench.analysis.comparison.comparable import NotComparableError, format_value, refuse
 from dejavubench.records import POINT_SETTINGS, PointInfo, RunEnvironment, RunHeader
 
 COMPARABLE_OPTIONS = (
@@ -152,7 +152,7 @@ def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     ]
     named_values = [(name, *values_of(name, a, b)) for name in names]
     return [
-        RunDifference("setting", name, value_text(value_a), value_text(value_b))
+        RunDifference("setting", name, format_value(value_a), format_value(value_b))
         for name, value_a, value_b in named_values
         if value_a != value_b
     ]
@@ -183,7 +183,7 @@ def point_setting_differences(
         points_a, points_b: points of A and of B, with their settings.
     """
     return [
-        RunDifference("setting", name, value_text(value_a), value_text(value_b))
+        RunDifference("setting", name, format_value(value_a), format_value(value_b))
         for name in POINT_SETTINGS
         for value_a, value_b in _single_values(name, (a, points_a), (b, points_b))
         if value_a != value_b
@@ -254,7 +254,7 @@ def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
         for name in dict.fromkeys((*environment_a.variables, *environment_b.variables))
     ]
     return [
-        RunDifference(kind, name, value_text(value_a), value_text(value_b))
+        RunDifference(kind, name, format_value(value_a), format_value(value_b))
         for kind, group in (("machine", [*facts, *variables]), ("version", versions))
         for name, value_a, value_b in group
         if value_a != value_b

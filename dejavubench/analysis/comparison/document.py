@@ -12,7 +12,11 @@ from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.json_output import write_json
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import format_ms, signed_percent, with_interval
+from dejavubench.analysis.number_texts import (
+    format_ms,
+    format_percent_with_interval,
+    format_signed_percent,
+)
 from dejavubench.analysis.reports.formats import STYLES
 from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.process_columns import frame
@@ -87,7 +91,7 @@ def _verdict_heading(by_overhead: bool, with_changes: bool) -> str:
 def _format_overheads(row: ComparisonRow) -> list[str]:
     change = row.overhead
     return [
-        "–" if value is None else signed_percent(value)
+        "–" if value is None else format_signed_percent(value)
         for value in (change.a_overhead_pct, change.b_overhead_pct)
     ]
 
@@ -102,7 +106,7 @@ def _format_overhead_change(row: ComparisonRow) -> str:
 
 
 def _format_interval(value: float | None, low: float | None, high: float | None) -> str:
-    return "–" if value is None else with_interval(value, low, high)
+    return "–" if value is None else format_percent_with_interval(value, low, high)
 
 
 def make_lines(comparison: Comparison, width: int) -> list[TextLine]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from dejavubench.analysis.answers.judgement import side_of
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
 from dejavubench.analysis.tables.process_columns import Row
@@ -87,8 +87,8 @@ def judge_runs_apart(
     if abs(baseline_change.middle) > MOST_DRIFT:
         return GateJudgement(
             GateVerdict.UNRESOLVED,
-            f"{DRIFTED} {signed_percent(100 * baseline_change.middle)} %, so overheads do not "
-            "compare",
+            f"{DRIFTED} {format_signed_percent(100 * baseline_change.middle)} %, so overheads do "
+            "not compare",
         )
     if (
         judgement.verdict is GateVerdict.PASS

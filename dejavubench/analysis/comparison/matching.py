@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dejavubench.analysis.comparison.comparable import NotComparableError, refuse, value_text
+from dejavubench.analysis.comparison.comparable import NotComparableError, format_value, refuse
 from dejavubench.analysis.comparison.differences import (
     RunDifference,
     point_setting_differences,
@@ -183,7 +183,7 @@ def _differences(
     shown_names = {"mode": "destination"}
     return [
         RunDifference(
-            kind, shown_names.get(column, column), value_text(value_a), value_text(value_b)
+            kind, shown_names.get(column, column), format_value(value_a), format_value(value_b)
         )
         for column in columns
         if (value_a := getattr(matched_a, column)) != (value_b := getattr(matched_b, column))
@@ -202,7 +202,7 @@ def _require_same_places(a: Operand, b: Operand, arms: Sequence[tuple[ArmInfo, A
         hosts = hosts_of(a.runs[0], arm_a), hosts_of(b.runs[0], arm_b)
         if arm_a.mode == arm_b.mode and hosts[0] != hosts[1]:
             different_places.append(
-                f"the place of {arm_b.name}: {' → '.join(map(value_text, hosts))}"
+                f"the place of {arm_b.name}: {' → '.join(map(format_value, hosts))}"
             )
     refuse(different_places)
 

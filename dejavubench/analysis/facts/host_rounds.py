@@ -249,7 +249,7 @@ def find_rounds(
     }
 
 
-def numbers_text(round_numbers: Sequence[int]) -> str:
+def format_round_numbers(round_numbers: Sequence[int]) -> str:
     """Return numbers of rounds, counted from 1, with ranges: ``1–3, 7``."""
     spans: list[list[int]] = []
     for round_number in sorted(round_numbers):

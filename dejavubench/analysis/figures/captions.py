@@ -62,7 +62,7 @@ def make_caption(
         error_bars: the figure draws intervals.
     """
     subject = [
-        models_text(runs, frame),
+        format_models(runs, frame),
         *_common_sizes(frame),
         *_common_level(frame),
         *_thread_counts(runs),
@@ -71,7 +71,7 @@ def make_caption(
     sentences = [
         f"{', '.join(subject)}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
-        f"{brief_machine_text(runs[0])}.",
+        f"{describe_machine_briefly(runs[0])}.",
         reading,
         rounds_sentence(frame) if error_bars else "",
         *remarks,
@@ -100,16 +100,16 @@ def panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 # ---- what was run ----
 
 
-def models_text(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def format_models(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the models of the points with rounds, each with its number of parameters."""
     # The frame has only points with rounds; parameters stand in the header alone.
     sizes = {point.model: point.parameters for run in runs for point in run.header.points}
     return ", ".join(
-        f"{model} ({_parameters_text(sizes[model])})" for model in dict.fromkeys(frame["model"])
+        f"{model} ({_format_parameters(sizes[model])})" for model in dict.fromkeys(frame["model"])
     )
 
 
-def _parameters_text(count: int) -> str:
+def _format_parameters(count: int) -> str:
     """Write a number of parameters as names of models do: 124.4 M, 12.9 B."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} B"
@@ -160,7 +160,7 @@ def _thread_counts(runs: Sequence[Run]) -> list[str]:
     return [f"{'/'.join(map(str, thread_counts))} thread{'' if thread_counts == [1] else 's'}"]
 
 
-def brief_machine_text(run: Run) -> str:
+def describe_machine_briefly(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
     facts = run.header.facts
     cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
@@ -173,7 +173,7 @@ def brief_machine_text(run: Run) -> str:
     return ", ".join(text for text in texts if text)
 
 
-def machine_text(run: Run) -> str:
+def describe_machine(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
     facts = run.header.facts
     hosts = len(facts.hostnames)

@@ -30,10 +30,10 @@ def make_description(
         details: sentences that only this figure has; empty ones are left out.
     """
     sizes_and_settings = (*_named_sizes(frame), *captions.swept_settings(runs))
-    sizes = [f"{HEADINGS[name]} {_values_text(frame, name)}" for name in sizes_and_settings]
+    sizes = [f"{HEADINGS[name]} {_format_values(frame, name)}" for name in sizes_and_settings]
     sentences = [
-        captions.machine_text(runs[0]),
-        f"Model {captions.models_text(runs, frame)}, {', '.join(sizes)}.",
+        captions.describe_machine(runs[0]),
+        f"Model {captions.format_models(runs, frame)}, {', '.join(sizes)}.",
         method,
         _paths_sentence(frame),
         *details,
@@ -60,7 +60,7 @@ def _named_sizes(frame: pd.DataFrame) -> list[str]:
     return [name for name in POINT_COLUMNS if name not in {"model", *unset_names}]
 
 
-def _values_text(frame: pd.DataFrame, name: str) -> str:
+def _format_values(frame: pd.DataFrame, name: str) -> str:
     return "/".join(format_setting(value) for value in dict.fromkeys(frame[name]))
 
 

@@ -21,7 +21,12 @@ from dejavubench.analysis.figures.style import (
     make_panels,
 )
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
-from dejavubench.analysis.number_texts import MINUS, format_ms, format_span, signed_percent
+from dejavubench.analysis.number_texts import (
+    MINUS,
+    format_ms,
+    format_percent_interval,
+    format_signed_percent,
+)
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, destination_named
 
@@ -147,7 +152,7 @@ def _write_numbers(ax: Axes, arm_rows: pd.DataFrame, none_ms: float | None) -> N
         floor_ends = (
             float(arm_rows[f"noise_floor_{suffix}_pct"].iloc[0]) for suffix in ("low", "high")
         )
-        noise = f"noise floor {format_span(*floor_ends)}"
+        noise = f"noise floor {format_percent_interval(*floor_ends)}"
     # On the grey of the band that it names.
     grey = {"facecolor": NOISE_GREY, "edgecolor": "none", "pad": 2.0}
     has_noise = captions.has_noise(arm_rows)
@@ -158,9 +163,9 @@ def _write_numbers(ax: Axes, arm_rows: pd.DataFrame, none_ms: float | None) -> N
         if none_ms is None or np.isnan(value):
             _write_text(ax, "–", (1, row_number), OVERHEAD_POINTS)
             continue
-        interval = "" if np.isnan(low) else f" {format_span(low, high)}"
+        interval = "" if np.isnan(low) else f" {format_percent_interval(low, high)}"
         weight = "bold" if is_told(row) else "normal"
-        text = f"{signed_percent(value)}{interval}"
+        text = f"{format_signed_percent(value)}{interval}"
         _write_text(ax, text, (1, row_number), OVERHEAD_POINTS, fontweight=weight)
         _write_text(
             ax, format_ms(none_ms * (1 + value / 100)), (1, row_number), TOTAL_POINTS, ha="right"

@@ -13,7 +13,7 @@ from dejavubench.analysis.figures.figure import Figure, streaming_arms
 from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, make_panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
-from dejavubench.analysis.number_texts import format_span, signed_percent
+from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations, destination_named
 
@@ -196,9 +196,11 @@ def _write_value(
         return
     with_interval = intervals and not np.isnan(low)
     weight = "bold" if bold else "normal"
-    _write_in_cell(ax, signed_percent(value), cell, 5 if with_interval else 0, fontweight=weight)
+    _write_in_cell(
+        ax, format_signed_percent(value), cell, 5 if with_interval else 0, fontweight=weight
+    )
     if with_interval:
-        _write_in_cell(ax, format_span(low, high), cell, -6)
+        _write_in_cell(ax, format_percent_interval(low, high), cell, -6)
 
 
 def _write_in_cell(

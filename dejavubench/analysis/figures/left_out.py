@@ -24,7 +24,7 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
             sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in size_cells)
             for status in dict.fromkeys(row.status for row in point_rows if not row.ok):
                 arm_names = [row.arm for row in point_rows if row.status == status]
-                group_text = _group_text(
+                group_text = _format_group(
                     sizes, arm_names, are_all=len(arm_names) == len(point_rows)
                 )
                 arms_by_status.setdefault(status, []).append(group_text)
@@ -32,7 +32,7 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
     return f"Not shown: {'; '.join(clauses)}." if clauses else ""
 
 
-def _group_text(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
+def _format_group(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
     """Return the arms of one point and the sizes that tell it apart, as far as both are needed."""
     arms = "all arms" if are_all else ", ".join(arm_names)
     if are_all and sizes:

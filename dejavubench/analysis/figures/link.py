@@ -19,11 +19,11 @@ from dejavubench.analysis.figures.link_drawing import (
     LINE_POINTS,
     draw_level,
     explain_lines,
+    format_speed,
     mark_speeds,
     mark_switch,
     set_axes,
     shade_noise,
-    speed_text,
 )
 from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
@@ -279,7 +279,7 @@ def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
             level_rows["link_mb_per_s"].tolist(), level_rows["overhead_low_pct"].tolist()
         )
         speeds = [None if slowest_rate is None else slowest_rate / 1e3, fastest_above]
-        speed_texts = ["none" if speed is None else speed_text(speed) for speed in speeds]
+        speed_texts = ["none" if speed is None else format_speed(speed) for speed in speeds]
         speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(speed_texts)}")
     infos = destinations_of(runs)
     rates = [

@@ -45,7 +45,7 @@ _SPEEDS = [
 """Ticks in MB/s, from fine to coarse."""
 
 
-def speed_text(mb_per_s: float) -> str:
+def format_speed(mb_per_s: float) -> str:
     """Write a rate in the unit that people use for its size."""
     if mb_per_s >= 999.5:
         return f"{mb_per_s / 1e3:.3g} GB/s"
@@ -108,7 +108,7 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], speed_range: tuple[float, fl
     panel_inches = 0.4 * style.WIDTH  # of a panel, roughly
     text_ends: list[float] = []
     for colour, speed in sorted(speeds.items(), key=lambda colour_and_speed: colour_and_speed[1]):
-        text = speed_text(speed)
+        text = format_speed(speed)
         half_width = (len(text) + 1) * style.LETTER_WIDTH * style.TEXT_SIZE / 72 / 2
         text_centre = (
             panel_inches
@@ -188,8 +188,8 @@ def set_axes(
     lowest_pct = min(-1.2 * LINEAR_PCT, 1.3 * float(np.nanmin(shown_values.to_numpy())))
     ax.set_xscale("log")
     ax.set_xlim(*speed_range)
-    ticks = style.finest_log_ticks(_SPEEDS, speed_range, inches, speed_text)
-    style.tick_at(ax.xaxis, ticks, speed_text)
+    ticks = style.finest_log_ticks(_SPEEDS, speed_range, inches, format_speed)
+    style.tick_at(ax.xaxis, ticks, format_speed)
     style.tick_within_decades(ax.xaxis)
     # Overheads span four decades and may be negative: linear around zero, log beyond.
     ax.set_yscale("symlog", linthresh=LINEAR_PCT)

@@ -24,7 +24,7 @@ from dejavubench.analysis.figures.style import (
     errors_of,
     make_panels,
 )
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.records.destination_info import Destinations
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class SideBySide:
 
 def _write_beside(ax: Axes, x: float, value: float, to_left: bool) -> None:
     ax.annotate(
-        signed_percent(value),
+        format_signed_percent(value),
         (x, value),
         xytext=(-6 if to_left else 6, 0),
         textcoords="offset points",
@@ -145,7 +145,7 @@ def make_drawing(comparison: Comparison) -> Drawing:
     sentences = [
         change_result.describe_result(comparison),
         *(f"{change_sentences.operand_line(operand)}." for operand in (comparison.a, comparison.b)),
-        captions.machine_text(comparison.a.runs[0]),
+        captions.describe_machine(comparison.a.runs[0]),
         *(note.text for note in change_sentences.make_notes(comparison)),
         _differences_sentence(comparison.differences),
     ]

@@ -79,12 +79,12 @@ def _check_missing(run: Run) -> Iterator[str]:
             if microbatch_numbers != expected_numbers and not _may_lack(log, key, iterations[-1]):
                 yield (
                     f"{log.path.name}: {describe_key(key)} has "
-                    f"{_count_text(len(microbatch_numbers))} {microbatch_numbers}, but "
+                    f"{_format_count(len(microbatch_numbers))} {microbatch_numbers}, but "
                     f"{len(expected_numbers)} must be in flight"
                 )
 
 
-def _count_text(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count} microbatch{'' if count == 1 else 'es'}"
 
 

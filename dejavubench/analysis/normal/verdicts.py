@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dejavubench.analysis.answers.difference_texts import noise_text
+from dejavubench.analysis.answers.difference_texts import format_noise
 from dejavubench.analysis.answers.judgement import Noise
 from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
-from dejavubench.analysis.number_texts import format_nbytes, signed_percent
+from dejavubench.analysis.number_texts import format_nbytes, format_signed_percent
 
 FEWEST_MACHINES = 3
 """Fewest machines of a class that make a range. One or two machines say little about others."""
@@ -280,7 +280,7 @@ def _describe_own_costs(normalities: Sequence[Normality]) -> str:
         return ""
     models = ", ".join(dict.fromkeys(normality.arm.model for normality in normalities))
     costs = ", ".join(
-        f"{arm_name} {signed_percent(cost_pct)} %{_relate_to_noise(normality.noise)}"
+        f"{arm_name} {format_signed_percent(cost_pct)} %{_relate_to_noise(normality.noise)}"
         for arm_name, (cost_pct, normality) in costliest_by_arm.items()
     )
     return f"Here, {models} on {normalities[0].arm.processor}: {costs}."
@@ -291,4 +291,4 @@ def _relate_to_noise(noise: RunNoise) -> str:
     if noise.floor is None or noise.cost_shown is None:
         return " (noise unknown)"
     cost_text = "a cost" if noise.cost_shown else "no cost shown"
-    return f" ({cost_text}, noise {noise_text(noise.floor)})"
+    return f" ({cost_text}, noise {format_noise(noise.floor)})"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
-from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, numbers_text
+from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, format_round_numbers
 from dejavubench.analysis.tables.host_columns import median_of_known
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Note, NoteKind
@@ -59,7 +59,7 @@ def calmest_words(hosts: list[HostRounds]) -> str | None:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
     most_cores, host = max(busiest_rounds, key=lambda cores_and_host: cores_and_host[0])
-    return f"other processes took at most {most_cores:.2f} of {_cores_text(host)} in any round"
+    return f"other processes took at most {most_cores:.2f} of {_format_cores(host)} in any round"
 
 
 def _make_host_notes(
@@ -82,8 +82,8 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
         cores_taken = median(host_round.steal_cores or 0.0 for host_round in stolen_rounds.values())
         yield _Finding(
             DISTURBED,
-            f"the hypervisor took {cores_taken:.2g} of {_cores_text(host)} in "
-            f"{_rounds_text(host, stolen_rounds)}",
+            f"the hypervisor took {cores_taken:.2g} of {_format_cores(host)} in "
+            f"{_format_rounds(host, stolen_rounds)}",
         )
     limits = Counter(name for host_round in host.rounds.values() for name in host_round.limits)
     if limits:
@@ -92,7 +92,7 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
         yield _Finding(
             THROTTLED,
             f"limits ({limit_texts}) held a GPU's clock down in "
-            f"{_rounds_text(host, throttled_rounds)}",
+            f"{_format_rounds(host, throttled_rounds)}",
         )
 
 
@@ -107,8 +107,8 @@ def _describe_others(host: HostRounds) -> str | None:
         return None
     cores_taken = median(host_round.other_cores or 0.0 for host_round in disturbed_rounds.values())
     return (
-        f"other processes took {cores_taken:.2g} of {_cores_text(host)} in "
-        f"{_rounds_text(host, disturbed_rounds)}"
+        f"other processes took {cores_taken:.2g} of {_format_cores(host)} in "
+        f"{_format_rounds(host, disturbed_rounds)}"
     )
 
 
@@ -126,7 +126,7 @@ def _cpu_words(host: HostRounds) -> Iterable[str]:
     windows = [window for host_round in rounds for window in host_round.windows]
     if other_cores := _cores_of_others(host):
         yield (
-            f"other processes took {median(other_cores):.2f} of {_cores_text(host)} (at most "
+            f"other processes took {median(other_cores):.2f} of {_format_cores(host)} (at most "
             f"{max(other_cores):.2f})"
         )
     steal = median_of_known(host_round.steal_cores for host_round in rounds)
@@ -181,12 +181,12 @@ def _marked_rounds(
     return {key: host_round for key, host_round in host.rounds.items() if is_marked(host_round)}
 
 
-def _rounds_text(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRound]) -> str:
+def _format_rounds(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRound]) -> str:
     """Return ``7 of 10 rounds (1–5, 9, 10)``; with several points, the numbers of each point."""
     round_count = len(host.rounds)
     points = dict.fromkeys(point_id for point_id, _ in host.rounds)
     text_by_point = {
-        point_id: numbers_text(
+        point_id: format_round_numbers(
             [round_number for marked_id, round_number in marked_rounds if marked_id == point_id]
         )
         for point_id in points
@@ -206,7 +206,7 @@ def _rounds_text(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRoun
     return f"{len(marked_rounds)} of {round_count} round{'s' * (round_count != 1)}{suffix}"
 
 
-def _cores_text(host: HostRounds) -> str:
+def _format_cores(host: HostRounds) -> str:
     return f"{host.cores} core{'s' * (host.cores != 1)}"
 
 

@@ -11,7 +11,11 @@ from dejavubench.analysis.notes.condition_notes import (
     calmest_words,
     disturbances,
 )
-from dejavubench.analysis.number_texts import format_noise_range, signed_percent, unsigned_percent
+from dejavubench.analysis.number_texts import (
+    format_noise_range,
+    format_signed_percent,
+    format_unsigned_percent,
+)
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
@@ -52,7 +56,7 @@ def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> N
         text += f" at {worst_id}, by less at {others_text}"
     if _reach_of(floors[worst_id]) <= NOISY_PCT:
         return NOISE_FLOOR.note(text)
-    reach = unsigned_percent(_reach_of(floors[worst_id]))
+    reach = format_unsigned_percent(_reach_of(floors[worst_id]))
     hidden_text = f"overheads below {reach} % cannot be told from noise"
     # Another point may have been measured in another session, beside other programs.
     hosts_at_point = [host.select_point(worst_id) for host in hosts if worst_id is not None]
@@ -89,7 +93,7 @@ def _format_range(row: Row) -> str:
     low, high = floor.noise_floor_low_pct, floor.noise_floor_high_pct
     if low is None or high is None:
         assert floor_pct is not None
-        return f"{signed_percent(floor_pct)} % in a single round"
+        return f"{format_signed_percent(floor_pct)} % in a single round"
     samples = row.times.samples or 0
     few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
     return f"{format_noise_range(low, high)} %{few_text}"

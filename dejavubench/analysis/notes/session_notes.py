@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import median
 
-from dejavubench.analysis.facts.host_rounds import numbers_text
+from dejavubench.analysis.facts.host_rounds import format_round_numbers
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import Iteration, Note, NoteKind, Run
 from dejavubench.records.destination_info import NO_STREAMING
@@ -40,7 +40,7 @@ def _describe_rounds(session: Run) -> str:
         if iteration.round is not None:
             rounds[iteration.point][iteration.round] = None
     texts = [
-        f"{point_id} rounds {numbers_text(list(round_numbers))}"
+        f"{point_id} rounds {format_round_numbers(list(round_numbers))}"
         for point_id, round_numbers in rounds.items()
     ]
     if len(texts) > MOST_POINTS:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dejavubench.analysis.facts.source_ranks import processor
-from dejavubench.analysis.figures.captions import machine_text
+from dejavubench.analysis.figures.captions import describe_machine
 from dejavubench.analysis.page.contents import (
     Page,
     PageRun,
@@ -24,7 +24,7 @@ from dejavubench.analysis.page.trace_download import trace_download
 from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.tables.text_cells import common_sizes
 from dejavubench.records import Run
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 MOST_TRAITS = 3
 """Most words on a run in the contents of a page; more would hide its title."""
@@ -190,7 +190,7 @@ def _run_summary(report: RunReport, run: Run) -> str:
     points = f"{len(header.points)} points" if len(header.points) > 1 else ""
     arms = f"arms {', '.join(arm.name for arm in header.arms)}"
     sizes = [common_sizes(report.rows), points, arms, _count_rounds(report)]
-    text = f"{', '.join(size_text for size_text in sizes if size_text)}. {machine_text(run)}"
+    text = f"{', '.join(size_text for size_text in sizes if size_text)}. {describe_machine(run)}"
     return text[:1].upper() + text[1:]
 
 
@@ -200,4 +200,4 @@ def _count_rounds(report: RunReport) -> str:
     if not round_counts:
         return ""
     low, high = min(round_counts), max(round_counts)
-    return count_text(low, "round") if low == high else f"{low} to {high} rounds"
+    return format_count_of(low, "round") if low == high else f"{low} to {high} rounds"

@@ -29,7 +29,7 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     """
     header = run.header
     options = [
-        Fact(key, option_meanings.get(key, ""), _option_text(run, key, value))
+        Fact(key, option_meanings.get(key, ""), _format_option(run, key, value))
         for key, value in header.experiment.items()
     ]
     commands = [
@@ -49,9 +49,9 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     )
 
 
-def _option_text(run: Run, key: str, value: Any) -> str:
+def _format_option(run: Run, key: str, value: Any) -> str:
     """Return an option's value; the rounds are those that all sessions were asked for."""
-    text = _value_text(key, value)
+    text = _format_value(key, value)
     if key != "rounds":
         return text
     round_counts = [
@@ -77,10 +77,10 @@ def _list_facts(model: BaseModel, prefix: str = "") -> Iterator[Fact]:
             yield from _list_facts(value, f"{key}.")
         elif value not in (None, "", [], {}):
             yield Fact(
-                f"{prefix}{key}", _as_sentence(field.description or ""), _value_text(key, value)
+                f"{prefix}{key}", _as_sentence(field.description or ""), _format_value(key, value)
             )
     for key, value in (model.model_extra or {}).items():
-        yield Fact(f"{prefix}{key}", "", _value_text(key, value))
+        yield Fact(f"{prefix}{key}", "", _format_value(key, value))
 
 
 def _as_sentence(text: str) -> str:
@@ -88,7 +88,7 @@ def _as_sentence(text: str) -> str:
     return (text[:1].upper() + text[1:]).removesuffix(", in bytes")
 
 
-def _value_text(key: str, value: Any) -> str:
+def _format_value(key: str, value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -96,7 +96,7 @@ def _value_text(key: str, value: Any) -> str:
     if isinstance(value, int) and (key.endswith("_nbytes") or key in BYTE_KEYS):
         return format_nbytes(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value_text(name, entry)}" for name, entry in value.items())
+        return ", ".join(f"{name} {_format_value(name, entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_value_text(key, entry) for entry in value) or "–"
+        return ", ".join(_format_value(key, entry) for entry in value) or "–"
     return " ".join(str(value).split())

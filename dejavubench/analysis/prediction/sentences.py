@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.analysis.number_texts import format_span, signed_percent, three_digits
+from dejavubench.analysis.number_texts import (
+    format_3_digits,
+    format_percent_interval,
+    format_signed_percent,
+)
 from dejavubench.analysis.prediction.compute import Basis
 from dejavubench.analysis.prediction.table import (
     BORROWED_ERROR_PCT,
@@ -41,12 +45,12 @@ SAME_RATE = 0.05
 """Relative difference up to which two rates are about the same."""
 
 
-def rate_text(rate: float) -> str:
+def format_bytes_per_s(rate: float) -> str:
     """Return a rate in bytes per second as people write it."""
     for unit, unit_rate in (("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3)):
         if rate >= 0.9995 * unit_rate:
-            return f"{three_digits(rate / unit_rate)} {unit}"
-    return f"{three_digits(rate)} B/s"
+            return f"{format_3_digits(rate / unit_rate)} {unit}"
+    return f"{format_3_digits(rate)} B/s"
 
 
 def answers(forecast: Forecast) -> list[str]:
@@ -67,7 +71,7 @@ def answers(forecast: Forecast) -> list[str]:
     return [*sentences, noise] if noise else sentences
 
 
-def overhead_text(row: ForecastRow, unit: str = "") -> str:
+def format_overhead(row: ForecastRow, unit: str = "") -> str:
     """Return a predicted overhead with its interval, and the marks of what weakens it.
 
     Args:
@@ -75,14 +79,15 @@ def overhead_text(row: ForecastRow, unit: str = "") -> str:
     """
     marks = (BUSY_MARK if row.busy_arms else "") + (BORROWED_MARK if row.is_borrowed else "")
     return (
-        f"{signed_percent(row.overhead_pct)}{unit} {format_span(row.low_pct, row.high_pct)}{marks}"
+        f"{format_signed_percent(row.overhead_pct)}{unit} "
+        f"{format_percent_interval(row.low_pct, row.high_pct)}{marks}"
     )
 
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
     """Describe the asked link as faster or slower than the measured one."""
     slowest_rate, fastest_rate = forecast.measured_rates(mode)
-    asked_text = rate_text(forecast.rate)
+    asked_text = format_bytes_per_s(forecast.rate)
     measured_text = _format_range(slowest_rate, fastest_rate)
     if forecast.rate > (1 + SAME_RATE) * fastest_rate:
         return f"{mode}: {asked_text} is faster than the measured link, {measured_text}."
@@ -93,8 +98,8 @@ def _describe_link(forecast: Forecast, mode: str) -> str:
 
 def _format_range(slowest_rate: float, fastest_rate: float) -> str:
     """Return two rates as a range, or as one if they read the same."""
-    slowest_text = rate_text(slowest_rate)
-    fastest_text = rate_text(fastest_rate)
+    slowest_text = format_bytes_per_s(slowest_rate)
+    fastest_text = format_bytes_per_s(fastest_rate)
     return slowest_text if slowest_text == fastest_text else f"{slowest_text} to {fastest_text}"
 
 
@@ -102,12 +107,12 @@ def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
     point = target.point
     rows = [row for row in forecast.rows_of(target) if row.mode == mode]
     costs = "; ".join(
-        f"level {row.level} {overhead_text(row, ' %')}{_bracket_measured(forecast, row, target)}"
+        f"level {row.level} {format_overhead(row, ' %')}{_bracket_measured(forecast, row, target)}"
         for row in reversed(rows)
     )
     return (
-        f"{mode} at {rate_text(forecast.rate)}, {point.model}, batch {point.ubatch_size}, prompt "
-        f"{point.input_len:,}: expected overhead {costs}."
+        f"{mode} at {format_bytes_per_s(forecast.rate)}, {point.model}, batch {point.ubatch_size}, "
+        f"prompt {point.input_len:,}: expected overhead {costs}."
     )
 
 
@@ -115,7 +120,7 @@ def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> s
     """Return in brackets what a level was measured to cost at the target's sizes; or nothing."""
     return next(
         (
-            f" (measured {signed_percent(100 * arm.overhead.median)} %)"
+            f" (measured {format_signed_percent(100 * arm.overhead.median)} %)"
             for arm in forecast.run.arms
             if (arm.mode, arm.level) == (row.mode, row.level)
             and distance(arm.point.info, target.point) == (0, 0.0)
@@ -131,7 +136,7 @@ def _describe_noise(forecast: Forecast) -> str:
     if noise_pct <= FREE_PCT:
         return ""
     return (
-        f"The run's own noise is ±{three_digits(noise_pct)} % of TOTAL: smaller overheads of a "
+        f"The run's own noise is ±{format_3_digits(noise_pct)} % of TOTAL: smaller overheads of a "
         "forecast are not known. Measure more rounds, on a quiet machine."
     )
 
@@ -149,7 +154,7 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     if rate is not None:
         return (
             f"level {level_name} costs nothing (upper end at most {FREE_PCT:g} %) from "
-            f"{rate_text(rate)} on"
+            f"{format_bytes_per_s(rate)} on"
         )
     remaining_cost = forecast.remaining_cost(mode, level_name)
     # The levels are those that the run predicts.
@@ -157,14 +162,14 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
     if remaining_cost.pct <= FREE_PCT or not remaining_cost.is_shown:
         return f"level {level_name} is not shown to cost nothing at any rate with this noise"
     text = (
-        f"level {level_name} always costs: {signed_percent(remaining_cost.pct)} % remain that are "
-        f"not the link's ({_REMAINING_CAUSES[level_name]})"
+        f"level {level_name} always costs: {format_signed_percent(remaining_cost.pct)} % remain "
+        f"that are not the link's ({_REMAINING_CAUSES[level_name]})"
     )
     if remaining_cost.saturating_rate is None:
         return text
     return (
-        f"{text}, and from {rate_text(remaining_cost.saturating_rate)} on a faster link saves less "
-        f"than {GAIN_PCT:g} %"
+        f"{text}, and from {format_bytes_per_s(remaining_cost.saturating_rate)} on a faster link "
+        f"saves less than {GAIN_PCT:g} %"
     )
 
 
@@ -176,7 +181,8 @@ def _describe_layerwise(forecast: Forecast, mode: str) -> str:
     if length is None:
         return (
             f"{mode}: layer-by-layer streaming (level 2 against 1) saves {GAIN_PCT:g} % of TOTAL "
-            f"at no prompt of up to {forecast.most_length:,} tokens at {rate_text(forecast.rate)}."
+            f"at no prompt of up to {forecast.most_length:,} tokens at "
+            f"{format_bytes_per_s(forecast.rate)}."
         )
     return (
         f"{mode}: layer-by-layer streaming (level 2 against 1) saves {GAIN_PCT:g} % of TOTAL or "
@@ -207,12 +213,12 @@ def _describe_measured_arms(forecast: Forecast) -> list[str]:
         if not arms:
             continue
         costs = "; ".join(
-            f"level {arm.level} {signed_percent(100 * arm.overhead.median)} % "
-            f"{format_span(100 * arm.overhead.low, 100 * arm.overhead.high)}"
+            f"level {arm.level} {format_signed_percent(100 * arm.overhead.median)} % "
+            f"{format_percent_interval(100 * arm.overhead.low, 100 * arm.overhead.high)}"
             for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
         )
         lines.append(
-            f"measured here, {mode} at {rate_text(arms[0].link.rate)}, prompt "
+            f"measured here, {mode} at {format_bytes_per_s(arms[0].link.rate)}, prompt "
             f"{arms[0].point.info.input_len:,}: {costs}"
         )
     return lines

@@ -11,7 +11,7 @@ from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import summary
-from dejavubench.analysis.number_texts import format_ms, format_nbytes, three_digits
+from dejavubench.analysis.number_texts import format_3_digits, format_ms, format_nbytes
 from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
@@ -163,7 +163,7 @@ def _describe_model(rows: Sequence[Row]) -> list[str]:
 
 
 def _format_range(sorted_ms: Sequence[float]) -> str:
-    return f"{_join_ends(map(three_digits, sorted_ms))} ms"
+    return f"{_join_ends(map(format_3_digits, sorted_ms))} ms"
 
 
 def _join_ends(texts: Iterable[str]) -> str:

@@ -9,11 +9,11 @@ from typing import Annotated
 from dejavubench.analysis.breakdown.chunk_bill import FEWEST_CHUNKS, LATENCY, Bill, PartTime
 from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.number_texts import (
+    format_4_digits,
     format_count,
     format_ms,
     format_nbytes,
-    four_digits,
-    value_or_dash,
+    format_or_dash,
 )
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
@@ -161,17 +161,17 @@ def _format_sizes(row: ChunkRow) -> list[str]:
         format_count(row.chunks),
         format_count(row.extents),
         format_nbytes(row.extent_bytes),
-        four_digits(row.median_us),
-        four_digits(row.extent_us),
+        format_4_digits(row.median_us),
+        format_4_digits(row.extent_us),
     ]
 
 
 def _format_times(row: ChunkRow) -> list[str]:
     return [
         format_ms(row.summed_ms),
-        four_digits(row.median_us),
-        four_digits(row.p99_us),
-        value_or_dash(row.share_pct, ".1f"),
+        format_4_digits(row.median_us),
+        format_4_digits(row.p99_us),
+        format_or_dash(row.share_pct, ".1f"),
     ]
 
 

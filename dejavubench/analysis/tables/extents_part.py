@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
-from dejavubench.analysis.number_texts import format_count, format_nbytes, four_digits
+from dejavubench.analysis.number_texts import format_4_digits, format_count, format_nbytes
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
@@ -119,7 +119,7 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
                 extent_row.phase,
                 format_count(extent_row.timed_extents),
                 format_nbytes(extent_row.extent_bytes),
-                *map(four_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
+                *map(format_4_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
             ]
             for extent_row in extents
             if (extent_row.point, extent_row.of_arm) == (row.point, row.arm)

@@ -15,7 +15,7 @@ from dejavubench.analysis.breakdown.overhead_parts import (
 )
 from dejavubench.analysis.facts.samples import ArmSamples
 from dejavubench.analysis.facts.source_ranks import on_gpu
-from dejavubench.analysis.number_texts import with_interval
+from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
@@ -147,7 +147,9 @@ def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
         elif part in MEASURED_PARTS:
             texts.append(f"{row.part_pct:.2f}")
         else:
-            texts.append(with_interval(row.part_pct, row.part_low_pct, row.part_high_pct))
+            texts.append(
+                format_percent_with_interval(row.part_pct, row.part_low_pct, row.part_high_pct)
+            )
     return texts
 
 

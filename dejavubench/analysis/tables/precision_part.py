@@ -6,7 +6,7 @@ from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, Run, Skipped
-from dejavubench.units import count_text, seconds_text
+from dejavubench.units import format_count_of, format_duration
 
 NOT_REACHED = NoteKind("precision-not-reached", "warning")
 """Kind of the note that an arm's interval stayed wider than ``--precision`` asked for."""
@@ -29,13 +29,13 @@ def _make_notes(run: Run) -> list[Note]:
         width_text = "no interval" if width is None else f"±{100 * width:.2g} %"
         rounds = min(len(series.get(arm.name, ())) for arm in arms)
         prefix = f"{point_id} " if len(run.header.points) > 1 else ""
-        widths.append(f"{prefix}{width_text} after {count_text(rounds, 'round')}")
+        widths.append(f"{prefix}{width_text} after {format_count_of(rounds, 'round')}")
     if not widths:
         return []
     reason = "when the run was cut"
     if ending_part.is_complete(run):
         limit = run.header.experiment.get("max_time")
-        reason = f"stopped by --max-time{f' {seconds_text(limit)}' if limit else ''}"
+        reason = f"stopped by --max-time{f' {format_duration(limit)}' if limit else ''}"
     request_text = f"±{100 * precision:g} % was asked for"
     return [
         NOT_REACHED.note(f"precision not reached: {', '.join(widths)}, {reason}; {request_text}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from dejavubench.analysis.facts.samples import ArmSamples, SourceAloneTimes
 from dejavubench.analysis.facts.source_ranks import sources
-from dejavubench.analysis.number_texts import format_nbytes, four_digits
+from dejavubench.analysis.number_texts import format_4_digits, format_nbytes
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
@@ -98,8 +98,8 @@ def _make_blocks(rows: list[Row], source_rows: Sequence[SourceRow]) -> list[Bloc
                 str(source_row.source),
                 source_row.sink_ranks,
                 format_nbytes(source_row.source_bytes),
-                four_digits(source_row.isolated_gb_per_s),
-                four_digits(source_row.together_gb_per_s),
+                format_4_digits(source_row.isolated_gb_per_s),
+                format_4_digits(source_row.together_gb_per_s),
                 f"{source_row.together_pct:.0f}",
             ]
             for source_row in source_rows

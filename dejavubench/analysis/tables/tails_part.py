@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.number_texts import format_ms, value_or_dash, with_interval
+from dejavubench.analysis.number_texts import (
+    format_ms,
+    format_or_dash,
+    format_percent_with_interval,
+)
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
 from dejavubench.analysis.tables.text_cells import Cell, make_block, varying_cells
@@ -25,11 +29,11 @@ def _format_overhead(row: Row) -> str:
         interval = tails.p99_noise_low_pct, tails.p99_noise_high_pct
         value = tails.p99_noise_pct
         prefix = "noise "
-    return "–" if value is None else prefix + with_interval(value, *interval)
+    return "–" if value is None else prefix + format_percent_with_interval(value, *interval)
 
 
 TAIL_CELLS = (
-    Cell("tokens", ("token_samples",), lambda row: value_or_dash(row.tails.token_samples, ",d")),
+    Cell("tokens", ("token_samples",), lambda row: format_or_dash(row.tails.token_samples, ",d")),
     Cell("p50 ms", ("token_p50_ms",), lambda row: format_ms(row.tails.token_p50_ms)),
     Cell("p90 ms", ("token_p90_ms",), lambda row: format_ms(row.tails.token_p90_ms)),
     Cell("p99 ms", ("token_p99_ms",), lambda row: format_ms(row.tails.token_p99_ms)),

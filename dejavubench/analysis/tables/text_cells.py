@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from dejavubench.analysis.number_texts import (
+    format_4_digits,
     format_count,
     format_ms,
+    format_ms_interval,
     format_nbytes,
+    format_or_dash,
+    format_percent_with_interval,
     format_rate,
-    four_digits,
-    interval_of,
-    value_or_dash,
-    with_interval,
 )
 from dejavubench.analysis.tables.process_columns import POINT_COLUMNS, SETTING_COLUMNS, Row
 from dejavubench.analysis.tables.text_tables import Block
@@ -76,7 +76,7 @@ def _format_overhead(row: Row) -> str:
     if overhead.overhead_pct is None:
         return overhead.baseline or "–"
     interval = overhead.overhead_low_pct, overhead.overhead_high_pct
-    return with_interval(overhead.overhead_pct, *interval)
+    return format_percent_with_interval(overhead.overhead_pct, *interval)
 
 
 def format_noise(row: Row) -> str:
@@ -85,7 +85,7 @@ def format_noise(row: Row) -> str:
     if overhead.noise_floor_pct is None:
         return "–"
     interval = overhead.noise_floor_low_pct, overhead.noise_floor_high_pct
-    return f"noise {with_interval(overhead.noise_floor_pct, *interval)}"
+    return f"noise {format_percent_with_interval(overhead.noise_floor_pct, *interval)}"
 
 
 def _format_token_overhead(row: Row) -> str:
@@ -97,11 +97,11 @@ def _format_token_overhead(row: Row) -> str:
     ):
         # The second baseline shows the noise that the other rows must exceed.
         interval = overhead.token_noise_floor_low_pct, overhead.token_noise_floor_high_pct
-        return f"noise {with_interval(overhead.token_noise_floor_pct, *interval)}"
+        return f"noise {format_percent_with_interval(overhead.token_noise_floor_pct, *interval)}"
     if overhead.token_overhead_pct is None:
         return "–"
     interval = overhead.token_overhead_low_pct, overhead.token_overhead_high_pct
-    return with_interval(overhead.token_overhead_pct, *interval)
+    return format_percent_with_interval(overhead.token_overhead_pct, *interval)
 
 
 def has_alone(row: Row) -> bool:
@@ -131,7 +131,7 @@ def _format_copies(row: Row) -> str:
 
 def _format_cpu(row: Row) -> str:
     cpu_times = (row.cpu.cpu_model_s, row.cpu.cpu_helper_s, row.cpu.cpu_sink_s)
-    return " / ".join(value_or_dash(seconds, ".2f") for seconds in cpu_times)
+    return " / ".join(format_or_dash(seconds, ".2f") for seconds in cpu_times)
 
 
 def _format_hidden(row: Row) -> str:
@@ -172,13 +172,13 @@ TIME_CELLS = (
     Cell("prompt ms", ("prompt_ms",), lambda row: format_ms(row.times.prompt_ms)),
     Cell("token ms", ("token_ms",), lambda row: format_ms(row.times.token_ms)),
     Cell("total ms", ("total_ms",), lambda row: format_ms(row.times.total_ms)),
-    Cell("rounds", ("samples",), lambda row: value_or_dash(row.times.samples, "d")),
+    Cell("rounds", ("samples",), lambda row: format_or_dash(row.times.samples, "d")),
 )
 SPREAD_CELLS = (
     Cell(
         "total [ ] ms",
         ("total_low_ms", "total_high_ms"),
-        lambda row: interval_of(row.times.total_low_ms, row.times.total_high_ms),
+        lambda row: format_ms_interval(row.times.total_low_ms, row.times.total_high_ms),
     ),
     Cell("total IQR ms", ("total_iqr_ms",), lambda row: format_ms(row.times.total_iqr_ms)),
 )
@@ -268,18 +268,18 @@ MODEL_CELLS = (
     Cell(
         "prompt TFLOP/s",
         ("prompt_tflop_per_s",),
-        lambda row: four_digits(row.speed.prompt_tflop_per_s),
+        lambda row: format_4_digits(row.speed.prompt_tflop_per_s),
     ),
     Cell(
         "% of matmul",
         ("prompt_share_pct",),
-        lambda row: value_or_dash(row.speed.prompt_share_pct, ".1f"),
+        lambda row: format_or_dash(row.speed.prompt_share_pct, ".1f"),
     ),
-    Cell("token GB/s", ("token_gb_per_s",), lambda row: four_digits(row.speed.token_gb_per_s)),
+    Cell("token GB/s", ("token_gb_per_s",), lambda row: format_4_digits(row.speed.token_gb_per_s)),
     Cell(
         "% of memory-read",
         ("token_share_pct",),
-        lambda row: value_or_dash(row.speed.token_share_pct, ".1f"),
+        lambda row: format_or_dash(row.speed.token_share_pct, ".1f"),
     ),
 )
 TITLES = {

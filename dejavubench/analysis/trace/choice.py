@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.number_texts import signed_percent
+from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Iteration, Run
 
@@ -38,7 +38,7 @@ class ChosenIteration:
         over_text = (
             ""
             if self.overhead is None
-            else f", {signed_percent(100 * self.overhead)} % over none in that round"
+            else f", {format_signed_percent(100 * self.overhead)} % over none in that round"
         )
         return (
             f"{self.point_id} {self.arm_name}, round {self.round + 1} ({self.way_chosen}): "

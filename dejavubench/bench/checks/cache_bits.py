@@ -32,7 +32,7 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int)
     return int(np.ravel_multi_index(index, geometry.shape(kv)))
 
 
-def difference_text(
+def describe_difference(
     view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, count: int
 ) -> str:
     """Return where a cache differs, in words.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dejavubench.bench.assignment.worker import WorkerView
-from dejavubench.bench.checks.cache_bits import as_integers, difference_text, element_of
+from dejavubench.bench.checks.cache_bits import as_integers, describe_difference, element_of
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -110,7 +110,7 @@ def _locate_difference(
     )
     region = chunk.region.layer(chunk.region.layers.start + layer)
     element = element_of(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
-    return difference_text(view, microbatch, kv, element, True, int(wrong_elements.sum()))
+    return describe_difference(view, microbatch, kv, element, True, int(wrong_elements.sum()))
 
 
 def _describe_outside_write(
@@ -119,7 +119,7 @@ def _describe_outside_write(
     """Return the first difference that a sink has found by itself, in the whole model's numbers."""
     for outside_write in outside_writes:
         if outside_write is not None:
-            return difference_text(
+            return describe_difference(
                 view,
                 microbatch,
                 outside_write.kv,

@@ -8,7 +8,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.bench.assignment.worker import WorkerView
-from dejavubench.bench.checks.cache_bits import as_integers, difference_text
+from dejavubench.bench.checks.cache_bits import as_integers, describe_difference
 from dejavubench.bench.checks.cache_transfer import make_piece_receiver
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVCache, Region, Span
@@ -104,4 +104,4 @@ def _locate_difference(
     offset = int(wrong_elements[0])
     was_streamed = bool(is_streamed.flatten()[offset])
     element = layer * received_layer.numel() + offset
-    return difference_text(view, microbatch, kv, element, was_streamed, len(wrong_elements))
+    return describe_difference(view, microbatch, kv, element, was_streamed, len(wrong_elements))

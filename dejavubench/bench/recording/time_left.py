@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from dejavubench.units import count_text, seconds_text
+from dejavubench.units import format_count_of, format_duration
 
 NEWEST_ROUNDS = 5
 """Rounds whose median counts as the time of a round."""
@@ -139,7 +139,7 @@ class TimeLeft:
         if self._precision is not None:
             return self._describe_precision(self._precision)
         left_s = self.seconds()
-        return UNKNOWN_TEXT if left_s is None else f"about {seconds_text(left_s)} left"
+        return UNKNOWN_TEXT if left_s is None else f"about {format_duration(left_s)} left"
 
     def _describe_precision(self, precision: float) -> str:
         """Return how exactly overheads are known: nobody knows how many rounds that takes."""
@@ -150,10 +150,10 @@ class TimeLeft:
         most_s = self._max_time - (self._clock() - self._measured.rounds_began_s)
         most_s = max(0.0, most_s, self._here_s(self._round_s()))
         later_points = len(self._points) - 1 - self._point_index
-        later_text = f", {count_text(later_points, 'more point')}" if later_points else ""
+        later_text = f", {format_count_of(later_points, 'more point')}" if later_points else ""
         return (
-            f"{reached_text}±{100 * precision:g} % asked; at most {seconds_text(most_s)} left here"
-            f"{later_text}"
+            f"{reached_text}±{100 * precision:g} % asked; at most {format_duration(most_s)} left "
+            f"here{later_text}"
         )
 
     def seconds(self) -> float | None:

@@ -10,7 +10,7 @@ from dejavubench.bench.startup.connectors import Connectors
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.points import Point
 from dejavubench.planning import fit
-from dejavubench.units import nbytes_text
+from dejavubench.units import format_binary_nbytes
 
 
 def reasons_here(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
@@ -49,8 +49,8 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
         needed_nbytes = kept_nbytes + files_nbytes + probes
         if needed_nbytes > free_nbytes:
             reasons[point.id] = (
-                f"{directory}: streaming to disk needs {nbytes_text(needed_nbytes)}, "
-                f"{nbytes_text(free_nbytes)} are free"
+                f"{directory}: streaming to disk needs {format_binary_nbytes(needed_nbytes)}, "
+                f"{format_binary_nbytes(free_nbytes)} are free"
             )
         elif experiment.keep:
             kept_nbytes += files_nbytes

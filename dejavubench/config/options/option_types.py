@@ -125,7 +125,7 @@ def as_modes(value: Any) -> Any:
     return modes
 
 
-def destinations_text() -> str:
+def describe_destinations() -> str:
     """Return the names of all destinations for the help, each with a few words."""
     descriptions = (
         f"{destination.name} ({destination.help})" if destination.help else destination.name

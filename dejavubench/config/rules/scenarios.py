@@ -124,7 +124,7 @@ def _count_most_steps(plan: Plan) -> int:
     return max(point.generated_tokens for point in plan.points) - 1
 
 
-def _lengths_text(plan: Plan) -> str:
+def _format_length_option(plan: Plan) -> str:
     """Return the option that decides how many tokens the sources generate."""
     experiment = plan.experiment
     if experiment.handoff:
@@ -157,7 +157,7 @@ FLUSHING = (
         lambda plan: plan.experiment.flush_interval > max(1, _count_most_steps(plan)),
         lambda plan, _: (
             f"{format_given(plan, 'flush_interval')} is more than the {_count_most_steps(plan)} "
-            f"decode steps that the sources stream ({_lengths_text(plan)}). Use at most "
+            f"decode steps that the sources stream ({_format_length_option(plan)}). Use at most "
             f"{max(1, _count_most_steps(plan))}"
         ),
     ),

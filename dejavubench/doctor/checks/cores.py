@@ -10,7 +10,7 @@ from dejavubench.doctor.facts.cpu import LoadFacts
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, ok, warn
 from dejavubench.machine.cores import HostDemand, RankDemand
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 
 LEAST_BUSY = 0.1
 """Cores that other programs may keep busy, on a small machine."""
@@ -34,9 +34,9 @@ def judge_affinity(rank: RankFacts) -> Iterator[Finding]:
             "Start with --bind-to none (Open MPI, Hydra) or --cpu-bind=none (srun).",
         )
     elif granted_count < machine_count:
-        yield ok(f"{granted_count} of {count_text(machine_count, 'core')}")
+        yield ok(f"{granted_count} of {format_count_of(machine_count, 'core')}")
     else:
-        yield ok(f"all {count_text(machine_count, 'core')} of the host")
+        yield ok(f"all {format_count_of(machine_count, 'core')} of the host")
 
 
 def judge_quota(rank: RankFacts) -> Iterator[Finding]:
@@ -50,9 +50,8 @@ def judge_quota(rank: RankFacts) -> Iterator[Finding]:
     # The counters run since the group was made, so they tell of earlier programs as well.
     if throttling is not None and throttling.periods:
         waiting_text = f"; waited {throttling.seconds:.3g} s in {throttling.periods} periods so far"
-    reading = (
-        f"{limit.cpus:.3g} CPUs for {count_text(len(rank.cores.granted), 'core')}{waiting_text}"
-    )
+    cores_text = format_count_of(len(rank.cores.granted), "core")
+    reading = f"{limit.cpus:.3g} CPUs for {cores_text}{waiting_text}"
     # A quota above the cores cannot be used up. Below, all threads of the group stop at once until
     # the next period, mostly 100 ms long: most tokens take less than that.
     if limit.cpus < len(rank.cores.granted):
@@ -85,8 +84,8 @@ def judge_room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
             yield (
                 ranks,
                 ok(
-                    f"{count_text(demand.ranks, 'rank')} on {count_text(demand.cores, 'core')}: "
-                    f"up to --threads {most_threads}"
+                    f"{format_count_of(demand.ranks, 'rank')} on "
+                    f"{format_count_of(demand.cores, 'core')}: up to --threads {most_threads}"
                 ),
             )
 
@@ -97,7 +96,7 @@ def judge_load(host: HostFacts) -> Iterator[Finding]:
         yield ok(f"not readable: {host.load.unreadable}")
         return
     reading = (
-        f"other programs: {host.load.busy:.2f} of {count_text(host.load.cores, 'core')} for "
+        f"other programs: {host.load.busy:.2f} of {format_count_of(host.load.cores, 'core')} for "
         f"{host.load.seconds:.1f} s; load average {host.load.average:.2f}"
     )
     if is_busy(host.load):

@@ -9,7 +9,7 @@ from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.machine.file_system import durability_note
-from dejavubench.units import nbytes_text
+from dejavubench.units import format_binary_nbytes
 
 LEAST_FREE_NBYTES = 1 << 30
 """Bytes of room below which a run of a small model may fill the disk."""
@@ -35,13 +35,13 @@ def _judge_folder(folder: FolderFacts) -> Finding:
         if file_system_place is None
         else f"{file_system_place.type} from {file_system_place.source}"
     )
-    reading = f"{folder.path} on {file_system}: {nbytes_text(folder.free)} free"
+    reading = f"{folder.path} on {file_system}: {format_binary_nbytes(folder.free)} free"
     if folder.problem is not None:
         advice = "Choose another folder: --log-dir and --stream-dir of run, --dir of doctor."
         return bad(f"{reading}; {folder.problem}", advice)
     speed = folder.speed
     if speed is not None:
-        reading += f"; {speed_text(speed)}"
+        reading += f"; {format_disk_speed(speed)}"
     # A file system in memory, or behind a network that caches, is fast as it promises less. So its
     # weakness is judged before its speed.
     weakness = (
@@ -59,10 +59,10 @@ def _judge_folder(folder: FolderFacts) -> Finding:
     return ok(reading)
 
 
-def speed_text(speed: DiskSpeed) -> str:
+def format_disk_speed(speed: DiskSpeed) -> str:
     """Return the numbers of a probe."""
     return (
-        f"{speed.write_gb_s:.2f} GB/s in writes of {nbytes_text(speed.write_nbytes)} with "
+        f"{speed.write_gb_s:.2f} GB/s in writes of {format_binary_nbytes(speed.write_nbytes)} with "
         f"fdatasync, {speed.sync_ms:.2f} ms for 4 KiB with fdatasync (p99 {speed.sync_p99_ms:.2f})"
     )
 

@@ -9,7 +9,7 @@ from dejavubench.doctor.checks.check import HostCheck
 from dejavubench.doctor.facts.gpu import GPUFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
-from dejavubench.units import count_text, nbytes_text
+from dejavubench.units import format_binary_nbytes, format_count_of
 
 MUCH_USED_NBYTES = 2 << 30
 """Bytes of GPU memory in use from which another program is likely to compute there."""
@@ -40,7 +40,8 @@ def judge_gpus(host: HostFacts) -> Iterator[Finding]:
     else:
         counts = Counter((gpu.name, gpu.nbytes) for gpu in facts.gpus)
         models_text = ", ".join(
-            f"{count} × {name}, {nbytes_text(nbytes)}" for (name, nbytes), count in counts.items()
+            f"{count} × {name}, {format_binary_nbytes(nbytes)}"
+            for (name, nbytes), count in counts.items()
         )
         ranks = len(host.ranks)
         count = len(facts.gpus)
@@ -92,7 +93,8 @@ def judge_state(host: HostFacts) -> Iterator[Finding]:
     else:
         most_used_nbytes = max((gpu.used or 0) for gpu in facts.gpus)
         yield ok(
-            f"idle, at most {nbytes_text(most_used_nbytes)} in use, no slowdown, full PCIe width"
+            f"idle, at most {format_binary_nbytes(most_used_nbytes)} in use, no slowdown, full "
+            "PCIe width"
         )
 
 
@@ -100,7 +102,7 @@ def _problems(gpu_index: int, gpu: GPUFacts) -> Iterator[str]:
     """Yield each state of a GPU that would spoil its numbers."""
     name = f"GPU {gpu_index}"
     if gpu.used is not None and gpu.used > MUCH_USED_NBYTES:
-        yield f"{name} has {nbytes_text(gpu.used)} in use"
+        yield f"{name} has {format_binary_nbytes(gpu.used)} in use"
     if gpu.busy_percent is not None and gpu.busy_percent > MUCH_BUSY_PCT:
         yield f"{name} is {gpu.busy_percent} % busy"
     for bit, reason in SLOWDOWN_REASONS.items():
@@ -164,7 +166,7 @@ def judge_mps(host: HostFacts) -> Iterator[Finding]:
     # Without the service, kernels of two processes never overlap: they take turns.
     runs = "runs" if facts.mps else "does not run"
     if ranks > len(facts.gpus) and not facts.mps:
-        sharing = f"{count_text(ranks, 'rank')} would take turns on {len(facts.gpus)}"
+        sharing = f"{format_count_of(ranks, 'rank')} would take turns on {len(facts.gpus)}"
         yield warn(f"{runs}: {sharing}", "Start it: nvidia-cuda-mps-control -d.")
     else:
         yield ok(runs)

@@ -8,7 +8,7 @@ from dejavubench.doctor.checks.check import JobCheck, RankCheck
 from dejavubench.doctor.facts.job import Job, RankFacts
 from dejavubench.doctor.facts.limits import UNLIMITED
 from dejavubench.doctor.findings import Finding, bad, ok, warn
-from dejavubench.units import nbytes_text
+from dejavubench.units import format_binary_nbytes
 
 LEAST_FILES = 64
 """Open files that a rank needs."""
@@ -26,9 +26,9 @@ def judge_open_files(rank: RankFacts) -> Iterator[Finding]:
     soft_limit = rank.limits.files
     hard_limit = rank.limits.files_most
     reading = (
-        _limit_text(soft_limit)
+        _format_limit(soft_limit)
         if soft_limit == hard_limit
-        else f"{_limit_text(soft_limit)}, may be raised to {_limit_text(hard_limit)}"
+        else f"{_format_limit(soft_limit)}, may be raised to {_format_limit(hard_limit)}"
     )
     advice = f"Raise the hard limit: ulimit -Hn {SUFFICIENT_FILES}, or in limits.conf."
     if hard_limit != UNLIMITED and hard_limit < LEAST_FILES:
@@ -45,7 +45,7 @@ def judge_locked_memory(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     rdma = {rank for host in job.hosts if host.network.infiniband for rank in host.ranks}
     for rank_facts in job.ranks:
         limit = rank_facts.limits.locked
-        reading = "unlimited" if limit == UNLIMITED else nbytes_text(limit)
+        reading = "unlimited" if limit == UNLIMITED else format_binary_nbytes(limit)
         if limit != UNLIMITED and rank_facts.rank in rdma:
             advice = "Set ulimit -l unlimited (docker run --ulimit memlock=-1): RDMA locks memory."
             yield (rank_facts.rank,), warn(reading, advice)
@@ -59,10 +59,10 @@ def judge_processes(rank: RankFacts) -> Iterator[Finding]:
     if limit != UNLIMITED and limit < LEAST_PROCESSES:
         yield warn(f"{limit}: threads count as well", f"Set ulimit -u {LEAST_PROCESSES} or more.")
     else:
-        yield ok(_limit_text(limit))
+        yield ok(_format_limit(limit))
 
 
-def _limit_text(limit: int) -> str:
+def _format_limit(limit: int) -> str:
     return "unlimited" if limit == UNLIMITED else str(limit)
 
 

@@ -10,7 +10,7 @@ from dejavubench.doctor.checks.cores import is_busy
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.doctor.links import Link
-from dejavubench.units import nbytes_text
+from dejavubench.units import format_binary_nbytes
 
 LATE_US = 50.0
 """Latency within a host from which messages take sockets, or ranks wait for cores."""
@@ -61,10 +61,10 @@ def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
     if link.problem is not None:
         advice = "Look at the firewall between the hosts, and at UCX_NET_DEVICES or UCX_TLS."
         return bad(f"{ends_text}: {link.problem}", advice)
-    rate_forth, rate_back = map(rate_text, link.gb_s)
+    rate_forth, rate_back = map(format_rate, link.gb_s)
     reading = (
-        f"{ends_text}: {latencies_text(link)}; {rate_forth} there, {rate_back} back, in messages "
-        f"of {nbytes_text(link.nbytes)}"
+        f"{ends_text}: {format_latencies(link)}; {rate_forth} there, {rate_back} back, in messages "
+        f"of {format_binary_nbytes(link.nbytes)}"
     )
     # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
     # waits for a core.
@@ -88,22 +88,22 @@ def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
     return ok(reading)
 
 
-def latencies_text(link: Link) -> str:
+def format_latencies(link: Link) -> str:
     """Return the median latency, with the least one if that is far below."""
-    median = latency_text(link.latency_us)
+    median = format_latency(link.latency_us)
     if link.latency_us <= MOST_LATENCY_RATIO * link.least_us:
         return median
-    return f"{median} (at best {latency_text(link.least_us)})"
+    return f"{median} (at best {format_latency(link.least_us)})"
 
 
-def latency_text(microseconds: float) -> str:
+def format_latency(microseconds: float) -> str:
     """Return a latency with three digits: ``1.29 µs``, ``1.19 ms``."""
     if microseconds < 1000:
         return f"{microseconds:.3g} µs"
     return f"{microseconds / 1000:.3g} ms"
 
 
-def rate_text(gb_s: float) -> str:
+def format_rate(gb_s: float) -> str:
     """Return a rate with three digits: ``1.07 GB/s``, ``51.1 MB/s``."""
     return f"{gb_s:.3g} GB/s" if gb_s >= 1 else f"{1000 * gb_s:.3g} MB/s"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dejavubench.doctor.checks.check import HostCheck, JobCheck
 from dejavubench.doctor.facts.job import HostFacts, Job, RankFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
-from dejavubench.units import nbytes_text
+from dejavubench.units import format_binary_nbytes
 
 LEAST_NBYTES_PER_RANK = 512 << 20
 """Bytes that a rank takes before it has a model: Python, torch and MPI."""
@@ -25,8 +25,11 @@ def judge_memory(host: HostFacts) -> Iterator[Finding]:
     ranks = len(host.ranks)
     limit = ""
     if facts.group_room is not None:
-        limit = f"; the control group leaves {nbytes_text(facts.group_room)}"
-    reading = f"{nbytes_text(facts.available)} available of {nbytes_text(facts.total)}{limit}"
+        limit = f"; the control group leaves {format_binary_nbytes(facts.group_room)}"
+    reading = (
+        f"{format_binary_nbytes(facts.available)} available of "
+        f"{format_binary_nbytes(facts.total)}{limit}"
+    )
     advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
     if facts.available < ranks * LEAST_NBYTES_PER_RANK:
         yield bad(f"{reading}: too little to start {ranks} ranks", advice)
@@ -51,12 +54,14 @@ def judge_huge_pages(host: HostFacts) -> Iterator[Finding]:
 def judge_shared_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ``/dev/shm`` has room for the messages of MPI and NCCL."""
     facts = host.memory
-    reading = f"{nbytes_text(facts.shm_free)} free of {nbytes_text(facts.shm_size)}"
+    reading = (
+        f"{format_binary_nbytes(facts.shm_free)} free of {format_binary_nbytes(facts.shm_size)}"
+    )
     advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
     # The kernel grants pages of /dev/shm when they are touched. So a job starts in too small a
     # folder, and is killed in its first large message.
     if facts.shm_free < facts.shm_needed:
-        needed_text = nbytes_text(facts.shm_needed)
+        needed_text = format_binary_nbytes(facts.shm_needed)
         yield bad(f"{reading}: MPI may need {needed_text}, or ranks die of a bus error", advice)
     elif host.gpus.gpus and facts.shm_free < NCCL_SHM_NBYTES:
         yield warn(f"{reading}: NCCL may need more between GPUs without peer access", advice)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from dejavubench.doctor.checks.check import JobCheck, RankCheck
 from dejavubench.doctor.facts.job import Job, RankFacts
-from dejavubench.doctor.findings import Finding, bad, ok, ranks_text, warn
-from dejavubench.units import count_text
+from dejavubench.doctor.findings import Finding, bad, format_ranks, ok, warn
+from dejavubench.units import format_count_of
 
 THREAD_LEVELS = ("SINGLE", "FUNNELED", "SERIALIZED", "MULTIPLE")
 """Names by MPI's numbers, as mpi4py has them."""
@@ -36,7 +36,9 @@ def judge_launcher(rank: RankFacts) -> Iterator[Finding]:
     advice = f"Start the ranks with the mpirun of {mpi.vendor}, which mpi4py uses here."
     # A launcher of several MPIs, such as srun, names none: then the count below decides.
     if program.vendors and name not in program.vendors:
-        count = "" if mpi.started is None else f" It started {count_text(mpi.started, 'rank')}."
+        count = (
+            "" if mpi.started is None else f" It started {format_count_of(mpi.started, 'rank')}."
+        )
         yield bad(
             f"{program.name} does not belong to {mpi.vendor}: each rank ends at once, or is a "
             f"world of its own.{count} MPI was not started",
@@ -44,12 +46,12 @@ def judge_launcher(rank: RankFacts) -> Iterator[Finding]:
         )
     elif mpi.started is not None and mpi.started > mpi.size:
         yield bad(
-            f"{program.name} started {count_text(mpi.started, 'rank')}, but {mpi.vendor} knows "
-            f"{mpi.size}: each rank is a world of its own",
+            f"{program.name} started {format_count_of(mpi.started, 'rank')}, but {mpi.vendor} "
+            f"knows {mpi.size}: each rank is a world of its own",
             advice,
         )
     else:
-        yield ok(f"{program.name}: {count_text(mpi.size, 'rank')}")
+        yield ok(f"{program.name}: {format_count_of(mpi.size, 'rank')}")
 
 
 def judge_thread_level(rank: RankFacts) -> Iterator[Finding]:
@@ -77,11 +79,11 @@ def judge_hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     has_several_hosts = len(ranks_of_host) > 1
     # One more than there are, so that ranks are listed by number and never as "all".
     hosts_text = ", ".join(
-        f"{host} ({ranks_text(ranks, size + 1)})" if has_several_hosts else host
+        f"{host} ({format_ranks(ranks, size + 1)})" if has_several_hosts else host
         for host, ranks in ranks_of_host.items()
     )
     noun = f"{len(ranks_of_host)} hosts" if has_several_hosts else "1 host"
-    reading = f"{count_text(size, 'rank')} on {noun}: {hosts_text}"
+    reading = f"{format_count_of(size, 'rank')} on {noun}: {hosts_text}"
     hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
         hosts_of_machine[rank.machine].add(rank.host)

@@ -20,9 +20,9 @@ from dejavubench.transports.probe import (
     WINDOW,
     Probe,
     Sample,
+    format_size,
     message_stream,
     nbytes_in_time,
-    size_text,
     time_call,
 )
 
@@ -188,7 +188,7 @@ class MPILoops:
     def _sample(self, duration_s: float) -> list[Sample]:
         if not self._is_source:
             return []
-        shape = f"{size_text(self._message_nbytes)} messages, window {WINDOW}"
+        shape = f"{format_size(self._message_nbytes)} messages, window {WINDOW}"
         return [(MESSAGES * self._message_nbytes / duration_s / 1e9, shape)]
 
 

@@ -23,9 +23,9 @@ from dejavubench.transports.probe import (
     WINDOW,
     Probe,
     Sample,
+    format_size,
     message_stream,
     nbytes_in_time,
-    size_text,
 )
 
 LARGE_MESSAGES = 8
@@ -122,7 +122,7 @@ class TCPLoops:
         return [
             (
                 LARGE_MESSAGES * self._message_nbytes / duration_s / 1e9,
-                f"{LARGE_MESSAGES} × {size_text(self._message_nbytes)} messages",
+                f"{LARGE_MESSAGES} × {format_size(self._message_nbytes)} messages",
             )
         ]
 

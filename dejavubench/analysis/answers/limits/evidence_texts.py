@@ -8,7 +8,7 @@ from dejavubench.analysis.number_texts import (
     format_ms,
     format_nbytes,
     format_rate,
-    signed_percent,
+    format_signed_percent,
 )
 
 SLOW_GB_PER_S = 0.1
@@ -23,12 +23,12 @@ def is_only_drain(evidence: Evidence) -> bool:
     return evidence.cost.drain_ms >= NEARLY_ALL_SHARE * evidence.cost.stalled_ms
 
 
-def _stalled_text(evidence: Evidence) -> str:
-    stalled_part = _part_of_cost(evidence, evidence.cost.stalled_cost_ms)
-    return f"{stalled_part} are {_kind_of_stall(evidence)}"
+def _describe_stall(evidence: Evidence) -> str:
+    stalled_part = _format_part_of_cost(evidence, evidence.cost.stalled_cost_ms)
+    return f"{stalled_part} are {_name_stall(evidence)}"
 
 
-def _kind_of_stall(evidence: Evidence) -> str:
+def _name_stall(evidence: Evidence) -> str:
     if is_only_drain(evidence):
         return "drain"
     return (
@@ -38,7 +38,7 @@ def _kind_of_stall(evidence: Evidence) -> str:
     )
 
 
-def _part_of_cost(evidence: Evidence, part_ms: float) -> str:
+def _format_part_of_cost(evidence: Evidence, part_ms: float) -> str:
     """Write a part and the cost with the same decimals, so that a reader can subtract them."""
     total_ms = evidence.cost.total_ms
     return f"of {format_ms(total_ms)} ms of cost, {format_ms(part_ms, total_ms)} ms"
@@ -60,7 +60,7 @@ def describe_rates(evidence: Evidence) -> str:
     speed_text = _format_speed(stream.nbytes, least_ms) + (
         f" of {stream.ceiling}" if stream.ceiling else " alone"
     )
-    return f"{_stalled_text(evidence)}; the bytes take {format_ms(least_ms)} ms{speed_text}"
+    return f"{_describe_stall(evidence)}; the bytes take {format_ms(least_ms)} ms{speed_text}"
 
 
 def _format_speed(nbytes_moved: float, time_ms: float) -> str:
@@ -81,7 +81,7 @@ def describe_part(evidence: Evidence) -> str:
     share_text = f"{longest_part.name} is {100 * longest_part.share:.0f} % of the chunks' own time"
     if evidence.stream.overlapped and evidence.falls_behind:
         return f"{describe_rates(evidence)}; {share_text}"
-    text = f"{_stalled_text(evidence)}; {share_text}"
+    text = f"{_describe_stall(evidence)}; {share_text}"
     # Beside the model only the last chunk of a request is waited for: one of a token.
     in_prompt = (
         longest_part.in_prompt
@@ -113,12 +113,12 @@ def describe_extents(evidence: Evidence) -> str:
     if extent_us is None and evidence.cost.packed_ms is not None:
         packed_text = f", and the same bytes packed cost {format_ms(evidence.cost.packed_ms)} ms"
     count_text = f"{format_count(round(extent_count))} extents"
-    return f"{_stalled_text(evidence)}; {count_text}{time_text}{packed_text}"
+    return f"{_describe_stall(evidence)}; {count_text}{time_text}{packed_text}"
 
 
 def _format_phases(evidence: Evidence) -> str:
     texts = [
-        f"{phase} {signed_percent(percent)} %"
+        f"{phase} {format_signed_percent(percent)} %"
         for phase, percent in (
             ("prompt", evidence.cost.prompt_pct),
             ("tokens", evidence.cost.tokens_pct),
@@ -129,22 +129,24 @@ def _format_phases(evidence: Evidence) -> str:
     return f" ({', '.join(texts)} of that phase)" if texts else ""
 
 
-def _rest_text(evidence: Evidence) -> str:
+def _describe_rest(evidence: Evidence) -> str:
     # From the numbers as they are printed: a reader adds them up.
     total_text = format_ms(evidence.cost.total_ms)
     stalled_text = format_ms(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
-    rest_text = _part_of_cost(evidence, float(total_text) - float(stalled_text))
+    rest_text = _format_part_of_cost(evidence, float(total_text) - float(stalled_text))
     return f"{rest_text} are the model itself running slower{_format_phases(evidence)}"
 
 
 def describe_sending(evidence: Evidence) -> str:
     """Write the slower phase, and which kernels send chunks beside the model."""
-    return f"{_rest_text(evidence)} while kernels send chunks ({evidence.stream.sending_kernels})"
+    return (
+        f"{_describe_rest(evidence)} while kernels send chunks ({evidence.stream.sending_kernels})"
+    )
 
 
 def describe_gathering(evidence: Evidence) -> str:
     """Write the slower phase beside the kernel that gathers."""
-    return f"{_rest_text(evidence)} while a kernel gathers chunks"
+    return f"{_describe_rest(evidence)} while a kernel gathers chunks"
 
 
 def describe_polling_sink(evidence: Evidence) -> str:
@@ -161,9 +163,9 @@ def _describe_polling(evidence: Evidence, side_name: str, side: MovingSide | Non
     assert side is not None
     cores = evidence.machine.cores or 0
     return (
-        f"{_rest_text(evidence)}; the {side_name} took {format_ms(side.cpu_ms)} ms of CPU time per "
-        f"request, of which its bytes need {format_ms(side.needed_ms)} ms at most; the model alone "
-        f"takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
+        f"{_describe_rest(evidence)}; the {side_name} took {format_ms(side.cpu_ms)} ms of CPU time "
+        f"per request, of which its bytes need {format_ms(side.needed_ms)} ms at most; the model "
+        f"alone takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
     )
 
 
@@ -172,7 +174,7 @@ def describe_programs(evidence: Evidence) -> str:
     machine = evidence.machine
     busy_cores = machine.busy_cores or 0.0
     text = (
-        f"{_rest_text(evidence)}; other processes took {machine.other_cores:.2f} and this job "
+        f"{_describe_rest(evidence)}; other processes took {machine.other_cores:.2f} and this job "
         f"{busy_cores:.2f} of {machine.cores} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
@@ -187,7 +189,7 @@ def describe_programs(evidence: Evidence) -> str:
 def describe_cpu_wait(evidence: Evidence) -> str:
     """Write the shares of time that threads waited for a core, with streaming and without."""
     return (
-        f"{_rest_text(evidence)}; some thread waited for a core "
+        f"{_describe_rest(evidence)}; some thread waited for a core "
         f"{evidence.machine.cpu_wait_pct:.1f} % of the time, without streaming "
         f"{evidence.machine.baseline_cpu_wait_pct:.1f} %"
     )
@@ -196,7 +198,7 @@ def describe_cpu_wait(evidence: Evidence) -> str:
 def describe_copies(evidence: Evidence) -> str:
     """Write the least time of the stream's copies in the memory that the tokens read."""
     return (
-        f"{_rest_text(evidence)}; the stream's copies take at least "
+        f"{_describe_rest(evidence)}; the stream's copies take at least "
         f"{format_ms(evidence.copies_ms)} ms of a memory that tokens read at "
         f"{evidence.machine.read_pct:.0f} % of its rate"
     )
@@ -207,8 +209,8 @@ def describe_parts(evidence: Evidence) -> str:
     if evidence.cost.is_mostly_stalled:
         if evidence.chunks is not None:
             return describe_part(evidence)
-        return f"{_stalled_text(evidence)}; the records have no times of chunks"
+        return f"{_describe_stall(evidence)}; the records have no times of chunks"
     if evidence.cost.stalled_ms < (1 - NEARLY_ALL_SHARE) * evidence.cost.total_ms:
-        return _rest_text(evidence)
+        return _describe_rest(evidence)
     stalled_text = format_ms(evidence.cost.stalled_cost_ms, evidence.cost.total_ms)
-    return f"{_rest_text(evidence)}; {stalled_text} ms are {_kind_of_stall(evidence)}"
+    return f"{_describe_rest(evidence)}; {stalled_text} ms are {_name_stall(evidence)}"

@@ -53,7 +53,7 @@ Address = tuple[str, int]
 """Host and port."""
 
 
-def address_text(address: Address) -> str:
+def format_address(address: Address) -> str:
     """Return an address as the command line takes it: ``127.0.0.1:7601`` or ``[::1]:7601``."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -69,7 +69,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         TokenError: the two sides do not have the same token.
         WireError: nobody listens there, or the listener is no sink, or has another version.
     """
-    sink_text = address_text(address)
+    sink_text = format_address(address)
     try:
         connected_socket = socket.create_connection(address, timeout)
     except OSError as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from .connection import Connection, Service
-from .handshake import Address, address_text, welcome
+from .handshake import Address, format_address, welcome
 from .offer import PARSING_NBYTES_PER_BYTE, TCPOffer, read_offer
 from .sink_stream import RefusalError
 from .unauthenticated_peers import MOST_UNAUTHENTICATED, PROVE_WITHIN_S, UnauthenticatedPeers
@@ -112,7 +112,7 @@ class TCPSinkServer:
             # Further peers wait in the kernel's queue meanwhile; their 2 s have not begun.
             while not self._stopping and (wait_s := self._unauthenticated.make_room(host)):
                 time.sleep(wait_s)
-            self._accept(peer_socket, host, address_text((host, port)))
+            self._accept(peer_socket, host, format_address((host, port)))
 
     def _accept(self, peer_socket: socket.socket, host: str, peer: str) -> None:
         """Give a new peer a thread and a place among those that have proven nothing yet."""

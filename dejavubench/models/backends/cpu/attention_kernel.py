@@ -20,9 +20,9 @@ from dejavubench.models.backends.cpu.dot_kernels import (
     AHEAD_NBYTES,
     LANES,
     STREAMS,
+    format_sizes,
     make_blend,
     make_dots,
-    sizes_text,
 )
 from dejavubench.models.backends.cpu.elementwise import as_floats, as_integers, softmax
 from dejavubench.models.backends.cpu.threads import (
@@ -133,7 +133,7 @@ def kernel_for(dtype: torch.dtype, layout: KVLayout) -> Kernel:
 
 @functools.cache
 def _make_kernel(dtype: torch.dtype, in_vectors: bool) -> Kernel:
-    name = f"attention: {dtype}, in vectors {in_vectors}, {sizes_text()}"
+    name = f"attention: {dtype}, in vectors {in_vectors}, {format_sizes()}"
     return Kernel(name, partial(_compile, dtype, in_vectors))
 
 

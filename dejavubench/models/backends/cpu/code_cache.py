@@ -24,7 +24,7 @@ from dejavubench.models.backends.cpu.code_file import (
 from dejavubench.models.backends.cpu.code_folder import open_folder, read_file
 from dejavubench.models.backends.cpu.compile_lock import lock_kernel
 from dejavubench.models.backends.protocol import Say
-from dejavubench.units import count_text
+from dejavubench.units import format_count_of
 from dejavubench.whole_file import write_whole
 
 
@@ -115,9 +115,9 @@ def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
     folder = open_folder(say)
     missing_kernels = [kernel for kernel in requested_kernels if not _load(kernel, folder, say)]
     if loaded_count := len(requested_kernels) - len(missing_kernels):
-        say(f"{count_text(loaded_count, 'compiled kernel')} found in {folder}")
+        say(f"{format_count_of(loaded_count, 'compiled kernel')} found in {folder}")
     if missing_kernels:
-        count = count_text(len(missing_kernels), "kernel")
+        count = format_count_of(len(missing_kernels), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
     for kernel in missing_kernels:
         with lock_kernel(folder, file_name(kernel.name), say) as is_alone:

@@ -56,7 +56,7 @@ BLENDED_VECTORS = 64 // LANES
 """Vectors of a row that :func:`make_blend` sums side by side: mostly one head's row."""
 
 
-def sizes_text() -> str:
+def format_sizes() -> str:
     """Return the sizes that kernels are built with, which depend on this CPU."""
     return f"lanes {LANES} totals {MOST_TOTALS} ahead {AHEAD_NBYTES} streams {STREAMS}"
 

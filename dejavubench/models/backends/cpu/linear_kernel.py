@@ -19,9 +19,9 @@ from dejavubench.models.backends.cpu.dot_kernels import (
     AHEAD_NBYTES,
     MOST_TOTALS,
     STREAMS,
+    format_sizes,
     make_dots,
     multiplies_pairs,
-    sizes_text,
 )
 from dejavubench.models.backends.cpu.elementwise import (
     add,
@@ -147,7 +147,7 @@ def linear(
 @cache
 def _make_kernel(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Kernel:
     in_pairs = multiplies_pairs(dtype, x_dtype)
-    name = f"linear: {x_dtype} by {dtype}, {tiling}, in pairs {in_pairs}, {sizes_text()}"
+    name = f"linear: {x_dtype} by {dtype}, {tiling}, in pairs {in_pairs}, {format_sizes()}"
     return Kernel(name, partial(_compile, dtype, x_dtype, tiling))
 
 
