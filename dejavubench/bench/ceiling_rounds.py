@@ -116,7 +116,7 @@ class CeilingRounds:
         return list({arm.opens: arm for arm in streaming}.values())
 
     def _arms_left(self) -> list[Arm]:
-        return self._iterations.failures.left(self._arms)
+        return self._iterations.failures.working_arms(self._arms)
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
@@ -165,7 +165,7 @@ class CeilingRounds:
         with pause_collector():
             sleeping_barrier(self._world, "start")
             stream_ms = stream(arm, DEFAULT_LEVEL)
-        return not iterations.has_failed(arm), stream_ms
+        return not iterations.agree_on_failure(arm), stream_ms
 
     def _stream_behind(self, first_worker: int, arm: Arm, level_name: str) -> float | None:
         """Stream as :meth:`PointWorker.stream_alone`; other sources wait for the first one's end.

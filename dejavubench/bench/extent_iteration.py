@@ -62,7 +62,7 @@ def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level_na
     with pause_collector():
         iterations.wait_for_ranks("start")
         sampling.run(arm, level_name, lambda phase: iterations.mark(phase, arm))
-    if not iterations.has_failed(arm):
+    if not iterations.agree_on_failure(arm):
         sampling.record(arm)
 
 

@@ -46,7 +46,7 @@ class Iterations:
         )
         self.completed: list[records.Iteration] = list(earlier_iterations)
         self.failures = ArmFailures(context.world, self._note_failure)
-        self.failures.names |= set(start.without)
+        self.failures.failed_names |= set(start.without)
         self._context = context
         self._world = context.world
         self._rank = context.rank
@@ -67,7 +67,7 @@ class Iterations:
         Raises:
             VerificationError: on every rank, if bytes or tokens are wrong.
         """
-        if arm.name in self.failures.names:
+        if arm.name in self.failures.failed_names:
             return
         scenario = self._scenarios.part_of(arm)
         self.mark("prepare", arm)
@@ -78,7 +78,7 @@ class Iterations:
         with pause_collector():
             sleeping_barrier(self._world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
-        if self.has_failed(arm):  # its times are those of a request that stopped streaming
+        if self.agree_on_failure(arm):  # its times are those of a request that stopped streaming
             return
         iteration = self._count[arm.name]
         # From here on the clock has stopped: records, comparison and text cost the arm nothing.
@@ -123,11 +123,11 @@ class Iterations:
                 with liveness.during(liveness.PATIENT):
                     os.sync()
             gc.collect()  # now, as nothing is collected while the clock runs
-        return not self.failures.fails(arm, attempt.problem)
+        return not self.failures.agree_on_failure(arm, attempt.problem)
 
-    def has_failed(self, arm: Arm) -> bool:
+    def agree_on_failure(self, arm: Arm) -> bool:
         """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
-        return self.failures.fails(arm, self._scenarios.part_of(arm).failure(arm))
+        return self.failures.agree_on_failure(arm, self._scenarios.part_of(arm).failure(arm))
 
     def _choose_pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
@@ -198,7 +198,7 @@ class Iterations:
         sleeping_barrier(self._world, "verification")  # whoever compares may take long
         # Every rank learns every difference, so that all raise or none does.
         findings = self._world.allgather((difference, tokens_equal, attempt.problem))
-        if self.failures.settle(arm, [problem for *_, problem in findings]):
+        if self.failures.note_first_failure(arm, [problem for *_, problem in findings]):
             return False
         differences = [
             f"rank {rank}: {difference}"

@@ -62,7 +62,7 @@ class Rounds:
     @property
     def failed(self) -> set[str]:
         """The names of the arms that have failed."""
-        return self._iterations.failures.names
+        return self._iterations.failures.failed_names
 
     def measure(self, half_width: HalfWidth | None) -> None:
         """Measure the point.
@@ -120,7 +120,7 @@ class Rounds:
     ) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
-        if not self._iterations.failures.left(arms):
+        if not self._iterations.failures.working_arms(arms):
             return True
         if half_width is None or experiment.precision is None:
             return measured_rounds >= self._start.rounds

@@ -135,16 +135,16 @@ DEVICE_TO_HOST, ANY_TO_ANY = 2, 4
 """CUDA's ``cudaMemcpyDeviceToHost``, and ``cudaMemcpyDefault``: the addresses say what they are."""
 
 
-def _make_arguments(copy: BoxCopy, tensor: int, kind: int) -> np.ndarray:
+def _make_arguments(copy: BoxCopy, tensor_address: int, kind: int) -> np.ndarray:
     """Return the arguments of a copy, without the address that it writes to.
 
     Args:
-        tensor: address of K or V.
+        tensor_address: address of K or V.
     """
     rows, slices = copy.rows, copy.slices
     arguments = np.zeros((), MEMCPY3D)
     arguments["source"] = (
-        tensor + copy.source,
+        tensor_address + copy.source,
         rows.source,
         copy.width,
         slices.source // rows.source,

@@ -40,15 +40,15 @@ class StreamStats:
     lag_nbytes: int = 0
     stalls: list[tuple[int, int]] = field(default_factory=list)
 
-    def add_stall(self, began: int) -> None:
-        """Count the time since ``began``, by :func:`.chunk_times.now`, as a stall of the model."""
-        self.add_past_stall(began, chunk_times.now())
+    def add_stall(self, began_ns: int) -> None:
+        """Count the time since ``began_ns``, by :func:`.chunk_times.now`, as a stall."""
+        self.add_past_stall(began_ns, chunk_times.now())
 
-    def add_past_stall(self, began: int, ended: int) -> None:
-        """Count the time from ``began`` to ``ended``, likewise."""
-        self.stall_s += (ended - began) * 1e-9
+    def add_past_stall(self, began_ns: int, ended_ns: int) -> None:
+        """Count the time from ``began_ns`` to ``ended_ns``, likewise."""
+        self.stall_s += (ended_ns - began_ns) * 1e-9
         if len(self.stalls) < MOST_TIMED_CHUNKS:
-            self.stalls.append((began, ended))
+            self.stalls.append((began_ns, ended_ns))
 
     def add(self, more: StreamStats) -> None:
         """Add the counters of other streaming in the same phase."""

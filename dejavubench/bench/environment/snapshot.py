@@ -42,13 +42,15 @@ class Snapshot:
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def take(cls, cpus: Collection[int], pids: Collection[int], gpus: GpuReader | None) -> Snapshot:
+    def take(
+        cls, cpus: Collection[int], pids: Collection[int], gpu_reader: GpuReader | None
+    ) -> Snapshot:
         """Read all counters.
 
         Args:
             cpus: processors whose time is read.
             pids: processes of the job on this machine; none: their time cannot be told apart.
-            gpus: reads the GPUs of the host's ranks, where it can.
+            gpu_reader: reads the GPUs of the host's ranks, where it can.
         """
         began_s = time.perf_counter()
         unread_reasons: dict[str, str] = {}
@@ -61,7 +63,7 @@ class Snapshot:
                 return None
 
         # GPUs first: the driver takes milliseconds, during which the other counters would age.
-        readings = {} if gpus is None else gpus.read()
+        readings = {} if gpu_reader is None else gpu_reader.read()
         for reading in readings.values():
             unread_reasons |= {
                 f"GPU {subject}": reason for subject, reason in reading.unreadable.items()

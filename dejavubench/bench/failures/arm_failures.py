@@ -51,14 +51,14 @@ class ArmFailures:
     def __init__(self, world: MPI.Intracomm, on_failure: Callable[[Arm, int, str], None]) -> None:
         self._world = world
         self._on_failure = on_failure
-        self.names: set[str] = set()
+        self.failed_names: set[str] = set()
 
-    def left(self, arms: Iterable[Arm]) -> list[Arm]:
+    def working_arms(self, arms: Iterable[Arm]) -> list[Arm]:
         """Return the arms that have not failed."""
-        return [arm for arm in arms if arm.name not in self.names]
+        return [arm for arm in arms if arm.name not in self.failed_names]
 
-    def fails(self, arm: Arm, problem: str | None) -> bool:
-        """Return whether the arm fails on this rank or another. Collective for arms on disk.
+    def agree_on_failure(self, arm: Arm, problem: str | None) -> bool:
+        """Note a failure on any rank; return whether there is one. Collective for arms on disk.
 
         Args:
             problem: why it fails on this rank, if it does.
@@ -67,16 +67,16 @@ class ArmFailures:
             return False
         # The slowest rank may still wait for its disk: ranks meet asleep, as allgather would spin.
         sleeping_barrier(self._world, "agreement")
-        return self.settle(arm, self._world.allgather(problem))
+        return self.note_first_failure(arm, self._world.allgather(problem))
 
-    def settle(self, arm: Arm, problems: list[str | None]) -> bool:
-        """Return whether the arm fails, where every rank's problem is known by now."""
+    def note_first_failure(self, arm: Arm, problems: list[str | None]) -> bool:
+        """Note the first of the problems of all ranks; return whether there is one."""
         # The lowest rank speaks for all, so that every rank reports the same failure.
         first_failure = next(
             ((rank, reason) for rank, reason in enumerate(problems) if reason is not None), None
         )
         if first_failure is None:
             return False
-        self.names.add(arm.name)
+        self.failed_names.add(arm.name)
         self._on_failure(arm, *first_failure)
         return True

@@ -84,7 +84,7 @@ class Source:
         steps.thorough = False
         return clocks
 
-    def streams(self, arm: Arm, level_name: str | None) -> list[MicrobatchStream]:
+    def microbatch_streams(self, arm: Arm, level_name: str | None) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
         if level_name is None:
             return self.silent()
@@ -96,7 +96,7 @@ class Source:
 
     def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill everything that the arm writes to with a pattern, outside the clock."""
-        streams = self.streams(arm, level_name)
+        streams = self.microbatch_streams(arm, level_name)
         for cache in self.caches:
             cache.fill(pattern)
         # The streams begin before the fill: a destination has its buffers from then on.

@@ -184,7 +184,7 @@ class SourceDestinations:
             # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
             destination = self._open_destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
-            streamer = self._staging.streamer(destination, holds_failure)
+            streamer = self._staging.make_streamer(destination, holds_failure)
             self._open_destinations[arm.opens] = OpenDestination(streamer)
         return self._open_destinations[arm.opens]
 

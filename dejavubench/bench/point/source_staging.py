@@ -42,7 +42,7 @@ class SourceStaging:
         """The way that chunks of each kind leave the device, as calibrated; empty on a CPU."""
         return {} if self._on_device is None else self._on_device.ways
 
-    def streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
+    def make_streamer(self, destination: Destination, holds_failure: bool) -> Streamer:
         """Make the helper thread of a destination, with the staging that it needs."""
         is_timed = self._is_timed
         # Chunks that leave from device memory are packed there, and no host slot is needed.

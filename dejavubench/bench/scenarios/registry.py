@@ -40,11 +40,11 @@ class Scenarios:
     """This rank's parts of the scenarios at one point, each made when an arm first needs it.
 
     Args:
-        make: makes this rank's part in a scenario of this kind.
+        make_part: makes this rank's part in a scenario of this kind.
     """
 
-    def __init__(self, make: Callable[[ScenarioKind], ScenarioPart]) -> None:
-        self._make_part = make
+    def __init__(self, make_part: Callable[[ScenarioKind], ScenarioPart]) -> None:
+        self._make_part = make_part
         self._parts: dict[Scenario, ScenarioPart] = {}
 
     def part_of(self, arm: Arm) -> ScenarioPart:

@@ -28,13 +28,13 @@ class SourceIteration:
 
     Attributes:
         makespan_ms: time from the first submission to the last drain.
-        cpu_s: CPU seconds of the model, per microbatch.
+        model_cpu_s: CPU seconds of the model, per microbatch.
         helper_cpu_s: CPU seconds of the helper threads, per microbatch.
     """
 
     clocks: list[MicrobatchClock]
     makespan_ms: float
-    cpu_s: float
+    model_cpu_s: float
     helper_cpu_s: float
 
 
@@ -83,7 +83,7 @@ def record_iteration(
             microbatch_index,
             clock,
             stream,
-            source_iteration.cpu_s,
+            source_iteration.model_cpu_s,
             source_iteration.helper_cpu_s,
         )
         for microbatch_index, (clock, stream) in enumerate(zip(clocks, streams, strict=True))
@@ -114,7 +114,7 @@ class StreamingSource(ScenarioPart):
 
     def streams(self, arm: Arm) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight."""
-        return self.source.streams(arm, arm.level)
+        return self.source.microbatch_streams(arm, arm.level)
 
     def helper_seconds(self, arm: Arm) -> Callable[[], float]:
         """Return a clock of the CPU seconds of the thread that streams."""
