@@ -13,7 +13,7 @@ from dejavubench.cli import host_checks
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
-from dejavubench.machine.launcher import launched_rank, launched_ranks
+from dejavubench.machine.launcher import launched_rank, launched_rank_count
 from dejavubench.machine.mpi_library import ends_at_start
 from dejavubench.machine.shared_memory import say_shortage
 from dejavubench.transports.registry import problem_of
@@ -125,7 +125,7 @@ def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> Non
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
-    started_ranks = launched_ranks()
+    started_ranks = launched_rank_count()
     name, version = vendor
     if started_ranks is not None and started_ranks > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"

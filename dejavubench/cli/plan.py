@@ -70,10 +70,10 @@ def plan(
             "--latency needs --link, the rate of each link. Add it, such as --link 25GB/s"
         )
     traffic = _make_traffic(_choose_spec(spec, ckpt_path), requests, sizes)
-    if style == "json" and traffic.total.region_pairs > MOST_REGION_PAIRS:
+    if style == "json" and traffic.total.region_pair_count > MOST_REGION_PAIRS:
         raise BadInput(
             f"--format json lists at most {MOST_REGION_PAIRS:,} region pairs, and this plan has "
-            f"{traffic.total.region_pairs:,}. Use another format, which sums them up"
+            f"{traffic.total.region_pair_count:,}. Use another format, which sums them up"
         )
     link = None if rate is None else LinkSpec(rate, latency or 0.0)
     report = plan_report.PlanReport(PlanRows(traffic, link))

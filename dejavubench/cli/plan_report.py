@@ -69,7 +69,7 @@ class PlanReport:
         sender, receiver = traffic.busiest_source, traffic.busiest_sink
         text = (
             f"total: {format_nbytes(total.total_nbytes)} in "
-            f"{format_count_of(total.region_pairs, 'region pair')}; "
+            f"{format_count_of(total.region_pair_count, 'region pair')}; "
             f"busiest: source {sender} sends {format_nbytes(traffic.sent[sender].total_nbytes)}, "
             f"sink {receiver} receives {format_nbytes(traffic.received[receiver].total_nbytes)}"
         )

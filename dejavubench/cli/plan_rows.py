@@ -21,7 +21,7 @@ PHASES = ("prompt", "token", "total")
 """Phases that have columns of their own."""
 
 COLUMNS = {
-    "region_pairs": "transfers",
+    "region_pair_count": "transfers",
     "prompt_nbytes": "prompt_nbytes",
     "token_nbytes": "token_nbytes",
     "total_nbytes": "total_nbytes",

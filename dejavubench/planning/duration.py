@@ -68,16 +68,17 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     batch = point.ubatch_size
     # Positions that a decode step attends to, on average.
     attended_positions = point.input_len + point.output_len // 2
-    layers, head = spec.layer_weights, spec.head_weights
+    layer_weights, head_weights = spec.layer_weights, spec.head_weights
     # A CPU that multiplies a half type does so twice as fast.
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * threads * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
     attention_flop = 2 * spec.layer_num * spec.hidden
-    prompt_flop = 2 * batch * (point.input_len * layers + head)
+    prompt_flop = 2 * batch * (point.input_len * layer_weights + head_weights)
     prompt_flop += attention_flop * batch * point.input_len**2
-    token_flop = 2 * batch * (layers + head + attention_flop * attended_positions)
-    read_nbytes = (layers + head) * point.itemsize + batch * attended_positions * point.token_nbytes
+    token_flop = 2 * batch * (layer_weights + head_weights + attention_flop * attended_positions)
+    weights_nbytes = (layer_weights + head_weights) * point.itemsize
+    read_nbytes = weights_nbytes + batch * attended_positions * point.token_nbytes
     return prompt_flop / matmul, max(token_flop / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
 
 
@@ -94,16 +95,16 @@ def naive_seconds(point: Point, arm: Arm) -> float:
             prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
         )
 
-    copies = extents(point.input_len)
-    copies += sum(count * extents(tokens) for tokens, count in point.flush_groups)
-    flushes = 1 + sum(count for _, count in point.flush_groups)
-    waits = destination.waits_for_storage(arm.durability)
+    copy_count = extents(point.input_len)
+    copy_count += sum(count * extents(tokens) for tokens, count in point.flush_groups)
+    flush_count = 1 + sum(count for _, count in point.flush_groups)
+    is_on_storage = destination.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
         # On storage the sync of each extent is the wait; the copy before it hardly counts.
-        seconds_per_copy = destination.sync_s if waits else destination.copy_s
-        return copies * seconds_per_copy
-    return copies * destination.copy_s / BATCHED_SPEEDUP + (
-        flushes * destination.sync_s if waits else 0.0
+        seconds_per_copy = destination.sync_s if is_on_storage else destination.copy_s
+        return copy_count * seconds_per_copy
+    return copy_count * destination.copy_s / BATCHED_SPEEDUP + (
+        flush_count * destination.sync_s if is_on_storage else 0.0
     )
 
 

@@ -68,11 +68,11 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     )
 
 
-def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
+def sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
     """Return the staging memory of a sink at a point.
 
     Args:
-        streams: how many streams arrive.
+        stream_count: how many streams arrive.
     """
     on_cuda = plan.experiment.device == "cuda"
     remote_entries = [
@@ -80,7 +80,7 @@ def sink_staging(plan: Plan, point: Point, streams: int) -> Staging:
     ]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)
-    slots_nbytes = streams * slot_nbytes(point)
+    slots_nbytes = stream_count * slot_nbytes(point)
     # Chunks that come in host memory go on to the sink's model through one slot on its GPU.
     uploads = on_cuda and on_host and point.handed_over is not None
     return Staging(

@@ -43,8 +43,8 @@ class Volume:
     """Bytes, extents and region pairs that move.
 
     Attributes:
-        region_pairs: number of pairs of a source's region and the sink's region that it fills. Each
-            step moves one position of every pair.
+        region_pair_count: number of pairs of a source's region and the sink's region that it fills.
+            Each step moves one position of every pair.
         prompt_nbytes, token_nbytes, total_nbytes: bytes of the prompt, of one position of all
             requests, and of all positions.
         prompt_extents, token_extents: pieces of the prompt, and of one position of all requests,
@@ -52,7 +52,7 @@ class Volume:
         flush_nbytes, flush_extents: bytes and pieces of the tokens that move as one.
     """
 
-    region_pairs: int = 0
+    region_pair_count: int = 0
     prompt_nbytes: int = 0
     token_nbytes: int = 0
     total_nbytes: int = 0
@@ -249,7 +249,7 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
     # Equal at every position, so the first one stands for all.
     token_nbytes = source_cache.region_nbytes(_at_positions(pair.source_region, Span(0, 1)))
     return Volume(
-        region_pairs=1,
+        region_pair_count=1,
         prompt_nbytes=point.input_len * token_nbytes,
         token_nbytes=token_nbytes,
         total_nbytes=point.written_positions * token_nbytes,

@@ -114,7 +114,7 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[in
         list(pairs.pairs) for pairs in expected
     ]
     assert [flow.region for flow in traffic.flows] == [pairs.region for pairs in expected]
-    assert traffic.total.region_pairs == sum(len(pairs.pairs) for pairs in expected)
+    assert traffic.total.region_pair_count == sum(len(pairs.pairs) for pairs in expected)
     traffic_of_half = traffic_between(sources, sinks, 12).total
     assert traffic.total == traffic_of_half.times(2)
 

@@ -43,7 +43,7 @@ def test_both_sides_add_up_to_the_whole() -> None:
         assert sum(side.values(), Volume()) == traffic.total
     # Pairs of microbatches with requests in common: (0, 0), (1, 0), (1, 1), (2, 1); pairs of
     # workers: 2 × 2 + 2 × 1.
-    assert traffic.total.region_pairs == 4 * 6
+    assert traffic.total.region_pair_count == 4 * 6
     assert traffic.peers_of_sources == {0: 2, 1: 2, 2: 1, 3: 1}
     assert traffic.peers_of_sinks == {0: 2, 1: 4}
 
