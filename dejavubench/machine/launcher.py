@@ -90,7 +90,7 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     return _read_number(environment, RANK_VARIABLES)
 
 
-def launched_ranks(environment: Mapping[str, str] = os.environ) -> int | None:
+def launched_rank_count(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of ranks of the job; None if the launcher does not say."""
     return _read_number(
         environment,
@@ -119,7 +119,7 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     return _read_number(environment, LOCAL_RANK_VARIABLES) or 0
 
 
-def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
+def local_rank_count(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this host; 1 if the launcher does not say."""
     return _read_number(environment, LOCAL_RANK_COUNT_VARIABLES) or 1
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
+from dejavubench.machine.launcher import Launcher, launched_rank_count, launcher_of
 from dejavubench.machine.probe_process import ProbeError, probe
 
 PROBE_MODULE = "dejavubench.machine.mpi_probe"
@@ -60,7 +60,7 @@ def foreign_library(environment: Mapping[str, str] = os.environ) -> ForeignLibra
         name=library["name"],
         version=library["version"],
         launcher=launcher,
-        started=launched_ranks(environment),
+        started=launched_rank_count(environment),
     )
 
 

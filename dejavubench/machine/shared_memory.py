@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, local_rank, local_ranks
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, local_rank, local_rank_count
 
 SHARED_MEMORY_FOLDER = Path("/dev/shm")
 """Folder of POSIX shared memory."""
@@ -45,7 +45,7 @@ def free_and_needed(
         room = os.statvfs(folder)
     except OSError:
         return 0.0, 0.0  # an MPI that needs the folder will say so
-    return room.f_bavail * room.f_frsize, local_ranks(environment) * NEEDED_NBYTES_PER_RANK
+    return room.f_bavail * room.f_frsize, local_rank_count(environment) * NEEDED_NBYTES_PER_RANK
 
 
 def say_shortage(

@@ -279,11 +279,11 @@ def test_the_comment_of_every_config_starts_as_many_ranks_as_it_needs(
     _have_gpus_of(path, monkeypatch)
     (command,) = re.findall(r"^#   (.*dejavubench run .*)$", path.read_text(), re.MULTILINE)
     launcher, _, arguments = command.partition("dejavubench ")
-    launched_ranks = int(launcher.split()[2]) if launcher else 1
-    assert launcher.startswith(f"mpirun -n {launched_ranks} ") or not launcher
+    launched_rank_count = int(launcher.split()[2]) if launcher else 1
+    assert launcher.startswith(f"mpirun -n {launched_rank_count} ") or not launcher
     assert f" {path.relative_to(ROOT).as_posix()}" in command
     dry_run = call(*shlex.split(arguments), "--dry-run")
-    assert f"\nRanks    {launched_ranks} " in dry_run.stdout
+    assert f"\nRanks    {launched_rank_count} " in dry_run.stdout
 
 
 def test_a_dry_run_shows_what_skipped_points_need() -> None:

@@ -150,7 +150,7 @@ def _make_change(
         return Change(math.expm1(log), nan, nan, round_count, confidence)
     tail = (1 - confidence) / 2
     quantiles = np.array(
-        [np.quantile(resample(blocks), [tail, 1 - tail]) for blocks in (False, True)]
+        [np.quantile(resample(in_blocks), [tail, 1 - tail]) for in_blocks in (False, True)]
     )
     # The wider of both: blocks of alternating rounds look too steady, drifting single rounds too.
     low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
@@ -177,9 +177,9 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
     return float(sample.sorted_logs[index]), float(sample.sorted_logs[round_count - 1 - index])
 
 
-def _resample(sample: RoundSample, blocks: bool, seed: int, confidence: float) -> np.ndarray:
+def _resample(sample: RoundSample, in_blocks: bool, seed: int, confidence: float) -> np.ndarray:
     """Return the statistic of random draws of rounds, one by one or in blocks."""
-    block_rounds = block_length(sample.rounds) if blocks else 1
+    block_rounds = block_length(sample.rounds) if in_blocks else 1
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(seed)
     resamples = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))

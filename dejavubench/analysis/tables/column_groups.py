@@ -29,19 +29,19 @@ def make_times(
     token: Spread,
     total: Spread,
     sample_count: int,
-    warmups: int,
+    warmup_count: int,
     drain: float | None,
 ) -> Times:
     """Return the columns of times, in milliseconds.
 
     Args:
         sample_count: number of rounds that count.
-        warmups: iterations before them, which do not count.
+        warmup_count: iterations before them, which do not count.
         drain: median of the drain; None if the arm does not stream.
     """
     return Times(
         samples=sample_count,
-        warmups=warmups,
+        warmups=warmup_count,
         prompt_ms=prompt.middle,
         prompt_low_ms=prompt.low,
         prompt_high_ms=prompt.high,

@@ -43,9 +43,11 @@ def judge_gpus(host: HostFacts) -> Iterator[Finding]:
             f"{count} × {name}, {format_binary_nbytes(nbytes)}"
             for (name, nbytes), count in counts.items()
         )
-        ranks = len(host.ranks)
+        rank_count = len(host.ranks)
         count = len(facts.gpus)
-        yield ok(models_text + (f"; {ranks} ranks share {count}" if ranks > count else ""))
+        yield ok(
+            models_text + (f"; {rank_count} ranks share {count}" if rank_count > count else "")
+        )
 
 
 def judge_driver(host: HostFacts) -> Iterator[Finding]:
@@ -160,13 +162,13 @@ def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
 def judge_mps(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ranks that share a GPU may compute at the same time."""
     facts = host.gpus
-    ranks = len(host.ranks)
+    rank_count = len(host.ranks)
     if not facts.gpus:
         return
     # Without the service, kernels of two processes never overlap: they take turns.
     runs = "runs" if facts.mps else "does not run"
-    if ranks > len(facts.gpus) and not facts.mps:
-        sharing = f"{format_count_of(ranks, 'rank')} would take turns on {len(facts.gpus)}"
+    if rank_count > len(facts.gpus) and not facts.mps:
+        sharing = f"{format_count_of(rank_count, 'rank')} would take turns on {len(facts.gpus)}"
         yield warn(f"{runs}: {sharing}", "Start it: nvidia-cuda-mps-control -d.")
     else:
         yield ok(runs)

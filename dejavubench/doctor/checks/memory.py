@@ -22,7 +22,7 @@ NCCL_SHM_NBYTES = 512 << 20
 def judge_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the host's free memory suffices for its ranks."""
     facts = host.memory
-    ranks = len(host.ranks)
+    rank_count = len(host.ranks)
     limit = ""
     if facts.group_room is not None:
         limit = f"; the control group leaves {format_binary_nbytes(facts.group_room)}"
@@ -31,9 +31,9 @@ def judge_memory(host: HostFacts) -> Iterator[Finding]:
         f"{format_binary_nbytes(facts.total)}{limit}"
     )
     advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
-    if facts.available < ranks * LEAST_NBYTES_PER_RANK:
-        yield bad(f"{reading}: too little to start {ranks} ranks", advice)
-    elif facts.available < ranks * SMALL_NBYTES_PER_RANK:
+    if facts.available < rank_count * LEAST_NBYTES_PER_RANK:
+        yield bad(f"{reading}: too little to start {rank_count} ranks", advice)
+    elif facts.available < rank_count * SMALL_NBYTES_PER_RANK:
         yield warn(f"{reading}: room for small models only", advice)
     else:
         yield ok(reading)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dejavubench import __version__
-from dejavubench.machine.launcher import Launcher, launched_ranks, launcher_of
+from dejavubench.machine.launcher import Launcher, launched_rank_count, launcher_of
 from dejavubench.machine.mpi_library import foreign_library
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -62,7 +62,7 @@ def without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MP
     return MPIFacts(
         problem=problem,
         launcher=launcher_of(environment),
-        started=launched_ranks(environment),
+        started=launched_rank_count(environment),
     )
 
 
@@ -95,7 +95,7 @@ def read_mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
         device=" ".join(device.partition(":")[2].split()),
         size=MPI.COMM_WORLD.size,
         launcher=launcher_of(environment),
-        started=launched_ranks(environment),
+        started=launched_rank_count(environment),
         thread_level=MPI.Query_thread(),
     )
 
