@@ -55,7 +55,7 @@ class Iterations:
         self._point = point
         self._scenarios = scenarios
         self._progress_bar = progress_bar
-        self._count = {arm.name: start.iteration for arm in context.arms}
+        self._next_iterations = {arm.name: start.iteration for arm in context.arms}
 
     def run(self, arm: Arm, round_number: int | None, place_in_round: int) -> None:
         """Run one iteration, unless the arm has failed before.
@@ -80,7 +80,7 @@ class Iterations:
             scenario.run(arm, lambda phase: self.mark(phase, arm))
         if self.agree_on_failure(arm):  # its times are those of a request that stopped streaming
             return
-        iteration = self._count[arm.name]
+        iteration = self._next_iterations[arm.name]
         # From here on the clock has stopped: records, comparison and text cost the arm nothing.
         iteration_id = IterationId(
             point=self._point.id, arm=arm.name, iteration=iteration, round=round_number
@@ -96,14 +96,14 @@ class Iterations:
             # Written only after verification: the times of wrong bytes are not reported.
             assert recorded_iteration.total_ms is not None
             self._recorder.text(recorded_iteration.microbatches, recorded_iteration.total_ms)
-        self._count[arm.name] += 1
+        self._next_iterations[arm.name] += 1
         self._advance_progress_bar(arm, round_number, recorded_iteration.note)
 
     def mark(self, phase: str, arm: Arm | None = None) -> None:
         """Record that a phase begins."""
         details: dict[str, str | int] = {}
         if arm is not None:
-            details = {"arm": arm.name, "iteration": self._count[arm.name]}
+            details = {"arm": arm.name, "iteration": self._next_iterations[arm.name]}
         self._recorder.phase(phase, point=self._point.id, **details)
 
     def wait_for_ranks(self, phase: str) -> None:
@@ -136,7 +136,7 @@ class Iterations:
         # poison a sum. Neither 5 nor 3 shares a factor with 46 (0x2E): an arm gets a byte again
         # after 46 iterations, and up to 19 arms have different bytes in one iteration and the next.
         # So a byte that another arm or iteration has left is not taken for this one's pattern.
-        return 0x11 + (5 * arm_index + 3 * self._count[arm.name]) % 0x2E
+        return 0x11 + (5 * arm_index + 3 * self._next_iterations[arm.name]) % 0x2E
 
     def _note_failure(self, arm: Arm, rank: int, reason: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""
@@ -146,7 +146,7 @@ class Iterations:
                 records.ArmFailure(
                     point=self._point.id,
                     arm=arm.name,
-                    iteration=self._count[arm.name],
+                    iteration=self._next_iterations[arm.name],
                     phase=self._recorder.phase_name,
                     rank=rank,
                     error=reason,
@@ -206,10 +206,12 @@ class Iterations:
             if difference
         ]
         if self._rank == 0:
-            answers = [is_equal for _, is_equal, _ in findings if is_equal is not None]
-            self._record_verification(arm, differences, all(answers) if answers else None)
+            token_outcomes = [is_equal for _, is_equal, _ in findings if is_equal is not None]
+            self._record_verification(
+                arm, differences, all(token_outcomes) if token_outcomes else None
+            )
         if differences:
-            iteration = self._count[arm.name]
+            iteration = self._next_iterations[arm.name]
             raise VerificationError(
                 f"{self._point.id} {arm.name}, iteration {iteration}: {differences[0]}"
             )
@@ -224,7 +226,7 @@ class Iterations:
             records.Verification(
                 point=self._point.id,
                 arm=arm.name,
-                iteration=self._count[arm.name],
+                iteration=self._next_iterations[arm.name],
                 ok=not differences,
                 nbytes=0 if arm.level is None else streamed_nbytes,
                 tokens_equal=tokens_equal,

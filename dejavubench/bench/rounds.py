@@ -60,7 +60,7 @@ class Rounds:
         )
 
     @property
-    def failed(self) -> set[str]:
+    def failed_arm_names(self) -> set[str]:
         """The names of the arms that have failed."""
         return self._iterations.failures.failed_names
 
@@ -96,39 +96,39 @@ class Rounds:
                 self._iterations.run(arms[arm_index], None, place_in_round)
 
     def _measure_rounds(self, half_width: HalfWidth | None) -> None:
-        """Run rounds until :meth:`_is_finished`; ceilings follow the first ones."""
+        """Run rounds until :meth:`_agree_on_end`; ceilings follow the first ones."""
         # A failed arm keeps its place in the orders: every rank skips it.
         arms = self._context.arms
         time_left = self._progress_bar.time_left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
         arm_orders = orders(len(arms), self._seed + 1)
         began_s = time.monotonic()
-        measured_rounds = 0
+        measured_round_count = 0
         time_left.begin_rounds()
-        while not self._is_finished(measured_rounds, time.monotonic() - began_s, half_width):
+        while not self._agree_on_end(measured_round_count, time.monotonic() - began_s, half_width):
             for place_in_round, arm_index in enumerate(next(arm_orders)):
                 self._iterations.run(
-                    arms[arm_index], self._start.round + measured_rounds, place_in_round
+                    arms[arm_index], self._start.round + measured_round_count, place_in_round
                 )
             time_left.end_round()
-            self._ceiling_rounds.measure_after(measured_rounds)
+            self._ceiling_rounds.measure_after(measured_round_count)
             time_left.end_ceilings()
-            measured_rounds += 1
+            measured_round_count += 1
 
-    def _is_finished(
-        self, measured_rounds: int, elapsed_s: float, half_width: HalfWidth | None
+    def _agree_on_end(
+        self, measured_round_count: int, elapsed_s: float, half_width: HalfWidth | None
     ) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.working_arms(arms):
             return True
         if half_width is None or experiment.precision is None:
-            return measured_rounds >= self._start.rounds
+            return measured_round_count >= self._start.rounds
         width = None
-        if measured_rounds and self._context.rank == 0:
-            width = half_width(self._iterations.completed, self.failed)
+        if measured_round_count and self._context.rank == 0:
+            width = half_width(self._iterations.completed, self.failed_arm_names)
             self._progress_bar.time_left.reach(width)
-        if measured_rounds < self._start.rounds:
+        if measured_round_count < self._start.rounds:
             return False
         # Each rank has its own clock, so rank 0 decides and tells the others.
         is_over = elapsed_s > experiment.max_time or (

@@ -106,7 +106,7 @@ def _measure_all(
                 progress_bar.say(f"dejavubench: verification failed: {error}")
                 rounds.close()
                 return False
-            all_verified = all_verified and not rounds.failed
+            all_verified = all_verified and not rounds.failed_arm_names
             rounds.close()
             del rounds  # else its caches would live until the next point's are made
             give_memory_back()

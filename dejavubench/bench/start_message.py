@@ -40,8 +40,8 @@ def progress_bar_of(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
     works = [
         PointWork(
             size=_estimate_seconds(point, experiment.device),
-            rounds=point_rounds,
-            ceilings=rounds_with_ceilings(point_index),
+            round_count=point_rounds,
+            ceiling_count=rounds_with_ceilings(point_index),
         )
         for point_index, (point, point_rounds) in enumerate(zip(points, rounds, strict=True))
     ]

@@ -27,7 +27,7 @@ from dejavubench.records.names import tokens_file
 from dejavubench.records.reading import largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import (
     arms_of,
-    find_requested_rounds,
+    find_requested_round_count,
     join_sessions,
     missing_rounds,
     trim_sessions,
@@ -154,7 +154,7 @@ def _rounds_of_points(sessions: Sequence[Run], only_points: Sequence[str] | None
     trimmed_sessions = trim_sessions(sessions)
     return {
         point.id: max(
-            find_requested_rounds(sessions, point.id),
+            find_requested_round_count(sessions, point.id),
             # With --precision a point may have more rounds than were asked for.
             len(whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
         )

@@ -150,7 +150,7 @@ class CacheReceiver:
     Attributes:
         slots: the staging; the owner may overwrite it before :meth:`begin`.
         stream: the stream that is received.
-        left: chunks of the microbatch that have not arrived.
+        missing_count: chunks of the microbatch that have not arrived.
         nbytes, messages: counters of what has arrived since :meth:`begin`.
         arrivals: times of each chunk since then, of at most
             :data:`~.chunk_times.MOST_TIMED_CHUNKS` chunks.
@@ -190,7 +190,7 @@ class CacheReceiver:
         self._chunks: Iterator[Chunk] = iter(())
         self._pending_chunks: deque[_PendingChunk] = deque()
         self._pending_uploads: deque[_PendingUpload] = deque()  # of arrived chunks, oldest first
-        self.left = 0
+        self.missing_count = 0
         self.nbytes = 0
         self.messages = 0
 
@@ -215,7 +215,7 @@ class CacheReceiver:
             # and the slots comes first.
             torch.cuda.synchronize(self._cache.k.device)
         self._chunks = iter(self._all_chunks)
-        self.left = len(self._all_chunks)
+        self.missing_count = len(self._all_chunks)
         self.nbytes = 0
         self.messages = 0
         self.arrivals = []
@@ -228,7 +228,7 @@ class CacheReceiver:
     @property
     def done(self) -> bool:
         """Whether all chunks of the microbatch are in their place."""
-        return self.left == 0
+        return self.missing_count == 0
 
     @property
     def is_waited_for(self) -> bool:
@@ -240,7 +240,7 @@ class CacheReceiver:
         """The chunk that is waited for, in words."""
         total = len(self._all_chunks)
         return (
-            f"chunk {total - self.left} of {total} of stream {self.stream.id} "
+            f"chunk {total - self.missing_count} of {total} of stream {self.stream.id} "
             f"from rank {self.stream.peer}"
         )
 
@@ -275,17 +275,17 @@ class CacheReceiver:
         if chunk is not None:
             packed = slot[: chunk.nbytes]
             scatter = self._scatters[chunk.index]
-            request = self._endpoint.receive(self.stream, packed, scatter)
-            self._pending_chunks.append(_PendingChunk(request, chunk, slot, 1))
+            pending_receive = self._endpoint.receive(self.stream, packed, scatter)
+            self._pending_chunks.append(_PendingChunk(pending_receive, chunk, slot, 1))
 
     def _receive_extents(self, step_extents: StepExtents) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
             extents = step_extents.of_step(chunk.step)
-            request = self._endpoint.receive_extents(
+            pending_receive = self._endpoint.receive_extents(
                 self.stream, extents, self._level.each_complete
             )
-            self._pending_chunks.append(_PendingChunk(request, chunk, None, len(extents)))
+            self._pending_chunks.append(_PendingChunk(pending_receive, chunk, None, len(extents)))
 
     def _finish_chunk(self, arrived_chunk: _PendingChunk) -> None:
         """Acknowledge a chunk that is in its place, and ask for the next one into its slot."""
@@ -295,7 +295,7 @@ class CacheReceiver:
                 ChunkArrival(arrived_chunk.pending_receive.received, chunk_times.now())
             )
         progress.listener.count_progress()
-        self.left -= 1
+        self.missing_count -= 1
         self.nbytes += arrived_chunk.chunk.nbytes
         self.messages += arrived_chunk.messages
         if arrived_chunk.slot is not None:
@@ -320,7 +320,9 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
     while unfinished_receivers:
         model_waits = any(receiver.is_waited_for for receiver in unfinished_receivers)
         # A drain waits for the last chunk.
-        to_the_end = model_waits or any(receiver.left == 1 for receiver in unfinished_receivers)
+        to_the_end = model_waits or any(
+            receiver.missing_count == 1 for receiver in unfinished_receivers
+        )
         first_nap_s = 0.0
         naps = EAGER_NAPS if model_waits else LAZY_NAPS
         if beside_model and wait_s > SHORTEST_STEP_S and not to_the_end:

@@ -251,9 +251,9 @@ class StreamSchedule:
         if per_request <= self.slot_nbytes:
             requests_at_once = self.slot_nbytes // per_request
             return [replace(layer, requests=cut) for cut in layer.requests.cut(requests_at_once)]
-        positions = self.slot_nbytes // (per_request // layer.positions.size)
+        positions_at_once = self.slot_nbytes // (per_request // layer.positions.size)
         return [
             replace(layer, requests=request, positions=cut)
             for request in layer.requests.cut(1)
-            for cut in layer.positions.cut(positions)
+            for cut in layer.positions.cut(positions_at_once)
         ]

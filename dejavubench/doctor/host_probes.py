@@ -25,8 +25,8 @@ from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, traits_of
 def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
     """Return the first rank of each host."""
     first_by_host: dict[str, int] = {}
-    for rank in ranks:
-        first_by_host.setdefault(rank.host, rank.rank)
+    for rank_facts in ranks:
+        first_by_host.setdefault(rank_facts.host, rank_facts.rank)
     return first_by_host
 
 
@@ -61,11 +61,11 @@ def probe_folders(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], paths: Sequence[Path]
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
-    facts_of_rank = ranks[collectives.rank]
+    own_facts = ranks[collectives.rank]
     first_by_host = first_ranks(ranks)
     own_folders = (
         [read_folder_facts(path) for path in paths]
-        if first_by_host[facts_of_rank.host] == facts_of_rank.rank
+        if first_by_host[own_facts.host] == own_facts.rank
         else []
     )
     folders_of_ranks = collectives.allgather(own_folders, "folders")
@@ -75,17 +75,17 @@ def probe_folders(
     for rank, folders in enumerate(folders_of_ranks):
         for folder in folders:
             probers.setdefault(file_system(folder, ranks[rank].machine), rank)
-    speeds: dict[tuple[str, ...], FolderFacts] = {}
+    own_probes: dict[tuple[str, ...], FolderFacts] = {}
     for folder in own_folders:
-        key = file_system(folder, facts_of_rank.machine)
+        key = file_system(folder, own_facts.machine)
         # Several of this host's folders may lie on one file system: it is probed once.
-        if probers[key] == facts_of_rank.rank and key not in speeds:
-            speeds[key] = probe_folder(folder)
+        if probers[key] == own_facts.rank and key not in own_probes:
+            own_probes[key] = probe_folder(folder)
     facts_by_file_system: dict[tuple[str, ...], FolderFacts] = {}
-    for speeds_of_rank in collectives.allgather(speeds, "probes of file systems"):
-        facts_by_file_system |= speeds_of_rank
+    for probes_of_rank in collectives.allgather(own_probes, "probes of file systems"):
+        facts_by_file_system |= probes_of_rank
     probed_folders = [
-        (folder, facts_by_file_system[file_system(folder, facts_of_rank.machine)])
+        (folder, facts_by_file_system[file_system(folder, own_facts.machine)])
         for folder in own_folders
     ]
     return [with_speed(folder, probed_facts) for folder, probed_facts in probed_folders]
@@ -113,10 +113,10 @@ def probe_ports(
     collectives: BoundedCollectives, ranks: Sequence[RankFacts], requested_port: int
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
-    facts_of_rank = ranks[collectives.rank]
+    own_facts = ranks[collectives.rank]
     first_by_host = first_ranks(ranks)
     network = read_network_facts()
-    if first_by_host[facts_of_rank.host] != facts_of_rank.rank:
+    if first_by_host[own_facts.host] != own_facts.rank:
         # The same two collective steps as below, or the other ranks would wait for this one.
         collectives.allgather(([], Listening(requested_port, -1)), "ports")
         collectives.barrier("connections")
@@ -127,12 +127,10 @@ def probe_ports(
         checks: list[PortCheck] = []
         for host, rank in first_by_host.items():
             peer_addresses, peer = listeners_of_ranks[rank]
-            if facts_of_rank.rank == 0 and rank and peer.problem is None:
+            if own_facts.rank == 0 and rank and peer.problem is None:
                 problem = connection_problem(peer_addresses, peer.port)
                 checks.append(
-                    PortCheck(
-                        (0, rank), (facts_of_rank.host, host), requested_port, peer.port, problem
-                    )
+                    PortCheck((0, rank), (own_facts.host, host), requested_port, peer.port, problem)
                 )
         # Listeners stay open until rank 0's host has tried them all.
         collectives.barrier("connections")

@@ -62,14 +62,14 @@ class HostDemand:
         granted_cpus = self.quota if self.quota is not None and is_bounded else self.cores
         if self.threads <= granted_cpus and not self.crowded:
             return None
-        ranks = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
+        ranks_text = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
         threads_text = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
-        helpers = (
+        helpers_text = (
             f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside"
             if self.helpers
             else ""
         )
-        cores = f"{self.cores} core{'s' * (self.cores != 1)}"
+        cores_text = f"{self.cores} core{'s' * (self.cores != 1)}"
         quota_text = f"; the control group allows {self.quota:.3g} CPUs" if is_bounded else ""
         if self.threads <= granted_cpus:
             share = (
@@ -79,8 +79,8 @@ class HostDemand:
             )
             quota_text += f"; {share} more threads than cores of their own"
         return (
-            f"{ranks} {threads_text}{helpers}, for {cores}{quota_text}: threads have to wait, "
-            f"which slows what is measured"
+            f"{ranks_text} {threads_text}{helpers_text}, for {cores_text}{quota_text}: "
+            "threads have to wait, which slows what is measured"
         )
 
 

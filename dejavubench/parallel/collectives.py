@@ -29,9 +29,9 @@ def _bits(x: Tensor) -> np.ndarray:
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
-def _tag(microbatch: int, message: int) -> int:
+def _tag(microbatch: int, message_kind: int) -> int:
     # Two kinds of messages of one microbatch may be under way between the same two ranks.
-    return 2 * microbatch + message
+    return 2 * microbatch + message_kind
 
 
 class Collectives(Protocol):
@@ -121,8 +121,8 @@ class MPICollectives:
             )
         self.topology = topology
         self.spin = spin
-        self._tensor = sources.Split(color=topology.stage, key=topology.tensor_rank)
-        self._pipeline = sources.Split(color=topology.tensor_rank, key=topology.stage)
+        self._tensor_comm = sources.Split(color=topology.stage, key=topology.tensor_rank)
+        self._pipeline_comm = sources.Split(color=topology.tensor_rank, key=topology.stage)
         self._sends_under_way: list[tuple[MPI.Request, Tensor]] = []
 
     # ---- within a stage ----
@@ -138,9 +138,9 @@ class MPICollectives:
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
         with liveness.during(WAITING):
             if self.spin:
-                self._tensor.Allreduce(MPI.IN_PLACE, total.numpy())
+                self._tensor_comm.Allreduce(MPI.IN_PLACE, total.numpy())
             else:
-                wait_yielding(self._tensor.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
+                wait_yielding(self._tensor_comm.Iallreduce(MPI.IN_PLACE, total.numpy()).Test)
         return total.to(x.dtype)
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -151,9 +151,9 @@ class MPICollectives:
         all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
         with liveness.during(WAITING):
             if self.spin:
-                self._tensor.Allgather(_bits(own_part), _bits(all_parts))
+                self._tensor_comm.Allgather(_bits(own_part), _bits(all_parts))
             else:
-                wait_yielding(self._tensor.Iallgather(_bits(own_part), _bits(all_parts)).Test)
+                wait_yielding(self._tensor_comm.Iallgather(_bits(own_part), _bits(all_parts)).Test)
         return all_parts
 
     # ---- between stages: ranks of equal tensor rank ----
@@ -190,8 +190,8 @@ class MPICollectives:
     def close(self) -> None:
         """Finish, and free the communicators; collective."""
         self.finish()
-        self._tensor.Free()
-        self._pipeline.Free()
+        self._tensor_comm.Free()
+        self._pipeline_comm.Free()
 
     def _send(self, x: Tensor, stage: int, tag: int) -> None:
         # A buffer is kept until its message has been received.
@@ -201,15 +201,17 @@ class MPICollectives:
             if not request.Test()
         ]
         message = x.contiguous()
-        self._sends_under_way.append((self._pipeline.Isend(_bits(message), stage, tag), message))
+        self._sends_under_way.append(
+            (self._pipeline_comm.Isend(_bits(message), stage, tag), message)
+        )
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
         with liveness.during(WAITING):
             if self.spin:
-                self._pipeline.Recv(_bits(x), stage, tag)
+                self._pipeline_comm.Recv(_bits(x), stage, tag)
             else:
-                self._wait(self._pipeline.Irecv(_bits(x), stage, tag))
+                self._wait(self._pipeline_comm.Irecv(_bits(x), stage, tag))
         return x
 
     def _wait(self, request: MPI.Request) -> None:

@@ -193,12 +193,13 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
     repeats = 1 if requests % least_period else requests // least_period
     period = requests // repeats
     request_spans = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
-    pairs = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
-    if request_spans * pairs > MOST_REGION_PAIRS:
+    worker_pair_count = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
+    if request_spans * worker_pair_count > MOST_REGION_PAIRS:
         raise ValueError(
             f"microbatches of {source.microbatch_size} and {sink.microbatch_size} requests and "
-            f"{format_count_of(pairs, 'pair')} of workers make {request_spans * pairs:,} different "
-            f"region pairs; at most {MOST_REGION_PAIRS:,} are planned"
+            f"{format_count_of(worker_pair_count, 'pair')} of workers make "
+            f"{request_spans * worker_pair_count:,} different region pairs; at most "
+            f"{MOST_REGION_PAIRS:,} are planned"
         )
     whole_region = Region(
         Span(0, source.layer_cuts[-1]),

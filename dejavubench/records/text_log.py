@@ -116,21 +116,21 @@ class TextLog:
 
     Attributes:
         entries: complete records, in the order of the file.
-        heads: beginnings of records without the rest.
-        tails: ends of records without the rest.
-        torn_line: number of the first such piece.
+        head_count: beginnings of records without the rest.
+        tail_count: ends of records without the rest.
+        torn_line_number: number of the first such piece.
     """
 
     path: Path
     entries: list[LogEntry] = field(default_factory=list)
-    heads: int = 0
-    tails: int = 0
-    torn_line: int = 0
+    head_count: int = 0
+    tail_count: int = 0
+    torn_line_number: int = 0
 
     @property
     def lost(self) -> int:
         """Number of unreadable records: a torn one has left both its ends, or one of them."""
-        return max(self.heads, self.tails)
+        return max(self.head_count, self.tail_count)
 
     @functools.cached_property
     def ranks(self) -> dict[int, RankTimes]:
@@ -167,7 +167,7 @@ class TextLog:
         if self.lost:
             notes.append(
                 f"LOST: {count_or_no(self.lost, '[BENCHMARK] record')}, torn or empty, the first "
-                f"in line {self.torn_line}; samples are missing"
+                f"in line {self.torn_line_number}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if only_rank is None or rank == only_rank:
@@ -177,17 +177,21 @@ class TextLog:
 
 def _find_gaps(times: RankTimes) -> Iterator[str]:
     """Yield the signs that lines of a rank are missing."""
-    prompts, all_tokens, totals = len(times.prompts), len(times.all_tokens), len(times.totals)
-    if (prompts and all_tokens and prompts != all_tokens) or (
-        prompts and totals and prompts % totals
+    prompt_count, token_count, total_count = (
+        len(times.prompts),
+        len(times.all_tokens),
+        len(times.totals),
+    )
+    if (prompt_count and token_count and prompt_count != token_count) or (
+        prompt_count and total_count and prompt_count % total_count
     ):
         yield (
-            f"{count_or_no(prompts, 'PROMPT line')}, "
-            f"{count_or_no(all_tokens, 'ALL-TOKEN line')} and "
-            f"{count_or_no(totals, 'TOTAL line')} do not belong together; some are missing"
+            f"{count_or_no(prompt_count, 'PROMPT line')}, "
+            f"{count_or_no(token_count, 'ALL-TOKEN line')} and "
+            f"{count_or_no(total_count, 'TOTAL line')} do not belong together; some are missing"
         )
     # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
-    if prompts == all_tokens == totals:
+    if prompt_count == token_count == total_count:
         sums = map(sum, zip(times.prompts, times.all_tokens, strict=True))
         iterations = zip(times.numbers, sums, times.totals, strict=True)
         if short_iterations := [
@@ -205,7 +209,7 @@ def _find_gaps(times: RankTimes) -> Iterator[str]:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
     if times.cut:
         yield f"{count_or_no(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
-    if times.numbers != list(range(totals)):
+    if times.numbers != list(range(total_count)):
         yield (
             "its TOTAL lines are not those of iterations 0, 1, 2 …; lines are missing, or the file "
             "holds several logs"
@@ -231,7 +235,7 @@ def read_log(path: Path) -> TextLog:
         raise TextLogError(f"{path} is empty. {GIVE_A_LOG}")
     if not log.entries:
         torn_text = (
-            f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line} on"
+            f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line_number} on"
             if log.lost
             else ""
         )
@@ -266,16 +270,16 @@ def _read_line(log: TextLog, line_number: int, line: str) -> None:
         # A piece that begins a record lost its end; what is before the first beginning lost its
         # begin.
         text_before, *torn_records = TORN_HEAD.split(text)
-        tails = int(TORN_TAIL.search(text_before) is not None)
-        if torn_records or tails:
-            log.torn_line = log.torn_line or line_number
-        log.heads += len(torn_records)
-        log.tails += tails
+        tail_count = int(TORN_TAIL.search(text_before) is not None)
+        if torn_records or tail_count:
+            log.torn_line_number = log.torn_line_number or line_number
+        log.head_count += len(torn_records)
+        log.tail_count += tail_count
 
 
-def _parse_time(text: str, path: Path, line: int) -> float:
+def _parse_time(text: str, path: Path, line_number: int) -> float:
     if TIME_TEXT.fullmatch(text) is None or not math.isfinite(float(text)):
-        raise TextLogError(f"{path}:{line}: {text!r} is not a time in ms")
+        raise TextLogError(f"{path}:{line_number}: {text!r} is not a time in ms")
     return float(text)
 
 

@@ -217,8 +217,10 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest_of_point = largest_numbers.get(point.id, LargestNumbers())
-        requested_rounds = find_requested_rounds(sessions, point.id) if rounds is None else rounds
-        missing_count = requested_rounds - len(whole_rounds(trimmed_sessions, point.id, arms))
+        requested_count = rounds
+        if requested_count is None:
+            requested_count = find_requested_round_count(sessions, point.id)
+        missing_count = requested_count - len(whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
         is_over = point.id not in unfinished_ids and _is_over(sessions, trimmed_sessions, point.id)
         if arms and (missing_count > 0 or not is_over):
@@ -240,16 +242,16 @@ def missing_rounds(
     return starts
 
 
-def find_requested_rounds(sessions: Sequence[Run], point_id: str) -> int:
-    """Return the rounds that a point shall have: the most that a session was asked for."""
-    requested_rounds = [
+def find_requested_round_count(sessions: Sequence[Run], point_id: str) -> int:
+    """Return how many rounds a point shall have: the most that a session was asked for."""
+    requested_counts = [
         run.session.rounds
         for run in sessions
         if run.session is not None
         and run.session.rounds is not None
         and run.session.start_of(point_id) is not None
     ]
-    return max([sessions[0].header.rounds, *requested_rounds])
+    return max([sessions[0].header.rounds, *requested_counts])
 
 
 def whole_rounds(trimmed_sessions: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:

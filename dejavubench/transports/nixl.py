@@ -55,8 +55,8 @@ class NIXLConnector(RankConnector):
         try:
             load()
         except StreamingError as error:
-            rank = f"rank {self.rank.world.rank} on {self.rank.host}"
-            raise UsageError(f"streaming nixl: {rank}: {error}") from None
+            rank_text = f"rank {self.rank.world.rank} on {self.rank.host}"
+            raise UsageError(f"streaming nixl: {rank_text}: {error}") from None
 
     def open_source(self, context: SourceContext) -> Destination:
         """Return the source's end, with staging slots and caches registered."""

@@ -21,7 +21,10 @@ def make_time_left(
     clock: Clock, sizes: list[float], rounds: int = 5, **more: float | None
 ) -> TimeLeft:
     return TimeLeft(
-        [PointWork(size, rounds, ceilings=1 if index else 5) for index, size in enumerate(sizes)],
+        [
+            PointWork(size, rounds, ceiling_count=1 if index else 5)
+            for index, size in enumerate(sizes)
+        ],
         warmup=2,
         ceilings_s=20.0,
         clock=clock,

@@ -135,7 +135,7 @@ def test_a_chunk_counts_and_frees_its_slot_once_its_upload_has_ended() -> None:
     upload.marks[0].reached = True
     assert receiver.poll()
     assert (endpoint.asked, endpoint.acknowledged) == (3, 1)
-    for _ in range(2 * receiver.left):
+    for _ in range(2 * receiver.missing_count):
         for mark in upload.marks:
             mark.reached = True
         receiver.poll()

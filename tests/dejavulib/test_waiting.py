@@ -108,12 +108,12 @@ class Chunks:
         self.looks, self.late = 0, list[float]()
 
     @property
-    def left(self) -> int:
+    def missing_count(self) -> int:
         return len(self._due) - len(self.late)
 
     @property
     def done(self) -> bool:
-        return self.left == 0
+        return self.missing_count == 0
 
     def poll(self) -> bool:
         self.looks += 1

@@ -13,7 +13,7 @@ from dejavubench.analysis.facts.source_ranks import rank_count
 from dejavubench.analysis.number_texts import format_counts, format_nbytes
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
-from dejavubench.records.whole_rounds import find_requested_rounds
+from dejavubench.records.whole_rounds import find_requested_round_count
 
 PROGRAM = "dejavubench"
 
@@ -55,7 +55,7 @@ def _format_option(run: Run, key: str, value: Any) -> str:
     if key != "rounds":
         return text
     round_counts = [
-        find_requested_rounds(run.sessions, point.id)
+        find_requested_round_count(run.sessions, point.id)
         for point in run.header.points
         if point.skipped is None
     ]

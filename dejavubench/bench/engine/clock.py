@@ -76,19 +76,19 @@ class MicrobatchClock:
     compute_ended_s: float = 0.0
     steps_began_s: list[float] = field(default_factory=list)
     drain_began_s: float = 0.0
-    _submitted: deque[float] = field(default_factory=deque)
+    _submitted_s: deque[float] = field(default_factory=deque)
     _returned_s: float = 0.0
     _tokens_began_s: float = 0.0
 
     def start_step(self) -> None:
         """Start the clock of the next step."""
-        self._submitted.append(self.now())
+        self._submitted_s.append(self.now())
 
     def stop_step(self) -> None:
         """Stop the clock of the oldest step under way."""
         now_s = self.now()
         # A step that was launched ahead waited behind the step before. That time is not its own.
-        began_s = max(self._submitted.popleft(), self._returned_s)
+        began_s = max(self._submitted_s.popleft(), self._returned_s)
         if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
             self._tokens_began_s = began_s
         self.steps_began_s.append(began_s)
@@ -105,7 +105,7 @@ class MicrobatchClock:
     @property
     def under_way(self) -> int:
         """Number of steps that were submitted and have not returned."""
-        return len(self._submitted)
+        return len(self._submitted_s)
 
     @property
     def total_ms(self) -> float:
@@ -205,8 +205,8 @@ class FirstStage:
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         """Wait for the tokens of the step under way, if there is one, and stop its clock."""
         if clock.under_way:
-            requests = self._prompts[microbatch].shape[0]
-            clock.tokens.append(self._collectives.recv_tokens(requests, microbatch).cpu())
+            request_count = self._prompts[microbatch].shape[0]
+            clock.tokens.append(self._collectives.recv_tokens(request_count, microbatch).cpu())
             clock.stop_step()
 
 
@@ -225,8 +225,8 @@ class LaterStage:
 
     def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Wait for hidden states [B, n, hidden], and start the clock once they are here."""
-        requests, positions = self._prompts[microbatch].shape
-        shape = (requests, 1 if step else positions, self._hidden_size)
+        request_count, position_count = self._prompts[microbatch].shape
+        shape = (request_count, 1 if step else position_count, self._hidden_size)
         hidden = self._collectives.recv_hidden(shape, self._dtype, microbatch)
         clock.start_step()
         return hidden

@@ -156,9 +156,9 @@ class _InFlight:
         """Capture the microbatch's decode step over each of its caches."""
         from dejavubench.models.backends.cuda.graph import DecodeGraph, StepInput
 
-        requests = len(sampler.requests)
-        step_input = StepInput(model, requests)
+        request_count = len(sampler.requests)
+        step_input = StepInput(model, request_count)
         # A graph holds the addresses of its cache, so the step over each cache is one of its own.
         graphs = {id(cache): DecodeGraph(model, cache, sampler, step_input) for cache in caches}
-        tokens = torch.zeros(2, requests, dtype=torch.long, pin_memory=True)
+        tokens = torch.zeros(2, request_count, dtype=torch.long, pin_memory=True)
         return cls(sampler, step_input, graphs, deque(tokens))

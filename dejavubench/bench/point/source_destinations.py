@@ -80,7 +80,7 @@ class SourceDestinations:
 
     def managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
-        open_destination = self._open(arm)
+        open_destination = self._find_or_open(arm)
         # Levels of a destination share its helper thread, but not the lists of chunks.
         if level_name not in open_destination.managers:
             streams = self.streams(arm)
@@ -99,7 +99,7 @@ class SourceDestinations:
 
     def streamer(self, arm: Arm) -> Streamer:
         """Return the helper thread of the arm's destination."""
-        return self._open(arm).streamer
+        return self._find_or_open(arm).streamer
 
     def fill(self, arm: Arm, pattern: int) -> None:
         """Fill what the library holds for an arm: staging, and where its destination keeps chunks.
@@ -179,17 +179,17 @@ class SourceDestinations:
         for open_destination in self._open_destinations.values():
             open_destination.streamer.close()
 
-    def _open(self, arm: Arm) -> OpenDestination:
+    def _find_or_open(self, arm: Arm) -> OpenDestination:
         if arm.opens not in self._open_destinations:
             # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
-            destination = self._open_destination(arm)
+            destination = self._connect_destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.make_streamer(destination, holds_failure)
             self._open_destinations[arm.opens] = OpenDestination(streamer)
         return self._open_destinations[arm.opens]
 
-    def _open_destination(self, arm: Arm) -> Destination:
-        """Open the arm's destination, with files only where it has a durability option."""
+    def _connect_destination(self, arm: Arm) -> Destination:
+        """Connect the arm's destination, with files only where it has a durability option."""
         rank_at_point = self._rank_at_point
         experiment = self._rank_at_point.experiment
         files = None

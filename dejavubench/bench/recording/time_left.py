@@ -25,13 +25,13 @@ class PointWork:
 
     Attributes:
         size: time of a round, in any unit, such as a rough estimate.
-        rounds: its rounds; with a precision the fewest.
-        ceilings: number of rounds that are followed by measurements of the machine.
+        round_count: number of its rounds; with a precision the fewest.
+        ceiling_count: number of rounds that are followed by measurements of the machine.
     """
 
     size: float
-    rounds: int
-    ceilings: int
+    round_count: int
+    ceiling_count: int
 
 
 @dataclass
@@ -124,7 +124,7 @@ class TimeLeft:
     def end_ceilings(self) -> None:
         """Note that what follows a round has ended."""
         now_s = self._clock()
-        if len(self._measured.ceiling_durations_s) < self._point.ceilings:
+        if len(self._measured.ceiling_durations_s) < self._point.ceiling_count:
             self._measured.ceiling_durations_s.append(now_s - self._measured.newest_end_s)
         self._measured.newest_end_s = now_s
 
@@ -149,8 +149,10 @@ class TimeLeft:
         reached_text = "" if half_width is None else f"±{100 * half_width:.2g} % so far, "
         most_s = self._max_time - (self._clock() - self._measured.rounds_began_s)
         most_s = max(0.0, most_s, self._here_s(self._round_s()))
-        later_points = len(self._points) - 1 - self._point_index
-        later_text = f", {format_count_of(later_points, 'more point')}" if later_points else ""
+        later_point_count = len(self._points) - 1 - self._point_index
+        later_text = (
+            f", {format_count_of(later_point_count, 'more point')}" if later_point_count else ""
+        )
         return (
             f"{reached_text}±{100 * precision:g} % asked; at most {format_duration(most_s)} left "
             f"here{later_text}"
@@ -167,10 +169,10 @@ class TimeLeft:
         later_points = self._points[self._point_index + 1 :]
         rounds_s = [unit_s * point.size for point in later_points]
         later_s = sum(
-            self._lead_s(round_s) + point.rounds * round_s
+            self._lead_s(round_s) + point.round_count * round_s
             for point, round_s in zip(later_points, rounds_s, strict=True)
         )
-        later_s += sum(point.ceilings for point in later_points) * self._ceiling_s()
+        later_s += sum(point.ceiling_count for point in later_points) * self._ceiling_s()
         return self._here_s(unit_s * self._point.size) + later_s
 
     @property
@@ -181,10 +183,10 @@ class TimeLeft:
     def _here_s(self, round_s: float) -> float:
         """Return the time left at this point."""
         # Each part is at least 0, so that a slow round does not make the estimate negative.
-        rounds = max(0, self._point.rounds - len(self._measured.round_durations_s))
-        ceilings = self._point.ceilings - len(self._measured.ceiling_durations_s)
+        round_count = max(0, self._point.round_count - len(self._measured.round_durations_s))
+        ceiling_count = self._point.ceiling_count - len(self._measured.ceiling_durations_s)
         spared_s = max(0.0, self._ceilings_s - sum(self._measured.ceiling_durations_s))
-        left_s = rounds * round_s + min(ceilings * self._ceiling_s(), spared_s)
+        left_s = round_count * round_s + min(ceiling_count * self._ceiling_s(), spared_s)
         if self._measured.in_rounds:
             return max(0.0, left_s - min(self._clock() - self._measured.newest_end_s, round_s))
         return left_s + max(0.0, self._lead_s(round_s) - (self._clock() - self._measured.began_s))
