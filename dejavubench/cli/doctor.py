@@ -86,11 +86,11 @@ def doctor(
 def _report(job: Job, style: str | None, output: Path | None, force: bool) -> int:
     """Print or write the report; return the exit status."""
     from dejavubench.cli.console import console
-    from dejavubench.doctor.checks.registry import rows_of
-    from dejavubench.doctor.findings import Status, worst
+    from dejavubench.doctor.checks.registry import find_rows
+    from dejavubench.doctor.findings import Status, worst_status
     from dejavubench.doctor.report import as_json, format_status_counts, show
 
-    rows = rows_of(job)
+    rows = find_rows(job)
     if style is None:
         style = "json" if output is not None and output.suffix.lower() == ".json" else "table"
     if style == "json":
@@ -99,4 +99,4 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
         write_to(output, force, lambda file: show(job, rows, console(file=file)))
     if output is not None:
         click.echo(format_status_counts(rows), err=True)
-    return ExitStatus.FAILED if worst(rows) is Status.BAD else ExitStatus.OK
+    return ExitStatus.FAILED if worst_status(rows) is Status.BAD else ExitStatus.OK

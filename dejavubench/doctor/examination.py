@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError
 from dejavubench.doctor.facts.cpu import read_load_facts
-from dejavubench.doctor.facts.cross_memory import ReadableMemory, own_memory, read_problem
+from dejavubench.doctor.facts.cross_memory import ReadableMemory, find_read_problem, own_memory
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import read_core_facts, read_limit_facts
 from dejavubench.doctor.facts.mpi import (
     MPIFacts,
-    boot_id,
-    foreign_launcher,
+    facts_of_foreign_launcher,
+    facts_without_mpi,
+    read_boot_id,
     read_mpi_facts,
     read_software_facts,
-    without_mpi,
 )
 from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
 from dejavubench.doctor.host_probes import probe_folders, probe_ports, read_host_facts
-from dejavubench.doctor.links import Link, LinkProbe, pairs
+from dejavubench.doctor.links import Link, LinkProbe, choose_pairs
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import launched_rank
 from dejavubench.machine.shared_memory import say_shortage
@@ -90,12 +90,12 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
     # Before MPI starts: UCX reads its variables once, as it is loaded.
     log = UCXLog()
     heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
-    facts_alone = foreign_launcher()
+    facts_alone = facts_of_foreign_launcher()
     if facts_alone is None:
         try:
             import_mpi(heartbeat_of_rank, START_S)
         except UsageError as error:
-            facts_alone = without_mpi(str(error))
+            facts_alone = facts_without_mpi(str(error))
     log.unlink()
     heartbeat_of_rank.give_up_at(
         time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
@@ -150,7 +150,7 @@ def _read_own_facts(collectives: BoundedCollectives, facts: MPIFacts) -> RankFac
     return RankFacts(
         collectives.rank,
         socket.gethostname(),
-        boot_id(),
+        read_boot_id(),
         facts,
         read_software_facts(),
         read_core_facts(),
@@ -187,7 +187,9 @@ def _read_next(
     # In a ring, so that each rank is read once: a rank may be the only one that is protected.
     next_rank = ranks_of_host[(ranks_of_host.index(facts_of_rank.rank) + 1) % len(ranks_of_host)]
     return (
-        None if next_rank == facts_of_rank.rank else (next_rank, read_problem(memories[next_rank]))
+        None
+        if next_rank == facts_of_rank.rank
+        else (next_rank, find_read_problem(memories[next_rank]))
     )
 
 
@@ -200,7 +202,7 @@ def _probe_links(
         return links
     probe = LinkProbe(comm.Dup())
     deadline = time.monotonic() + LINKS_S
-    for rank_pair in pairs(hosts):
+    for rank_pair in choose_pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
         goes_on = time.monotonic() < deadline and not any(link.problem for link in links)
         if not all(

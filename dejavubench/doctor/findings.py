@@ -72,7 +72,7 @@ def merge_rows(rows: Iterable[FindingRow]) -> list[FindingRow]:
     return list(rows_of_finding.values())
 
 
-def worst(rows: Iterable[FindingRow]) -> Status:
+def worst_status(rows: Iterable[FindingRow]) -> Status:
     """Return the highest status of all rows; OK if there are none."""
     return max((row.finding.status for row in rows), default=Status.OK)
 

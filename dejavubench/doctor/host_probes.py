@@ -9,13 +9,13 @@ from pathlib import Path
 from dejavubench.doctor.bounded_collectives import BoundedCollectives
 from dejavubench.doctor.facts.cpu import LoadFacts, read_cpu_facts
 from dejavubench.doctor.facts.folders import FolderFacts, probe_folder, read_folder_facts
-from dejavubench.doctor.facts.gpu import read_gpu_facts, read_nixl_facts, ucx_info
+from dejavubench.doctor.facts.gpu import read_gpu_facts, read_nixl_facts, read_ucx_info
 from dejavubench.doctor.facts.job import HostFacts, PortCheck, RankFacts
 from dejavubench.doctor.facts.memory import read_memory_facts
 from dejavubench.doctor.facts.network import (
     Listening,
     NetworkFacts,
-    connection_problem,
+    find_connection_problem,
     listen_on,
     read_network_facts,
 )
@@ -50,7 +50,7 @@ def read_host_facts(
         port,
         read_gpu_facts(),
         read_nixl_facts(),
-        ucx_info(),
+        read_ucx_info(),
     )
 
 
@@ -128,7 +128,7 @@ def probe_ports(
         for host, rank in first_by_host.items():
             peer_addresses, peer = listeners_of_ranks[rank]
             if own_facts.rank == 0 and rank and peer.problem is None:
-                problem = connection_problem(peer_addresses, peer.port)
+                problem = find_connection_problem(peer_addresses, peer.port)
                 checks.append(
                     PortCheck((0, rank), (own_facts.host, host), requested_port, peer.port, problem)
                 )

@@ -74,7 +74,7 @@ class Link:
         return self.hosts[0] == self.hosts[1]
 
 
-def pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tuple[int, int]]:
+def choose_pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tuple[int, int]]:
     """Return the pairs of ranks to probe: all, or for many ranks a choice.
 
     The choice has rank 0 with the first rank of each other host, then each rank with the next one.
@@ -137,7 +137,7 @@ class LinkProbe:
             self._comm.Isend(bytearray(1), peer),
             self._comm.Irecv(bytearray(1), peer),
         ]
-        wait_asleep(lambda: _all_done(requests), "the other rank of a link", ANSWER_S)
+        wait_asleep(lambda: _are_done(requests), "the other rank of a link", ANSWER_S)
 
     def _send(self, buffer: bytearray | memoryview, peer: int) -> None:
         request = self._comm.Isend(buffer, peer)
@@ -147,10 +147,10 @@ class LinkProbe:
         request = self._comm.Irecv(buffer, peer)
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
-    def _ping_pong(self, peer: int, leads: bool) -> list[float]:
+    def _ping_pong(self, peer: int, is_leader: bool) -> list[float]:
         """Return the time of each exchange; none on the rank that answers."""
         buffer = bytearray(SMALL_MESSAGE_NBYTES)
-        if not leads:
+        if not is_leader:
             while True:
                 self._receive(buffer, peer)
                 self._send(buffer, peer)
@@ -168,21 +168,21 @@ class LinkProbe:
             exchange_times_s.append(time.perf_counter() - began_s)
         return exchange_times_s[WARM_EXCHANGES:]
 
-    def _pace(self, peer: int, leads: bool) -> int:
+    def _pace(self, peer: int, is_leader: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
         payload = memoryview(self._large_buffer)[:PACING_NBYTES]
         answer = bytearray(8)
         rate = 0.0
         for _ in range(2):  # the second one counts: TCP begins slowly
             began_s = time.perf_counter()
-            if leads:
+            if is_leader:
                 self._send(payload, peer)
                 self._receive(bytearray(1), peer)
             else:
                 self._receive(payload, peer)
                 self._send(bytearray(1), peer)
             rate = PACING_NBYTES / (time.perf_counter() - began_s)
-        if not leads:
+        if not is_leader:
             self._receive(answer, peer)
             return int.from_bytes(answer, "little")
         nbytes = LARGE_MESSAGE_NBYTES
@@ -191,21 +191,21 @@ class LinkProbe:
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
         return nbytes
 
-    def _stream(self, peer: int, sends: bool, nbytes: int) -> float:
+    def _stream(self, peer: int, is_sender: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
         messages = [
             memoryview(self._large_buffer)[message_index * LARGE_MESSAGE_NBYTES :][:nbytes]
             for message_index in range(WINDOW)
         ]
-        send_or_receive = self._comm.Isend if sends else self._comm.Irecv
+        send_or_receive = self._comm.Isend if is_sender else self._comm.Irecv
         window_times_s: list[float] = []
         goes_on = bytearray(b"\1")
         deadline = time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
             began_s = time.perf_counter()
             requests = [send_or_receive(message, peer) for message in messages]
-            wait_busy(partial(_all_done, requests), ANSWER_S)
-            if sends:
+            wait_busy(partial(_are_done, requests), ANSWER_S)
+            if is_sender:
                 self._receive(goes_on, peer)
             else:
                 goes_on[0] = time.perf_counter() < deadline or len(window_times_s) < WINDOWS - 1
@@ -215,7 +215,7 @@ class LinkProbe:
         return WINDOW * nbytes / min(window_times_s[1:]) / 1e9
 
 
-def _all_done(requests: list[MPI.Request]) -> bool:
+def _are_done(requests: list[MPI.Request]) -> bool:
     from mpi4py import MPI
 
     return bool(MPI.Request.Testall(requests))

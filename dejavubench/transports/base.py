@@ -168,7 +168,7 @@ class Transport(ABC):
         if self.loopback is None or not self.is_loopback(options) or options.device != "cuda":
             return None
         # Whoever has a loopback can share a GPU; others that fill GPUs need one per rank.
-        other = next(
+        other_name = next(
             (
                 transport.name
                 for transport in chosen
@@ -176,11 +176,11 @@ class Transport(ABC):
             ),
             None,
         )
-        if other is None:
+        if other_name is None:
             return None
         return (
             f"--{self.loopback.option.replace('_', '-')} cannot be combined with --streaming "
-            f"{other}: {other} needs one GPU per rank. Drop one of them"
+            f"{other_name}: {other_name} needs one GPU per rank. Drop one of them"
         )
 
     def is_loopback(self, options: Options) -> bool:

@@ -57,13 +57,15 @@ class TCPConnector(Connector):
 
         from dejavubench.transports.loops.tcp import small_messages, whole_messages
 
-        requests = [(list(point.streams), point.dtype)]
+        cache_requests = [(list(point.streams), point.dtype)]
         if point.probes:  # their caches need room at the same time
-            requests += [
+            cache_requests += [
                 ([stream], torch.float32) for stream in (whole_messages(), small_messages())
             ]
         # All are asked, also after a refusal: each reserves room until `reservations` is closed.
-        refusals = (self.peer.refusal(*caches, reservations) for caches in requests)
+        refusals = (
+            self.peer.refusal(*cache_request, reservations) for cache_request in cache_requests
+        )
         return next((reason for reason in list(refusals) if reason is not None), None)
 
     def open_source(self, context: SourceContext) -> Destination:
@@ -130,11 +132,11 @@ class TCPTransport(Transport):
 
     def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
         """Refuse a number of peers that is neither 1 nor the number of sources."""
-        peers = len(options.value("peer"))  # 0: missing() says so
-        if peers in (0, 1, options.sources):
+        peer_count = len(options.value("peer"))  # 0: missing() says so
+        if peer_count in (0, 1, options.sources):
             return None
         return (
-            f"--peer gives {peers} addresses: give one for all sources, or one for each of "
+            f"--peer gives {peer_count} addresses: give one for all sources, or one for each of "
             f"the {options.sources} sources"
         )
 

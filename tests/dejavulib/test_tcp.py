@@ -38,7 +38,7 @@ from dejavubench.transports.loops.tcp_services import (
     FILL,
     RAW,
     MeasuredTCPDestination,
-    written_outside,
+    find_write_outside,
 )
 from helpers.caches import packed_stream, play_model, random_cache
 from helpers.fake_destination import (
@@ -168,10 +168,10 @@ def test_a_write_outside_the_region_is_located() -> None:
     part = replace(SMALL.whole, heads=Span(1, 2))
     cache = filled_cache(SMALL, 0x31)
     cache.piece("v", part).fill_(0)
-    assert written_outside(cache, part, 0x31) is None
+    assert find_write_outside(cache, part, 0x31) is None
     cache.v[1, 1, 0, 2, 5] = 0
     cache.v[1, 1, 0, 3, 0] = 0
-    outside_write = written_outside(cache, part, 0x31)
+    outside_write = find_write_outside(cache, part, 0x31)
     assert outside_write is not None
     assert (outside_write.kv, SMALL.locate("v", outside_write.flat), outside_write.elements) == (
         "v",

@@ -41,7 +41,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.transports.contexts import OutsideWrite
 from dejavubench.transports.loops import tcp_services
-from dejavubench.transports.loops.tcp_services import SERVICES, written_outside
+from dejavubench.transports.loops.tcp_services import SERVICES, find_write_outside
 from helpers.caches import packed_stream, random_cache
 from helpers.fake_destination import (
     CUT_LAYERS,
@@ -353,7 +353,7 @@ def test_writes_outside_the_region_are_found_block_by_block(
     cache = filled_cache(geometry, 0x31)
     cache.piece("k", region).fill_(0)
     cache.piece("v", region).fill_(0)
-    assert written_outside(cache, region, 0x31, compared) is None
+    assert find_write_outside(cache, region, 0x31, compared) is None
     rng = np.random.default_rng(7)
     flat = cache.v.view(-1)
     outside = filled_cache(geometry, 0)
@@ -364,7 +364,7 @@ def test_writes_outside_the_region_are_found_block_by_block(
     flat[torch.from_numpy(written)] = 0
     layer = flat.numel() // geometry.layers
     in_first = int((written // layer == written[0] // layer).sum())
-    assert written_outside(cache, region, 0x31, compared) == OutsideWrite(
+    assert find_write_outside(cache, region, 0x31, compared) == OutsideWrite(
         "v", int(written[0]), in_first
     )
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from dejavubench.doctor.checks.check import HostCheck, RankCheck
-from dejavubench.doctor.checks.registry import CHECKS, rows_of
+from dejavubench.doctor.checks.registry import CHECKS, find_rows
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import NCCLFacts, NIXLFacts
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import CoreFacts
-from dejavubench.doctor.facts.mpi import SoftwareFacts, without_mpi
+from dejavubench.doctor.facts.mpi import SoftwareFacts, facts_without_mpi
 from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.findings import (
@@ -23,7 +23,7 @@ from dejavubench.doctor.findings import (
     format_ranks,
     merge_rows,
     ok,
-    worst,
+    worst_status,
 )
 from dejavubench.machine.cgroups import Quota, Throttling
 from dejavubench.machine.file_system import MountedFolder
@@ -45,7 +45,7 @@ ADAPTER = InfiniBandPort("mlx5_0 port 1", "ACTIVE", "400 Gb/sec (4X NDR)")
 
 
 def read_rows(job: Job, check: str) -> list[FindingRow]:
-    return [row for row in rows_of(job) if row.check == check]
+    return [row for row in find_rows(job) if row.check == check]
 
 
 def ranks_with(**changes: Any) -> Job:
@@ -126,7 +126,7 @@ STATES: Mapping[str, BadState] = {
     "no-library": BadState(
         "MPI library",
         BAD,
-        lambda: ranks_with(mpi=without_mpi("no MPI library: cannot load libmpi", {})),
+        lambda: ranks_with(mpi=facts_without_mpi("no MPI library: cannot load libmpi", {})),
         ["cannot load libmpi", "one rank"],
     ),
     "another-launcher": BadState(
@@ -463,10 +463,10 @@ def test_a_bad_state_is_found(name: str) -> None:
     ],
 )
 def test_healthy_machines_get_no_warning(healthy: Job) -> None:
-    all_rows = rows_of(healthy)
+    all_rows = find_rows(healthy)
     assert [row for row in all_rows if row.finding.status is not OK] == []
     assert [row for row in all_rows if row.finding.advice] == []
-    assert worst(all_rows) is OK
+    assert worst_status(all_rows) is OK
 
 
 def test_every_check_has_a_bad_state_or_only_informs() -> None:
@@ -481,8 +481,8 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     rank = replace(RANK, mpi=mpi_of_one_rank, ucx=UCXFacts(False), cross_memory=None)
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
-    all_rows = rows_of(make_job([rank], [host], []))
-    assert worst(all_rows) is OK
+    all_rows = find_rows(make_job([rank], [host], []))
+    assert worst_status(all_rows) is OK
     readings = {row.check: row.finding.reading for row in all_rows}
     assert readings["GPUs"] == "none: models run on the CPU"
     assert readings["NCCL"] == "not needed without a GPU"
@@ -495,7 +495,7 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
 
 
 def test_each_check_shows_its_reading() -> None:
-    readings = {row.check: row.finding.reading for row in rows_of(host_with(gpus=GPUS))}
+    readings = {row.check: row.finding.reading for row in find_rows(host_with(gpus=GPUS))}
     assert readings["ranks and hosts"] == "2 ranks on 1 host: node1"
     assert readings["cores for ranks"] == "2 ranks on 4 cores: up to --threads 2"
     assert readings["GPUs"] == "2 × NVIDIA H200, 140 GiB"

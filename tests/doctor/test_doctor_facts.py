@@ -19,9 +19,9 @@ from dejavubench.doctor.facts import cpu, cross_memory, folders, gpu, memory, mp
 from dejavubench.doctor.facts.disk_probe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
-from dejavubench.doctor.facts.nccl_probe import connection_between, transport_between_hosts
+from dejavubench.doctor.facts.nccl_probe import find_connection, find_network_transport
 from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
-from dejavubench.doctor.links import pairs
+from dejavubench.doctor.links import choose_pairs
 from dejavubench.machine import mpi_library
 from dejavubench.machine.file_system import MountedFolder
 from dejavubench.machine.launcher import launcher_of
@@ -58,15 +58,17 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         return {"name": "MPICH", "version": "5.0.2"}
 
     monkeypatch.setattr(mpi_library, "probe", answer)
-    facts = mpi.foreign_launcher({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
+    facts = mpi.facts_of_foreign_launcher(
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}
+    )
     assert facts is not None
     assert (facts.vendor, facts.size, facts.started, facts.thread_level) == (
         *("MPICH 5.0.2", 1, 4),
         None,
     )
-    assert mpi.foreign_launcher({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
+    assert mpi.facts_of_foreign_launcher({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
     assert len(probed_modules) == 2
-    assert mpi.foreign_launcher({}) is None
+    assert mpi.facts_of_foreign_launcher({}) is None
     assert len(probed_modules) == 2, "alone, no process is started to ask"
 
 
@@ -76,7 +78,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 def test_the_load_is_that_between_two_readings() -> None:
     first_reading = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
     second_reading = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
-    load = cpu.load_between(first_reading, second_reading, seconds=2.0, cores=2, average_load=1.25)
+    load = cpu.compute_load(first_reading, second_reading, seconds=2.0, cores=2, average_load=1.25)
     assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
     assert load.steal == pytest.approx(0.1)
 
@@ -155,7 +157,7 @@ def test_a_probe_that_fails_says_its_last_line() -> None:
 def test_a_missing_program_is_not_found() -> None:
     with pytest.raises(ProbeError, match="no-such-program: not found"):
         output_of(["no-such-program"], 1)
-    assert gpu.ucx_info(Path("/nowhere")) is None
+    assert gpu.read_ucx_info(Path("/nowhere")) is None
 
 
 def test_a_probe_that_prints_no_json_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,10 +262,10 @@ def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
         taken = other_socket.getsockname()[1]
         with network.listen_on(taken) as listener:
             assert listener.is_taken
-            assert network.connection_problem(["127.0.0.1"], listener.port) is None
-    problem = network.connection_problem(["127.0.0.1"], taken, 1.0)
+            assert network.find_connection_problem(["127.0.0.1"], listener.port) is None
+    problem = network.find_connection_problem(["127.0.0.1"], taken, 1.0)
     assert problem == "127.0.0.1: Connection refused"
-    assert network.connection_problem([], taken) == "the host has no IPv4 address"
+    assert network.find_connection_problem([], taken) == "the host has no IPv4 address"
 
 
 # ---- reading another rank's memory ----
@@ -271,10 +273,10 @@ def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
 
 def test_memory_is_read_only_of_the_process_that_told_its_address() -> None:
     own_memory = cross_memory.own_memory()
-    assert cross_memory.read_problem(own_memory) is None
-    assert cross_memory.read_problem(replace(own_memory, pid=2**22 + 1)) == "No such process"
+    assert cross_memory.find_read_problem(own_memory) is None
+    assert cross_memory.find_read_problem(replace(own_memory, pid=2**22 + 1)) == "No such process"
     stranger = replace(own_memory, address=own_memory.address + 1)
-    assert cross_memory.read_problem(stranger) == "another process has this process number"
+    assert cross_memory.find_read_problem(stranger) == "another process has this process number"
 
 
 # ---- UCX ----
@@ -418,12 +420,12 @@ vm:1:1 [0] NCCL INFO Channel 00/1 : 0[0] -> 1[1] via P2P/CUMEM/read
 
 def test_the_ways_of_nccl_are_read_from_its_log() -> None:
     lines = NCCL_LOG.splitlines()
-    assert connection_between(lines) == "P2P/CUMEM"
-    assert transport_between_hosts(lines) == "Socket eth0 eth1"
+    assert find_connection(lines) == "P2P/CUMEM"
+    assert find_network_transport(lines) == "Socket eth0 eth1"
     adapter = "x [0] NCCL INFO NET/IB : Using [0]mlx5_0:1/IB [1]mlx5_1:1/IB [RO]; OOB eth0:10.0.0.1"
-    assert transport_between_hosts([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
-    assert connection_between(lines[:3]) is None
-    assert transport_between_hosts(lines[:1]) is None
+    assert find_network_transport([adapter, "x NCCL INFO Using network IB"]) == "IB mlx5_0 mlx5_1"
+    assert find_connection(lines[:3]) is None
+    assert find_network_transport(lines[:1]) is None
 
 
 def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,8 +510,8 @@ def test_a_busy_wait_has_a_deadline() -> None:
 def test_links_are_measured_between_a_few_pairs_of_every_kind(
     hosts: list[str], expected: list[tuple[int, int]]
 ) -> None:
-    assert pairs(hosts) == expected
-    assert len(pairs(["a"] * 500)) == 15
+    assert choose_pairs(hosts) == expected
+    assert len(choose_pairs(["a"] * 500)) == 15
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from dejavubench.analysis.reference import columns_page
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.cli.schema import SCHEMA_NAMES
-from dejavubench.doctor.checks.registry import rows_of
+from dejavubench.doctor.checks.registry import find_rows
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.report import as_json
 from dejavubench.records.json_schemas import attributes, sentence, unit_of
@@ -165,7 +165,7 @@ def test_a_comparison_keeps_to_its_schema(tmp_path: Path) -> None:
     ids=["healthy", "GPUs and links", "ended early"],
 )
 def test_an_examination_keeps_to_its_schema(examined_job: Job) -> None:
-    document = json.loads(as_json(examined_job, rows_of(examined_job)))
+    document = json.loads(as_json(examined_job, find_rows(examined_job)))
     assert find_complaints("doctor", document) == []
     assert set(document) == set(print_schema("doctor")["properties"])
     assert document["schema_version"] == print_schema("doctor")["schema_version"]

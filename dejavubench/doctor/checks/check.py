@@ -27,12 +27,14 @@ class RankCheck:
     """A check that looks at one rank."""
 
     name: str
-    look: Callable[[RankFacts], Iterable[Finding]]
+    judge: Callable[[RankFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
         """Yield the findings of each rank."""
         for rank in job.ranks:
-            yield from (FindingRow(self.name, finding, (rank.rank,)) for finding in self.look(rank))
+            yield from (
+                FindingRow(self.name, finding, (rank.rank,)) for finding in self.judge(rank)
+            )
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class HostCheck:
     """A check that looks at one host. Its findings hold for all ranks there."""
 
     name: str
-    look: Callable[[HostFacts], Iterable[Finding]]
+    judge: Callable[[HostFacts], Iterable[Finding]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
         """Yield the findings of each host."""
         for host in job.hosts:
-            yield from (FindingRow(self.name, finding, host.ranks) for finding in self.look(host))
+            yield from (FindingRow(self.name, finding, host.ranks) for finding in self.judge(host))
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class JobCheck:
     """A check that looks at the whole job and says which ranks each finding holds for."""
 
     name: str
-    look: Callable[[Job], Iterable[tuple[tuple[int, ...], Finding]]]
+    judge: Callable[[Job], Iterable[tuple[tuple[int, ...], Finding]]]
 
     def rows(self, job: Job) -> Iterator[FindingRow]:
         """Yield the findings of the job."""
-        yield from (FindingRow(self.name, finding, ranks) for ranks, finding in self.look(job))
+        yield from (FindingRow(self.name, finding, ranks) for ranks, finding in self.judge(job))

@@ -105,10 +105,10 @@ def judge_load(host: HostFacts) -> Iterator[Finding]:
         yield ok(reading)
 
 
-def is_busy(facts: LoadFacts) -> bool:
+def is_busy(load: LoadFacts) -> bool:
     """Return whether other programs take enough of a host to be seen in a measurement."""
     # On many cores some daemon is always at work somewhere; it rarely meets a rank.
-    return facts.busy > max(LEAST_BUSY, BUSY_SHARE * facts.cores)
+    return load.busy > max(LEAST_BUSY, BUSY_SHARE * load.cores)
 
 
 def judge_steal(host: HostFacts) -> Iterator[Finding]:

@@ -29,22 +29,22 @@ SLOWDOWN_REASONS = {
 
 def judge_gpus(host: HostFacts) -> Iterator[Finding]:
     """List the GPUs of a host, and how many ranks share them."""
-    facts = host.gpus
-    if facts.problem is not None:
+    host_gpus = host.gpus
+    if host_gpus.problem is not None:
         yield bad(
-            facts.problem,
+            host_gpus.problem,
             "Repair the driver (nvidia-smi must work), or measure with --device cpu.",
         )
-    elif not facts.gpus:
+    elif not host_gpus.gpus:
         yield ok("none: models run on the CPU")
     else:
-        counts = Counter((gpu.name, gpu.nbytes) for gpu in facts.gpus)
+        counts = Counter((gpu.name, gpu.nbytes) for gpu in host_gpus.gpus)
         models_text = ", ".join(
             f"{count} × {name}, {format_binary_nbytes(nbytes)}"
             for (name, nbytes), count in counts.items()
         )
         rank_count = len(host.ranks)
-        count = len(facts.gpus)
+        count = len(host_gpus.gpus)
         yield ok(
             models_text + (f"; {rank_count} ranks share {count}" if rank_count > count else "")
         )
@@ -52,24 +52,26 @@ def judge_gpus(host: HostFacts) -> Iterator[Finding]:
 
 def judge_driver(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the driver is recent enough for the CUDA of this torch."""
-    facts = host.gpus
-    if not facts.gpus:
+    host_gpus = host.gpus
+    if not host_gpus.gpus:
         return
-    driver_version = facts.driver or f"version unknown (nvidia-smi: {facts.smi or 'says nothing'})"
-    reading = f"{driver_version}, for CUDA up to {facts.driver_cuda}"
-    if facts.torch_cuda is None:
+    driver_version = (
+        host_gpus.driver or f"version unknown (nvidia-smi: {host_gpus.smi or 'says nothing'})"
+    )
+    reading = f"{driver_version}, for CUDA up to {host_gpus.driver_cuda}"
+    if host_gpus.torch_cuda is None:
         yield warn(
             f"{reading}; torch is built for CPUs, so GPUs are not used",
             "Install a CUDA build of torch, or measure with --device cpu.",
         )
     # Within one major version, CUDA's libraries run on older drivers.
-    elif _major(facts.torch_cuda) > _major(facts.driver_cuda):
+    elif _major(host_gpus.torch_cuda) > _major(host_gpus.driver_cuda):
         yield bad(
-            f"{reading}; torch is built for CUDA {facts.torch_cuda}",
+            f"{reading}; torch is built for CUDA {host_gpus.torch_cuda}",
             "Update the driver, or install a torch for an older CUDA.",
         )
     else:
-        yield ok(f"{reading}; torch is built for CUDA {facts.torch_cuda}")
+        yield ok(f"{reading}; torch is built for CUDA {host_gpus.torch_cuda}")
 
 
 def _major(version: str) -> int:
@@ -80,27 +82,31 @@ def _major(version: str) -> int:
 
 def judge_state(host: HostFacts) -> Iterator[Finding]:
     """Judge other programs, low clocks and narrow PCIe links of each GPU."""
-    facts = host.gpus
-    if not facts.gpus:
+    host_gpus = host.gpus
+    if not host_gpus.gpus:
         return
-    if facts.smi is not None:
-        yield warn(f"not readable: {facts.smi}", "Install nvidia-smi, which reads clocks and use.")
+    if host_gpus.smi is not None:
+        yield warn(
+            f"not readable: {host_gpus.smi}", "Install nvidia-smi, which reads clocks and use."
+        )
         return
     problems = [
-        text for gpu_index, gpu in enumerate(facts.gpus) for text in _problems(gpu_index, gpu)
+        text
+        for gpu_index, gpu in enumerate(host_gpus.gpus)
+        for text in _find_problems(gpu_index, gpu)
     ]
     if problems:
         advice = "End other programs on these GPUs, or let them cool; nvidia-smi -q says more."
         yield warn("; ".join(problems), advice)
     else:
-        most_used_nbytes = max((gpu.used or 0) for gpu in facts.gpus)
+        most_used_nbytes = max((gpu.used or 0) for gpu in host_gpus.gpus)
         yield ok(
             f"idle, at most {format_binary_nbytes(most_used_nbytes)} in use, no slowdown, full "
             "PCIe width"
         )
 
 
-def _problems(gpu_index: int, gpu: GPUFacts) -> Iterator[str]:
+def _find_problems(gpu_index: int, gpu: GPUFacts) -> Iterator[str]:
     """Yield each state of a GPU that would spoil its numbers."""
     name = f"GPU {gpu_index}"
     if gpu.used is not None and gpu.used > MUCH_USED_NBYTES:
@@ -117,18 +123,18 @@ def _problems(gpu_index: int, gpu: GPUFacts) -> Iterator[str]:
 
 def judge_nvlink(host: HostFacts) -> Iterator[Finding]:
     """Name the link of each pair of GPUs."""
-    facts = host.gpus
-    if len(facts.gpus) < 2:
-        if facts.gpus:
+    host_gpus = host.gpus
+    if len(host_gpus.gpus) < 2:
+        if host_gpus.gpus:
             yield ok("one GPU, no link between GPUs")
         return
-    if not facts.links:
-        yield ok(f"not readable: {facts.smi or 'nvidia-smi topo -m has no matrix'}")
+    if not host_gpus.links:
+        yield ok(f"not readable: {host_gpus.smi or 'nvidia-smi topo -m has no matrix'}")
         return
     pairs_of_link: dict[str, list[str]] = {}
-    for gpu, peer, link in facts.links:
+    for gpu, peer, link in host_gpus.links:
         pairs_of_link.setdefault(link, []).append(f"{gpu}-{peer}")
-    count = len(facts.links)
+    count = len(host_gpus.links)
     yield ok(
         "; ".join(
             f"{link}: {'all pairs' if len(pairs) == count else ' '.join(pairs)}"
@@ -139,8 +145,8 @@ def judge_nvlink(host: HostFacts) -> Iterator[Finding]:
 
 def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
     """Judge whether each pair of GPUs reads the other one's memory directly."""
-    facts = host.gpus
-    count = len(facts.gpus)
+    host_gpus = host.gpus
+    count = len(host_gpus.gpus)
     if count < 2:
         return
     # Access is asked for in both directions: some boards grant it in one alone.
@@ -148,7 +154,7 @@ def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
         f"{gpu}-{peer}"
         for gpu in range(count)
         for peer in range(count)
-        if gpu < peer and not {(gpu, peer), (peer, gpu)} <= facts.peers
+        if gpu < peer and not {(gpu, peer), (peer, gpu)} <= host_gpus.peers
     ]
     if lacking_pairs:
         yield warn(
@@ -161,14 +167,14 @@ def judge_peer_access(host: HostFacts) -> Iterator[Finding]:
 
 def judge_mps(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ranks that share a GPU may compute at the same time."""
-    facts = host.gpus
+    host_gpus = host.gpus
     rank_count = len(host.ranks)
-    if not facts.gpus:
+    if not host_gpus.gpus:
         return
     # Without the service, kernels of two processes never overlap: they take turns.
-    runs = "runs" if facts.mps else "does not run"
-    if rank_count > len(facts.gpus) and not facts.mps:
-        sharing = f"{format_count_of(rank_count, 'rank')} would take turns on {len(facts.gpus)}"
+    runs = "runs" if host_gpus.mps else "does not run"
+    if rank_count > len(host_gpus.gpus) and not host_gpus.mps:
+        sharing = f"{format_count_of(rank_count, 'rank')} would take turns on {len(host_gpus.gpus)}"
         yield warn(f"{runs}: {sharing}", "Start it: nvidia-cuda-mps-control -d.")
     else:
         yield ok(runs)

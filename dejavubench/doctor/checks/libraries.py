@@ -11,57 +11,57 @@ from dejavubench.doctor.findings import Finding, ok, warn
 
 def judge_nccl(host: HostFacts) -> Iterator[Finding]:
     """Judge whether NCCL can be used, and name its ways between GPUs."""
-    facts = host.gpus.nccl
+    nccl = host.gpus.nccl
     # Without a GPU nothing was probed, and nothing is missing.
-    if not host.gpus.gpus or facts is None:
+    if not host.gpus.gpus or nccl is None:
         yield ok("not needed without a GPU")
         return
-    versions = ", ".join(f"{version} ({package})" for package, version in facts.versions)
-    if facts.problem is not None:
+    versions = ", ".join(f"{version} ({package})" for package, version in nccl.versions)
+    if nccl.problem is not None:
         yield warn(
-            f"{versions + ': ' if versions else ''}cannot be used: {facts.problem}",
+            f"{versions + ': ' if versions else ''}cannot be used: {nccl.problem}",
             "Install cupy: pip install 'dejavubench[cuda]'. Other destinations do not need it.",
         )
         return
     ways = []
-    if facts.between is not None:
-        ways.append(f"GPU 0 to GPU 1 by {facts.between}")
-    if facts.network is not None:
-        ways.append(f"between hosts by {facts.network}")
+    if nccl.between is not None:
+        ways.append(f"GPU 0 to GPU 1 by {nccl.between}")
+    if nccl.network is not None:
+        ways.append(f"between hosts by {nccl.network}")
     yield ok("; ".join((versions, *ways)))
 
 
 def judge_nixl(host: HostFacts) -> Iterator[Finding]:
     """Judge whether NIXL can be loaded and has a backend."""
-    facts = host.nixl
-    if facts.version is None:
+    nixl = host.nixl
+    if nixl.version is None:
         yield ok("not installed: pip install 'dejavubench[nixl]' adds this destination")
-    elif facts.problem is not None:
+    elif nixl.problem is not None:
         yield warn(
-            f"{facts.version} cannot be loaded: {facts.problem}",
+            f"{nixl.version} cannot be loaded: {nixl.problem}",
             "Install it anew: pip install 'dejavubench[nixl]'.",
         )
-    elif not facts.backends:  # it loads, but could move nothing: a run would fail at its start
+    elif not nixl.backends:  # it loads, but could move nothing: a run would fail at its start
         yield warn(
-            f"{facts.version}: its agent has no backend; plug-ins {', '.join(facts.plugins)}",
+            f"{nixl.version}: its agent has no backend; plug-ins {', '.join(nixl.plugins)}",
             "Set NIXL_PLUGIN_DIR to the folder that holds libplugin_UCX.so.",
         )
     else:
-        backends = ", ".join(facts.backends)
-        plugins = ", ".join(facts.plugins)
-        yield ok(f"{facts.version}: would use {backends}; plug-ins {plugins}")
+        backends = ", ".join(nixl.backends)
+        plugins = ", ".join(nixl.plugins)
+        yield ok(f"{nixl.version}: would use {backends}; plug-ins {plugins}")
 
 
 def judge_ucx(rank: RankFacts) -> Iterator[Finding]:
     """Name the ways that UCX, loaded by MPI, takes to other ranks."""
-    facts = rank.ucx
-    if facts.unread is not None:
-        yield ok(f"not read: {facts.unread}")
-    elif not facts.loaded:
+    ucx = rank.ucx
+    if ucx.unread is not None:
+        yield ok(f"not read: {ucx.unread}")
+    elif not ucx.loaded:
         yield ok("not used by this MPI library")
     else:
-        ways = "; ".join(f"{path_kind}: {way}" for path_kind, way in facts.paths)
-        version = f"{facts.version}, loaded" if facts.version else "loaded"
+        ways = "; ".join(f"{path_kind}: {way}" for path_kind, way in ucx.paths)
+        version = f"{ucx.version}, loaded" if ucx.version else "loaded"
         yield ok(f"{version} by MPI; {ways or 'no connection to another rank'}")
 
 

@@ -12,7 +12,7 @@ from dejavubench.doctor.findings import Finding, bad, ok, warn
 from dejavubench.doctor.links import Link
 from dejavubench.units import format_binary_nbytes
 
-LATE_US = 50.0
+SLOW_LATENCY_US = 50.0
 """Latency within a host from which messages take sockets, or ranks wait for cores."""
 
 SLOW_GB_S = 1.0
@@ -21,7 +21,7 @@ SLOW_GB_S = 1.0
 SLOW_BETWEEN_GB_S = 0.12
 """Bandwidth between hosts: that of 1 Gbit/s."""
 
-LATE_INFINIBAND_US = 20.0
+SLOW_INFINIBAND_LATENCY_US = 20.0
 """Latency that sockets have even on fast networks, and InfiniBand has not."""
 
 MOST_LATENCY_RATIO = 3.0
@@ -51,8 +51,8 @@ def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
 class Surroundings:
     """Both hosts of a link have an active InfiniBand adapter; other programs use one of them."""
 
-    infiniband: bool
-    loaded: bool
+    have_infiniband: bool
+    is_loaded: bool
 
 
 def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
@@ -68,14 +68,18 @@ def _judge_link(link: Link, surroundings: Surroundings) -> Finding:
     )
     # Within a host, shared memory takes a microsecond or two: what takes 50 goes another way, or
     # waits for a core.
-    if link.same_host and (link.latency_us > LATE_US or min(link.gb_s) < SLOW_GB_S):
+    if link.same_host and (link.latency_us > SLOW_LATENCY_US or min(link.gb_s) < SLOW_GB_S):
         advice = (
             "MPI may take sockets, or ranks share a core: see UCX, CMA and cores for ranks above."
         )
-        if surroundings.loaded:
+        if surroundings.is_loaded:
             advice = "Other programs have the cores: see load above. End them and look again."
         return warn(f"{reading}: slow for one host", advice)
-    if not link.same_host and surroundings.infiniband and link.latency_us > LATE_INFINIBAND_US:
+    if (
+        not link.same_host
+        and surroundings.have_infiniband
+        and link.latency_us > SLOW_INFINIBAND_LATENCY_US
+    ):
         return warn(
             f"{reading}: late for InfiniBand, so MPI may use another network",
             "Choose the adapter: UCX_NET_DEVICES=mlx5_0:1, or your MPI's own option.",

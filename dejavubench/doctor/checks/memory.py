@@ -21,19 +21,19 @@ NCCL_SHM_NBYTES = 512 << 20
 
 def judge_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the host's free memory suffices for its ranks."""
-    facts = host.memory
+    memory = host.memory
     rank_count = len(host.ranks)
     limit = ""
-    if facts.group_room is not None:
-        limit = f"; the control group leaves {format_binary_nbytes(facts.group_room)}"
+    if memory.group_room is not None:
+        limit = f"; the control group leaves {format_binary_nbytes(memory.group_room)}"
     reading = (
-        f"{format_binary_nbytes(facts.available)} available of "
-        f"{format_binary_nbytes(facts.total)}{limit}"
+        f"{format_binary_nbytes(memory.available)} available of "
+        f"{format_binary_nbytes(memory.total)}{limit}"
     )
     advice = "Stop other programs, raise the container's memory limit, or start fewer ranks."
-    if facts.available < rank_count * LEAST_NBYTES_PER_RANK:
+    if memory.available < rank_count * LEAST_NBYTES_PER_RANK:
         yield bad(f"{reading}: too little to start {rank_count} ranks", advice)
-    elif facts.available < rank_count * SMALL_NBYTES_PER_RANK:
+    elif memory.available < rank_count * SMALL_NBYTES_PER_RANK:
         yield warn(f"{reading}: room for small models only", advice)
     else:
         yield ok(reading)
@@ -53,17 +53,17 @@ def judge_huge_pages(host: HostFacts) -> Iterator[Finding]:
 
 def judge_shared_memory(host: HostFacts) -> Iterator[Finding]:
     """Judge whether ``/dev/shm`` has room for the messages of MPI and NCCL."""
-    facts = host.memory
+    memory = host.memory
     reading = (
-        f"{format_binary_nbytes(facts.shm_free)} free of {format_binary_nbytes(facts.shm_size)}"
+        f"{format_binary_nbytes(memory.shm_free)} free of {format_binary_nbytes(memory.shm_size)}"
     )
     advice = "Make it larger (docker run --shm-size=1g), or remove files of ended jobs in it."
     # The kernel grants pages of /dev/shm when they are touched. So a job starts in too small a
     # folder, and is killed in its first large message.
-    if facts.shm_free < facts.shm_needed:
-        needed_text = format_binary_nbytes(facts.shm_needed)
+    if memory.shm_free < memory.shm_needed:
+        needed_text = format_binary_nbytes(memory.shm_needed)
         yield bad(f"{reading}: MPI may need {needed_text}, or ranks die of a bus error", advice)
-    elif host.gpus.gpus and facts.shm_free < NCCL_SHM_NBYTES:
+    elif host.gpus.gpus and memory.shm_free < NCCL_SHM_NBYTES:
         yield warn(f"{reading}: NCCL may need more between GPUs without peer access", advice)
     else:
         yield ok(reading)

@@ -54,34 +54,40 @@ def judge_infiniband(host: HostFacts) -> Iterator[Finding]:
 
 def judge_port(host: HostFacts) -> Iterator[Finding]:
     """Judge whether the TCP port of a sink is free on this host."""
-    probe = host.port
-    if probe.problem is not None:
+    listener = host.port
+    if listener.problem is not None:
         yield warn(
-            f"{probe.wanted}: {probe.problem}", "Choose another port: dejavubench sink --listen."
+            f"{listener.wanted}: {listener.problem}",
+            "Choose another port: dejavubench sink --listen.",
         )
-    elif probe.is_taken:  # no fault: it may be the very sink that the user wants to stream to
-        yield ok(f"{probe.wanted} is in use, by a sink or another program")
+    elif listener.is_taken:  # no fault: it may be the very sink that the user wants to stream to
+        yield ok(f"{listener.wanted} is in use, by a sink or another program")
     else:
-        yield ok(f"{probe.wanted} is free, for dejavubench sink")
+        yield ok(f"{listener.wanted} is free, for dejavubench sink")
 
 
 def judge_reachable(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge whether hosts reach each other's TCP port."""
-    for probe in job.ports:
-        if probe.problem is None:
+    for port_check in job.ports:
+        if port_check.problem is None:
             port_note = (
-                "" if probe.port == probe.wanted else f", tried as {probe.wanted} is in use there"
+                ""
+                if port_check.port == port_check.wanted
+                else f", tried as {port_check.wanted} is in use there"
             )
             yield (
-                probe.ranks,
-                ok(f"{probe.hosts[0]} reaches port {probe.port} of {probe.hosts[1]}{port_note}"),
+                port_check.ranks,
+                ok(
+                    f"{port_check.hosts[0]} reaches port {port_check.port} of "
+                    f"{port_check.hosts[1]}{port_note}"
+                ),
             )
         else:
             yield (
-                probe.ranks,
+                port_check.ranks,
                 warn(
-                    f"{probe.hosts[0]} cannot reach port {probe.port} of {probe.hosts[1]}: "
-                    f"{probe.problem}",
+                    f"{port_check.hosts[0]} cannot reach port {port_check.port} of "
+                    f"{port_check.hosts[1]}: {port_check.problem}",
                     "Open the port in the firewall of both hosts, or choose another one for tcp.",
                 ),
             )

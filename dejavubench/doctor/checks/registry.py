@@ -32,7 +32,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def rows_of(job: Job) -> list[FindingRow]:
+def find_rows(job: Job) -> list[FindingRow]:
     """Return the findings of every check; equal findings of several ranks are one row."""
     rows = merge_rows(row for check in CHECKS for row in check.rows(job))
     if job.problem is not None:

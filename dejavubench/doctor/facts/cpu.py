@@ -86,10 +86,10 @@ def read_load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     except NotReadableError as error:
         time.sleep(seconds)  # other hosts may be able to read theirs
         return LoadFacts(cores, seconds, unreadable=str(error))
-    return load_between(time_before, time_after, elapsed_s, cores, average_load)
+    return compute_load(time_before, time_after, elapsed_s, cores, average_load)
 
 
-def load_between(
+def compute_load(
     time_before: ProcessorTime,
     time_after: ProcessorTime,
     seconds: float,

@@ -34,7 +34,7 @@ def own_memory() -> ReadableMemory:
     return ReadableMemory(os.getpid(), ctypes.addressof(_readable_bytes))
 
 
-def read_problem(memory: ReadableMemory) -> str | None:
+def find_read_problem(memory: ReadableMemory) -> str | None:
     """Read the bytes of another process; return why that fails, or None."""
     libc = ctypes.CDLL(None, use_errno=True)
     read_memory = getattr(libc, "process_vm_readv", None)

@@ -27,23 +27,25 @@ FILE_NBYTES = 128 << 20
 
 def measure(folder: str, seconds: float) -> dict[str, Any]:
     """Write for half the time in large pieces, for the other half in small ones."""
-    room = os.statvfs(folder)
+    status = os.statvfs(folder)
     # A quarter of the room at most: the probe must not fill a disk that others use.
-    length = min(FILE_NBYTES, room.f_bavail * room.f_frsize // 4)
-    length -= length % LARGE_WRITE_NBYTES
-    if not length:
+    file_nbytes = min(FILE_NBYTES, status.f_bavail * status.f_frsize // 4)
+    file_nbytes -= file_nbytes % LARGE_WRITE_NBYTES
+    if not file_nbytes:
         return {"problem": f"less than {4 * LARGE_WRITE_NBYTES >> 20} MiB are free"}
-    file, name = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
-    os.unlink(name)
+    descriptor, path = tempfile.mkstemp(prefix=".dejavubench-doctor-", dir=folder)
+    os.unlink(path)
     try:
-        block = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
+        memory = mmap.mmap(-1, LARGE_WRITE_NBYTES)  # begins at a page, as direct writes would need
         # Random: a file system that compresses would write less than this.
-        block.write(os.urandom(LARGE_WRITE_NBYTES))
-        view = memoryview(block)
-        large_times_s = _time_writes(file, view, length, seconds / 2)
-        small_times_s = _time_writes(file, view[:SMALL_WRITE_NBYTES], length, seconds / 2)
+        memory.write(os.urandom(LARGE_WRITE_NBYTES))
+        large_block = memoryview(memory)
+        large_times_s = _time_writes(descriptor, large_block, file_nbytes, seconds / 2)
+        small_times_s = _time_writes(
+            descriptor, large_block[:SMALL_WRITE_NBYTES], file_nbytes, seconds / 2
+        )
     finally:
-        os.close(file)
+        os.close(descriptor)
     small_ms = sorted(1e3 * write_s for write_s in small_times_s)
     return {
         "write_gb_s": LARGE_WRITE_NBYTES * len(large_times_s) / sum(large_times_s) / 1e9,
@@ -54,17 +56,19 @@ def measure(folder: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _time_writes(file: int, block: memoryview, length: int, seconds: float) -> list[float]:
+def _time_writes(
+    descriptor: int, block: memoryview, file_nbytes: int, seconds: float
+) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
     write_times_s: list[float] = []
     deadline = time.perf_counter() + seconds
     while True:
-        offset = len(write_times_s) * len(block) % length
+        offset = len(write_times_s) * len(block) % file_nbytes
         began_s = time.perf_counter()
         written_nbytes = 0
         while written_nbytes < len(block):
-            written_nbytes += os.pwrite(file, block[written_nbytes:], offset + written_nbytes)
-        os.fdatasync(file)
+            written_nbytes += os.pwrite(descriptor, block[written_nbytes:], offset + written_nbytes)
+        os.fdatasync(descriptor)
         now_s = time.perf_counter()
         write_times_s.append(now_s - began_s)
         if now_s >= deadline:

@@ -64,13 +64,13 @@ def read_folder_facts(path: Path) -> FolderFacts:
     existing_folder = path.absolute()
     while not existing_folder.is_dir() and existing_folder != existing_folder.parent:
         existing_folder = existing_folder.parent
-    room = os.statvfs(existing_folder)
-    device = os.stat(existing_folder).st_dev
+    status = os.statvfs(existing_folder)
+    device_number = os.stat(existing_folder).st_dev
     return FolderFacts(
         str(existing_folder),
         place_of(existing_folder),
-        room.f_bavail * room.f_frsize,
-        f"{os.major(device)}:{os.minor(device)}",
+        status.f_bavail * status.f_frsize,
+        f"{os.major(device_number)}:{os.minor(device_number)}",
     )
 
 

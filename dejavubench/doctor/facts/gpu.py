@@ -139,12 +139,14 @@ def read_gpu_facts() -> GPUHostFacts:
     gpus = tuple(GPUFacts(**device) for device in probe_result["devices"])
     if not gpus:
         return GPUHostFacts()
-    answers: dict[str, Any] = {}
+    smi_answers: dict[str, Any] = {}
     try:
-        gpus, answers["driver"] = add_smi_answers(gpus, ask_smi())
-        answers["links"] = read_topology(output_of(["nvidia-smi", "topo", "-m"], TOOL_TIMEOUT_S))
+        gpus, smi_answers["driver"] = add_smi_answers(gpus, ask_smi())
+        smi_answers["links"] = read_topology(
+            output_of(["nvidia-smi", "topo", "-m"], TOOL_TIMEOUT_S)
+        )
     except ProbeError as error:
-        answers["smi"] = str(error)
+        smi_answers["smi"] = str(error)
     return GPUHostFacts(
         gpus,
         driver_cuda=probe_result["driver_cuda"],
@@ -152,7 +154,7 @@ def read_gpu_facts() -> GPUHostFacts:
         peers=frozenset((gpu, peer) for gpu, peer in probe_result["peers"]),
         mps=mps_running(TOOL_TIMEOUT_S),
         nccl=read_nccl_facts(len(gpus)),
-        **answers,
+        **smi_answers,
     )
 
 
@@ -173,29 +175,33 @@ def _smi_command(fields: Sequence[str]) -> list[str]:
 
 def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
     """Return the GPUs with what ``nvidia-smi`` says of each, and the driver's version."""
-    answers = {}
+    values_by_uuid = {}
     for line in text.splitlines():
         values = [value.strip() for value in line.split(",")]
         if len(values) == len(DEVICE_QUERY):
-            answers[values[0]] = values
+            values_by_uuid[values[0]] = values
     # By UUID: nvidia-smi lists all GPUs, and CUDA_VISIBLE_DEVICES may have reordered ours.
-    with_clocks = []
+    gpus_with_answers = []
     for gpu in gpus:
-        _, _, used_mib, busy_percent, mask, link_width, most_link_width = answers.get(
-            gpu.uuid, [""] * len(DEVICE_QUERY)
+        _, _, used_mib, busy_percent, throttle_mask, link_width, most_link_width = (
+            values_by_uuid.get(gpu.uuid, [""] * len(DEVICE_QUERY))
         )
-        lanes = (_parse_number(link_width), _parse_number(most_link_width))
-        with_clocks.append(
+        link_widths = (_parse_number(link_width), _parse_number(most_link_width))
+        gpus_with_answers.append(
             replace(
                 gpu,
                 used=None if (mib := _parse_number(used_mib)) is None else mib << 20,
                 busy_percent=_parse_number(busy_percent),
-                throttle=int(mask, 16) if re.fullmatch("0x[0-9A-Fa-f]+", mask) else None,
-                pcie=None if lanes[0] is None or lanes[1] is None else (lanes[0], lanes[1]),
+                throttle=int(throttle_mask, 16)
+                if re.fullmatch("0x[0-9A-Fa-f]+", throttle_mask)
+                else None,
+                pcie=None
+                if link_widths[0] is None or link_widths[1] is None
+                else (link_widths[0], link_widths[1]),
             )
         )
-    drivers = {values[1] for values in answers.values()}
-    return tuple(with_clocks), ", ".join(sorted(drivers))
+    drivers = {values[1] for values in values_by_uuid.values()}
+    return tuple(gpus_with_answers), ", ".join(sorted(drivers))
 
 
 def read_topology(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -248,7 +254,7 @@ def read_nixl_facts() -> NIXLFacts:
     return NIXLFacts(nixl_version, tuple(probe_result["plugins"]), tuple(probe_result["backends"]))
 
 
-def ucx_info(folder: Path | None = None) -> str | None:
+def read_ucx_info(folder: Path | None = None) -> str | None:
     """Return the first line of ``ucx_info -v``; None if the program is missing or fails."""
     program = "ucx_info" if folder is None else str(folder / "ucx_info")
     try:

@@ -59,13 +59,13 @@ def read_core_facts() -> CoreFacts:
 def read_limit_facts() -> LimitFacts:
     """Read the limits of this process."""
 
-    def limit(resource_number: int, bound_index: int = 0) -> int:
+    def read_limit(resource_number: int, bound_index: int = 0) -> int:
         soft_or_hard = resource.getrlimit(resource_number)[bound_index]
         return UNLIMITED if soft_or_hard == resource.RLIM_INFINITY else soft_or_hard
 
     return LimitFacts(
-        files=limit(resource.RLIMIT_NOFILE),
-        files_most=limit(resource.RLIMIT_NOFILE, 1),
-        locked=limit(resource.RLIMIT_MEMLOCK),
-        processes=limit(resource.RLIMIT_NPROC),
+        files=read_limit(resource.RLIMIT_NOFILE),
+        files_most=read_limit(resource.RLIMIT_NOFILE, 1),
+        locked=read_limit(resource.RLIMIT_MEMLOCK),
+        processes=read_limit(resource.RLIMIT_NPROC),
     )

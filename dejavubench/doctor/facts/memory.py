@@ -46,24 +46,24 @@ def read_memory_facts(
     """Read the memory of this host."""
     free_nbytes, needed_nbytes = free_and_needed(environment, shared_memory_folder)
     try:
-        room = os.statvfs(shared_memory_folder)
-        size = room.f_blocks * room.f_frsize
+        status = os.statvfs(shared_memory_folder)
+        shm_nbytes = status.f_blocks * status.f_frsize
     except OSError:
-        size = 0
+        shm_nbytes = 0
     # Absent, not 0, in kernels without Yama: then any process of this user may read another.
-    scope = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
+    scope_text = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
     total = _read_total(root)
-    rooms = memory_room(root)
+    group_rooms = memory_room(root)
     return MemoryFacts(
         available=available_nbytes(root),
         total=total,
         # Version 1 of control groups writes a number of exabytes where there is no limit.
-        group_room=min((room for room in rooms if room < total), default=None),
+        group_room=min((room for room in group_rooms if room < total), default=None),
         huge_pages=_find_chosen(_read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
-        shm_size=size,
+        shm_size=shm_nbytes,
         shm_free=int(free_nbytes),
         shm_needed=int(needed_nbytes),
-        ptrace_scope=int(scope) if scope is not None and scope.isdecimal() else None,
+        ptrace_scope=int(scope_text) if scope_text is not None and scope_text.isdecimal() else None,
     )
 
 

@@ -57,7 +57,7 @@ class SoftwareFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MPIFacts:
+def facts_without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MPIFacts:
     """Return the facts of a rank that has no MPI library."""
     return MPIFacts(
         problem=problem,
@@ -66,7 +66,7 @@ def without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MP
     )
 
 
-def foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | None:
+def facts_of_foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | None:
     """Return the facts of a rank whose launcher does not belong to its MPI library; else None.
 
     The library is not started: some end the process, others make each rank a world of its own.
@@ -100,7 +100,7 @@ def read_mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
     )
 
 
-def boot_id(file: Path = BOOT_ID) -> str:
+def read_boot_id(file: Path = BOOT_ID) -> str:
     """Return the text by which a running kernel identifies itself; a random one without it."""
     return file.read_text().strip() if file.exists() else secrets.token_hex(16)
 

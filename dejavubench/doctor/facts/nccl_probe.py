@@ -21,14 +21,14 @@ _BETWEEN = re.compile(r"\[\d+\] -> \d+\[\d+\](?: \[\w+\])? via (\S+)")
 _NETWORK = re.compile(r"NET/(IB|Socket) : Using (.*)|Using network (\S+)")
 
 
-def connection_between(lines: Iterable[str]) -> str | None:
+def find_connection(lines: Iterable[str]) -> str | None:
     """Return how NCCL connected two GPUs, such as ``P2P/CUMEM``; None if it connected none."""
     matches = (_BETWEEN.search(line) for line in lines)
     # "/read" says which side issues the copies, not which way they take.
     return next((match[1].removesuffix("/read") for match in matches if match is not None), None)
 
 
-def transport_between_hosts(lines: Iterable[str]) -> str | None:
+def find_network_transport(lines: Iterable[str]) -> str | None:
     """Return the transport of NCCL between hosts, with its devices; None if it does not say."""
     devices_of: dict[str, str] = {}
     transport = None
@@ -53,8 +53,8 @@ def probe_nccl(gpu_count: int) -> dict[str, Any]:
     import torch
 
     report: dict[str, Any] = {"problem": None}
-    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-    report["versions"] = {"torch": ".".join(map(str, nccl))} if nccl else {}
+    nccl_version = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+    report["versions"] = {"torch": ".".join(map(str, nccl_version))} if nccl_version else {}
     with tempfile.NamedTemporaryFile("r", prefix="dejavubench-doctor-", errors="replace") as log:
         # Before cupy's NCCL is loaded, which reads them once.
         os.environ.update(LOG_VARIABLES, NCCL_DEBUG_FILE=log.name)
@@ -65,8 +65,8 @@ def probe_nccl(gpu_count: int) -> dict[str, Any]:
         lines = log.read().splitlines()
     return {
         **report,
-        "between": connection_between(lines),
-        "network": transport_between_hosts(lines),
+        "between": find_connection(lines),
+        "network": find_network_transport(lines),
     }
 
 

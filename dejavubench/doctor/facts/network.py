@@ -81,13 +81,13 @@ def read_network_facts(root: Path = ROOT) -> NetworkFacts:
 
 def _read_interface(folder: Path) -> Interface:
     try:
-        speed = int((folder / "speed").read_text())
+        mbit_s = int((folder / "speed").read_text())
     except (OSError, ValueError):  # many virtual interfaces refuse to be read
-        speed = -1
+        mbit_s = -1
     return Interface(
         folder.name,
         _ask_address(folder.name),
-        speed if speed > 0 else None,
+        mbit_s if mbit_s > 0 else None,
         int((folder / "mtu").read_text()),
     )
 
@@ -104,7 +104,7 @@ def _ask_address(name: str) -> str:
 
 
 def _read_port(folder: Path) -> InfiniBandPort:
-    def text(name: str) -> str:
+    def read_attribute(name: str) -> str:
         try:
             return (folder / name).read_text().strip()
         except OSError:
@@ -112,8 +112,8 @@ def _read_port(folder: Path) -> InfiniBandPort:
 
     return InfiniBandPort(
         f"{folder.parents[1].name} port {folder.name}",
-        text("state").partition(": ")[2] or text("state"),  # "4: ACTIVE"
-        text("rate"),
+        read_attribute("state").partition(": ")[2] or read_attribute("state"),  # "4: ACTIVE"
+        read_attribute("rate"),
     )
 
 
@@ -163,7 +163,7 @@ def _listen(server: socket.socket, port: int, requested_port: int) -> Listening:
     return Listening(requested_port, server.getsockname()[1])
 
 
-def connection_problem(
+def find_connection_problem(
     addresses: Sequence[str], port: int, timeout: float = CONNECT_S
 ) -> str | None:
     """Return why none of the addresses takes a connection to the port; None if one does."""

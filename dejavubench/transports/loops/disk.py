@@ -38,7 +38,7 @@ class DiskLoops:
     def __init__(self, directory: Path, name: str, durability: Durability) -> None:
         self.durability = durability
         # Page-aligned, as writes past the page cache need it.
-        self._data = aligned_buffer(MESSAGE_NBYTES).fill_(1)
+        self._message = aligned_buffer(MESSAGE_NBYTES).fill_(1)
         self._destination = DiskDestination(
             directory=directory,
             name=f"{name}-ceiling",
@@ -74,7 +74,7 @@ class DiskLoops:
             while written_nbytes < MESSAGE_NBYTES:
                 written_nbytes += os.pwrite(
                     self._raw_fd,
-                    self._data.numpy().data[written_nbytes:],
+                    self._message.numpy().data[written_nbytes:],
                     chunk_index * MESSAGE_NBYTES + written_nbytes,
                 )
             if self.durability != "page-cache":
@@ -96,21 +96,21 @@ class DiskLoops:
         chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         began_s = time.perf_counter()
         for chunk in chunks:
-            self._destination.flush(self._stream, chunk, self._data)
+            self._destination.flush(self._stream, chunk, self._message)
         return self._sample(time.perf_counter() - began_s)
 
     def time_naive(self) -> list[Sample]:
         """Time one 16-byte write of the naive loop, in microseconds."""
-        times = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
-        views = self._data.numpy()
+        writes = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
+        message_bytes = self._message.numpy()
         if self.durability == "direct":  # the destination gathers them into pages of its own
             return []
         began_s = time.perf_counter()
-        for offset in range(0, 16 * times, 16):
-            os.pwrite(self._raw_fd, views[offset : offset + 16].data, offset)
+        for offset in range(0, 16 * writes, 16):
+            os.pwrite(self._raw_fd, message_bytes[offset : offset + 16].data, offset)
             if self.durability == "fdatasync":
                 os.fdatasync(self._raw_fd)
-        return [((time.perf_counter() - began_s) / times * 1e6, f"16 B, {self.durability}")]
+        return [((time.perf_counter() - began_s) / writes * 1e6, f"16 B, {self.durability}")]
 
     def _sample(self, duration_s: float) -> list[Sample]:
         shape = f"{DISK_CHUNKS} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"

@@ -88,21 +88,21 @@ class MPILoops:
         """Send one message back and forth."""
         samples = []
         largest_nbytes = self._choose_message_nbytes()
-        for nbytes, times in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
+        for nbytes, exchanges in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
             if nbytes > largest_nbytes:
                 break
-            buffer = self._slots[0].numpy()[:nbytes]  # any content will do
+            message = self._slots[0].numpy()[:nbytes]  # any content will do
             self._rank_pair.begin()
             began_s = time.perf_counter()
-            for _ in range(times):
+            for _ in range(exchanges):
                 if self._is_source:
-                    self._comm.Send(buffer, self._peer)
-                    self._comm.Recv(buffer, self._peer)
+                    self._comm.Send(message, self._peer)
+                    self._comm.Recv(message, self._peer)
                 else:
-                    self._comm.Recv(buffer, self._peer)
-                    self._comm.Send(buffer, self._peer)
+                    self._comm.Recv(message, self._peer)
+                    self._comm.Send(message, self._peer)
             # Both directions count: at any time one message is under way.
-            rate = 2 * times * nbytes / (time.perf_counter() - began_s) / 1e9
+            rate = 2 * exchanges * nbytes / (time.perf_counter() - began_s) / 1e9
             samples.append((rate, f"{nbytes >> 10} KiB"))
         return samples if self._is_source else []
 

@@ -44,13 +44,15 @@ class NIXLLoops:
         self._stream = message_stream(MESSAGES, peer)
         # A stream of its own, so that its notifications are not taken for the destination's.
         self._raw_stream = replace(self._stream, id=1)
-        self._raw_times = 0
+        self._raw_rounds = 0
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if is_source else None
         self._endpoint = None if is_source else NIXLSinkEndpoint(comm, [peer], self._slots)
         own_slots = [(slot.data_ptr(), MESSAGE_NBYTES) for slot in self._slots]
         # Each with the other side's: a write is one-sided, so its target must be known here.
-        self._pairs = list(zip(own_slots, comm.sendrecv(own_slots, peer, source=peer), strict=True))
+        self._slot_pairs = list(
+            zip(own_slots, comm.sendrecv(own_slots, peer, source=peer), strict=True)
+        )
 
     def probes(self) -> list[Probe]:
         """Return the raw loop of writes, and the destination with the same sizes."""
@@ -66,14 +68,14 @@ class NIXLLoops:
         """
         self._rank_pair.begin()
         began_s = time.perf_counter()
-        round_number = self._raw_times
-        self._raw_times += 1
+        round_number = self._raw_rounds
+        self._raw_rounds += 1
         if self._destination is not None:
             agent = self._destination.agent
             for _ in range(MESSAGES // WINDOW):
                 writes_under_way = [
                     agent.write(self._raw_stream, [source], [target])
-                    for source, target in self._pairs
+                    for source, target in self._slot_pairs
                 ]
                 for write in writes_under_way:
                     while not agent.has_finished(write):

@@ -75,7 +75,7 @@ class TCPLoops:
         self._destination = connect([self._stream], torch.float32)
         self._slots = [aligned_buffer(self._message_nbytes).fill_(slot) for slot in range(WINDOW)]
         self._small_messages = small_messages()
-        self._naive = connect([self._small_messages], torch.float32)
+        self._small_destination = connect([self._small_messages], torch.float32)
 
     def probes(self) -> list[Probe]:
         """Return the raw loop, the destination, and the loop of naive messages."""
@@ -87,9 +87,9 @@ class TCPLoops:
 
     def time_raw(self) -> list[Sample]:
         """Run the raw loop: whole messages with nothing between them, then one byte back."""
-        _begin(self._destination, self._stream)
+        _begin_stream(self._destination, self._stream)
         began_s = time.perf_counter()
-        self._destination.raw(
+        self._destination.send_raw(
             self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks]
         )
         return self._sample(time.perf_counter() - began_s)
@@ -97,25 +97,25 @@ class TCPLoops:
     def time_destination(self) -> list[Sample]:
         """Run the destination's flush, and the sink's receipt and acknowledgement."""
         destination, stream = self._destination, self._stream
-        _begin(destination, stream)
+        _begin_stream(destination, stream)
         began_s = time.perf_counter()
         # At most WINDOW chunks are under way: a slot is sent from until its chunk is complete.
         for chunk in self._chunks:
-            _wait(destination, stream, chunk.index - WINDOW)
+            _wait_for_chunk(destination, stream, chunk.index - WINDOW)
             destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
-        _wait(destination, stream, len(self._chunks) - 1)
+        _wait_for_chunk(destination, stream, len(self._chunks) - 1)
         return self._sample(time.perf_counter() - began_s)
 
     def time_message(self) -> list[Sample]:
         """Time one 16-byte message that the sink has answered, in microseconds."""
         extent = self._slots[0].numpy().data[:16]
         (chunk,) = self._small_messages.schedule.all_chunks(LEVELS["0"])
-        _begin(self._naive, self._small_messages)
+        _begin_stream(self._small_destination, self._small_messages)
         began_s = time.perf_counter()
-        self._naive.flush_extents(
+        self._small_destination.flush_extents(
             self._small_messages, chunk, [extent] * SMALL_MESSAGES, each_complete=True
         )
-        _wait(self._naive, self._small_messages, chunk.index)
+        _wait_for_chunk(self._small_destination, self._small_messages, chunk.index)
         return [((time.perf_counter() - began_s) / SMALL_MESSAGES * 1e6, "16 B, answered")]
 
     def _sample(self, duration_s: float) -> list[Sample]:
@@ -129,17 +129,17 @@ class TCPLoops:
     def close(self) -> None:
         """Close both connections; the sink then frees the room of the probes' caches."""
         self._destination.close()
-        self._naive.close()
+        self._small_destination.close()
 
 
-def _begin(destination: MeasuredTCPDestination, stream: Stream) -> None:
+def _begin_stream(destination: MeasuredTCPDestination, stream: Stream) -> None:
     """Begin a microbatch over a cache whose pages the sink has."""
     destination.begin(stream)
     for buffer in destination.buffers(stream):
         buffer.fill_(0)
 
 
-def _wait(destination: MeasuredTCPDestination, stream: Stream, chunk_index: int) -> None:
+def _wait_for_chunk(destination: MeasuredTCPDestination, stream: Stream, chunk_index: int) -> None:
     """Wait without sleep until a chunk is complete. Raises WireError: the sink is silent."""
     # A deadline, as a sink that hangs would hold up the whole run.
     wire = destination.wire
@@ -153,10 +153,10 @@ def _choose_message_nbytes(connect: Connect) -> int:
     """Return the bytes of a message, by how long a first one takes on its own connection."""
     stream = message_stream(1, nbytes=PACING_NBYTES)
     destination = connect([stream], torch.float32)
-    _begin(destination, stream)
+    _begin_stream(destination, stream)
     began_s = time.perf_counter()
     # Closed below: the message's size is part of a stream, and the real one is made from this rate.
-    destination.raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
+    destination.send_raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
     duration_s = time.perf_counter() - began_s
     destination.close()
     return nbytes_in_time(PACING_NBYTES / duration_s, LARGE_MESSAGES)

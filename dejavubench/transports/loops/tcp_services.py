@@ -50,7 +50,7 @@ class MeasuredTCPDestination(TCPDestination):
         kv, flat_index, elements = _DIFFERENCE.unpack(answer)
         return OutsideWrite(BOTH[kv], flat_index, elements)
 
-    def raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
+    def send_raw(self, stream: Stream, messages: Sequence[torch.Tensor]) -> None:
         """Send level 3's chunks of a stream bare: the raw loop that flush is held against."""
         self.request(stream, RAW, 0, [message.numpy().data for message in messages])
 
@@ -70,16 +70,16 @@ class _SinkCache:
 # ---- the sink's side ----
 
 
-def _fill(connection: Connection, frame: Frame, stream: SinkStream) -> None:
-    _check(frame)
+def _fill_cache(connection: Connection, frame: Frame, stream: SinkStream) -> None:
+    _check_byte(frame)
     # Answered after the fill, so that no chunk of the next arm is overwritten.
     stream.cache.fill(frame.number)
     connection.reply(FILL, frame)
 
 
-def _compare(connection: Connection, frame: Frame, stream: SinkStream) -> None:
-    _check(frame)
-    outside_write = written_outside(stream.cache, stream.schedule.region, frame.number)
+def _compare_cache(connection: Connection, frame: Frame, stream: SinkStream) -> None:
+    _check_byte(frame)
+    outside_write = find_write_outside(stream.cache, stream.schedule.region, frame.number)
     answer = b""
     if outside_write is not None:
         answer = _DIFFERENCE.pack(
@@ -100,50 +100,50 @@ def _receive_raw(connection: Connection, frame: Frame, stream: SinkStream) -> No
         ):
             received_nbytes = 0
             while received_nbytes < len(view):
-                count = peer_socket.recv_into(view[received_nbytes:])
-                if not count:
+                new_nbytes = peer_socket.recv_into(view[received_nbytes:])
+                if not new_nbytes:
                     raise RefusalError("it closed in the middle of a raw loop")
-                received_nbytes += count
+                received_nbytes += new_nbytes
     connection.reply(RAW, frame)
 
 
-def _check(frame: Frame) -> None:
+def _check_byte(frame: Frame) -> None:
     if frame.number > 255 or frame.nbytes:
         raise RefusalError(f"{frame.number} is no byte to fill with")
 
 
-SERVICES: Mapping[int, Service] = {FILL: _fill, COMPARE: _compare, RAW: _receive_raw}
+SERVICES: Mapping[int, Service] = {FILL: _fill_cache, COMPARE: _compare_cache, RAW: _receive_raw}
 """The sink's function for each kind of frame."""
 
 
 # ---- comparing in memory that does not grow with the cache ----
 
 
-def written_outside(
-    cache: KVCache, region: Region, byte: int, at_once: int = COMPARED_ELEMENTS
+def find_write_outside(
+    cache: KVCache, region: Region, byte: int, most_elements: int = COMPARED_ELEMENTS
 ) -> OutsideWrite | None:
     """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
 
     Args:
-        at_once: number of elements that are compared together.
+        most_elements: number of elements that are compared together.
     """
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            changes = _find_changes(cache, region, byte, kv, layer, at_once)
+            changes = _find_changes(cache, region, byte, kv, layer, most_elements)
             if changes is not None:
                 return OutsideWrite(kv, *changes)
     return None
 
 
 def _find_changes(
-    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, at_once: int
+    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, most_elements: int
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""
     tensor = cache.tensor(kv)[layer]
     first_element: int | None = None
-    count = 0
+    changed_elements = 0
     region_index = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
-    for block in _cut_blocks(tensor.shape, at_once):
+    for block in _cut_blocks(tensor.shape, most_elements):
         elements = tensor[block]
         is_changed = (elements.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
         if region_index is not None:
@@ -160,23 +160,25 @@ def _find_changes(
                 first_element = layer * tensor.numel() + int(
                     np.ravel_multi_index(element_index, tensor.shape)
                 )
-            count += int(is_changed.sum())
-    return None if first_element is None else (first_element, count)
+            changed_elements += int(is_changed.sum())
+    return None if first_element is None else (first_element, changed_elements)
 
 
-def _cut_blocks(shape: tuple[int, ...], at_once: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor into consecutive pieces of at most ``at_once`` elements."""
+def _cut_blocks(shape: tuple[int, ...], most_elements: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into consecutive pieces of at most ``most_elements`` elements."""
     if not shape:
         yield ()
         return
-    row = prod(shape[1:])
-    rows_at_once = max(1, at_once // row)
-    for start in range(0, shape[0], rows_at_once):
-        cut = slice(start, min(start + rows_at_once, shape[0]))
-        if row <= at_once:
+    row_elements = prod(shape[1:])
+    block_rows = max(1, most_elements // row_elements)
+    for start in range(0, shape[0], block_rows):
+        cut = slice(start, min(start + block_rows, shape[0]))
+        if row_elements <= most_elements:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
-            yield from ((cut, *inner_block) for inner_block in _cut_blocks(shape[1:], at_once))
+            yield from (
+                (cut, *inner_block) for inner_block in _cut_blocks(shape[1:], most_elements)
+            )
 
 
 def _intersect(
