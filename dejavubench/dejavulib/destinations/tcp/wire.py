@@ -128,7 +128,7 @@ class Wire:
     # ---- bytes ----
 
     def receive_into(self, buffer: memoryview, hasher: xxhash.xxh3_64 | None = None) -> None:
-        """Receive exactly ``len(into)`` bytes.
+        """Receive exactly ``len(buffer)`` bytes.
 
         Raises:
             ClosedError: the other side has closed before.
