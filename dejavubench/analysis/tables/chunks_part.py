@@ -16,6 +16,7 @@ from dejavubench.analysis.number_texts import (
     format_or_dash,
 )
 from dejavubench.analysis.tables.arm_columns import ArmPhase
+from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
@@ -118,42 +119,45 @@ def _make_blocks(rows: list[Row], rows_of_run: Sequence[ChunkRow]) -> list[Block
     leading_cells = [*varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading_cells), "phase"]
     sources = sources_of(leading_cells) | {"phase": ("phase",)}
-    chunks = Block(
-        CHUNKS_TITLE,
-        [*headings, *SIZE_COLUMNS],
-        len(headings),
-        sources=sources | SIZE_COLUMNS,
+    chunk_groups = group_by_arm(
+        rows,
+        leading_cells,
+        (
+            (_arm_of(row), [row.arm_phase.phase, *_format_sizes(row)])
+            for row in rows_of_run
+            if row.part == LATENCY
+        ),
     )
-    bill = Block(
-        PARTS_TITLE,
-        [*headings, *PART_COLUMNS],
-        len(headings) + 1,
-        sources=sources | PART_COLUMNS,
+    bill_groups = group_by_arm(
+        rows,
+        leading_cells,
+        (
+            (_arm_of(row), [row.arm_phase.phase, row.part, *_format_times(row)])
+            for row in rows_of_run
+            # The whole latency stands in the first table.
+            if row.part != LATENCY
+        ),
     )
-    for row in rows:
-        arm_rows = [
-            chunk_row
-            for chunk_row in rows_of_run
-            if (chunk_row.arm_phase.point, chunk_row.arm_phase.arm) == (row.point, row.arm)
-        ]
-        names = [cell.write(row) for cell in leading_cells]
-        if arm_rows:
-            latencies = [chunk_row for chunk_row in arm_rows if chunk_row.part == LATENCY]
-            chunks.groups.append(
-                [
-                    [*names, latency.arm_phase.phase, *_format_sizes(latency)]
-                    for latency in latencies
-                ]
-            )
-            bill.groups.append(
-                [
-                    [*names, part_row.arm_phase.phase, part_row.part, *_format_times(part_row)]
-                    for part_row in arm_rows
-                    # The whole latency stands in the first table.
-                    if part_row.part != LATENCY
-                ]
-            )
-    return [chunks, bill]
+    return [
+        Block(
+            CHUNKS_TITLE,
+            [*headings, *SIZE_COLUMNS],
+            len(headings),
+            chunk_groups,
+            sources=sources | SIZE_COLUMNS,
+        ),
+        Block(
+            PARTS_TITLE,
+            [*headings, *PART_COLUMNS],
+            len(headings) + 1,
+            bill_groups,
+            sources=sources | PART_COLUMNS,
+        ),
+    ]
+
+
+def _arm_of(row: ChunkRow) -> tuple[str, str]:
+    return row.arm_phase.point, row.arm_phase.arm
 
 
 def _format_sizes(row: ChunkRow) -> list[str]:

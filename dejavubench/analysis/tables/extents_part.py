@@ -10,6 +10,7 @@ import numpy as np
 
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
 from dejavubench.analysis.number_texts import format_4_digits, format_count, format_nbytes
+from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
@@ -110,23 +111,25 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     leading_cells = varying_cells(rows)
     headings = [*(cell.heading for cell in leading_cells), "arm", "phase"]
     sources = sources_of(leading_cells) | {"arm": ("arm",), "phase": ("phase",)} | TIMED_EXTENTS
-    block = Block(TITLE, [*headings, *TIMED_EXTENTS], len(headings), sources=sources)
-    for row in rows:
-        lines = [
-            [
-                *(cell.write(row) for cell in leading_cells),
-                extent_row.arm,
-                extent_row.phase,
-                format_count(extent_row.timed_extents),
-                format_nbytes(extent_row.extent_bytes),
-                *map(format_4_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
-            ]
+    groups = group_by_arm(
+        rows,
+        leading_cells,
+        (
+            ((extent_row.point, extent_row.of_arm), _write_cells(extent_row))
             for extent_row in extents
-            if (extent_row.point, extent_row.of_arm) == (row.point, row.arm)
-        ]
-        if lines:
-            block.groups.append(lines)
-    return [block]
+        ),
+    )
+    return [Block(TITLE, [*headings, *TIMED_EXTENTS], len(headings), groups, sources=sources)]
+
+
+def _write_cells(extent_row: ExtentRow) -> list[str]:
+    return [
+        extent_row.arm,
+        extent_row.phase,
+        format_count(extent_row.timed_extents),
+        format_nbytes(extent_row.extent_bytes),
+        *map(format_4_digits, (extent_row.median_us, extent_row.p99_us, extent_row.max_us)),
+    ]
 
 
 def _make_content(run_data: RunData) -> PartContent:

@@ -9,6 +9,7 @@ from typing import Annotated
 from dejavubench.analysis.facts.samples import ArmSamples, SourceAloneTimes
 from dejavubench.analysis.facts.source_ranks import sources
 from dejavubench.analysis.number_texts import format_4_digits, format_nbytes
+from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
@@ -53,8 +54,9 @@ class SourceRow:
 
 def _make_rows(run_data: RunData) -> list[SourceRow]:
     """Return the rows of a run; none of a run with one source."""
+    sinks_by_source = {info.rank: info.peers for info in sources(run_data.run)}
     return [
-        _make_row(run_data.run, samples, source, times)
+        _make_row(run_data.run, samples, source, sinks_by_source.get(source, []), times)
         for point in run_data.points.values()
         for samples in point.arms.values()
         if samples.info.level == DEFAULT_LEVEL and samples.why_failed is None
@@ -62,8 +64,9 @@ def _make_rows(run_data: RunData) -> list[SourceRow]:
     ]
 
 
-def _make_row(run: Run, samples: ArmSamples, source: int, times: SourceAloneTimes) -> SourceRow:
-    peers = next((info.peers for info in sources(run) if info.rank == source), [])
+def _make_row(
+    run: Run, samples: ArmSamples, source: int, sinks: Sequence[int], times: SourceAloneTimes
+) -> SourceRow:
     # Bytes per ms / 10⁶ = GB/s.
     isolated_rate, together_rate = (
         times.nbytes / ms / 1e6 for ms in (times.isolated_ms, times.together_ms)
@@ -74,7 +77,7 @@ def _make_row(run: Run, samples: ArmSamples, source: int, times: SourceAloneTime
         sizes=Sizes.of_point(samples.point_info),
         arm=samples.info.name,
         source=source,
-        sink_ranks=", ".join(map(str, peers)),
+        sink_ranks=", ".join(map(str, sinks)),
         source_bytes=times.nbytes,
         isolated_gb_per_s=isolated_rate,
         together_gb_per_s=together_rate,
@@ -90,24 +93,26 @@ def _make_blocks(rows: list[Row], source_rows: Sequence[SourceRow]) -> list[Bloc
     leading_cells = [*varying_cells(rows), ARM_CELL]
     headings = [cell.heading for cell in leading_cells]
     columns = sources_of(leading_cells) | SHOWN_COLUMNS
-    block = Block(TITLE, [*headings, *SHOWN_COLUMNS], len(headings), sources=columns)
-    for row in rows:
-        lines = [
-            [
-                *(cell.write(row) for cell in leading_cells),
-                str(source_row.source),
-                source_row.sink_ranks,
-                format_nbytes(source_row.source_bytes),
-                format_4_digits(source_row.isolated_gb_per_s),
-                format_4_digits(source_row.together_gb_per_s),
-                f"{source_row.together_pct:.0f}",
-            ]
+    groups = group_by_arm(
+        rows,
+        leading_cells,
+        (
+            ((source_row.point, source_row.arm), _write_cells(source_row))
             for source_row in source_rows
-            if (source_row.point, source_row.arm) == (row.point, row.arm)
-        ]
-        if lines:
-            block.groups.append(lines)
-    return [block]
+        ),
+    )
+    return [Block(TITLE, [*headings, *SHOWN_COLUMNS], len(headings), groups, sources=columns)]
+
+
+def _write_cells(source_row: SourceRow) -> list[str]:
+    return [
+        str(source_row.source),
+        source_row.sink_ranks,
+        format_nbytes(source_row.source_bytes),
+        format_4_digits(source_row.isolated_gb_per_s),
+        format_4_digits(source_row.together_gb_per_s),
+        f"{source_row.together_pct:.0f}",
+    ]
 
 
 def _make_content(run_data: RunData) -> PartContent:
