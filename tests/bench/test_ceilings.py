@@ -28,8 +28,9 @@ from dejavubench.records import OVERHEAD_OF
 from dejavubench.transports.contexts import FileContext, ProbeContext, RankContext
 from dejavubench.transports.probe import Probe, Sample
 from dejavubench.transports.registry import transport
+from helpers.gpu_marks import needs_gpus
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+needs_gpu = needs_gpus(1)
 
 GB = 10**9
 PROMPT = KVGeometry(layers=40, requests=8, heads=40, positions=640, head_size=128, itemsize=2)

@@ -11,16 +11,16 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers.faults import STRIKES, has_struck, phase_of, require_failure, start_faulty
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import GONE_WITHIN, args, process_folder
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.mpi,
     pytest.mark.drill,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    needs_gpus(1),
 ]
 
 # In this layout the chunks of tokens are packed. So a source that looks after none of them has

@@ -14,7 +14,7 @@ from dejavubench.errors import UsageError
 from dejavubench.machine import cpu
 from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
 from helpers.fake_gpu import pretend_cupy
-from helpers.gpu_marks import needs_gpus
+from helpers.gpu_marks import SINKS_OF_ANOTHER_SETUP, needs_gpus
 from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
@@ -302,26 +302,7 @@ def test_two_sinks_of_one_model_go_on_on_gpus_of_their_own(mode: str, tmp_path: 
 
 @pytest.mark.gpu
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    ("ranks", "flags"),
-    [
-        pytest.param(
-            3,
-            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
-            marks=needs_gpus(3),
-            id="heads-to-one",
-        ),
-        pytest.param(
-            4,
-            args(
-                "--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-tensor-para-size 2 "
-                "--sink-ubatch-size 4"
-            ),
-            marks=needs_gpus(4),
-            id="stages-to-heads",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "flags"), SINKS_OF_ANOTHER_SETUP)
 def test_sinks_that_round_differently_go_on_unverified(
     ranks: int, flags: tuple[str, ...], tmp_path: Path
 ) -> None:

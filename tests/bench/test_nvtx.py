@@ -48,6 +48,7 @@ from helpers.fake_destination import (
     make_small_stream,
 )
 from helpers.fake_steps import EmptySteps
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import QUICK, args, run
 from helpers.paths import DRIVERS
 
@@ -273,7 +274,7 @@ def test_nvtx_is_refused_on_a_cpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpus(1)
 def test_a_job_on_a_gpu_pushes_its_ranges(tmp_path: Path) -> None:
     device = args("--device cuda --inference-data-type fp16 --size-per-head 32 --nvtx")
     flags = (*QUICK, *device, *args("--streaming none,host --warmup 0 --rounds 1"))

@@ -40,6 +40,7 @@ from helpers.disk_files import (
     schedule_of,
     stream_microbatch,
 )
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import TINY, TYPES, Job, args, process_folder, read_tokens, run
 from helpers.paths import DRIVERS
 
@@ -358,7 +359,7 @@ GPU = args("--device cuda --inference-data-type fp16 --size-per-head 32")
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpus(1)
 @pytest.mark.parametrize(
     ("point", "number"), [("write", 1), ("write", 20), ("sync", 0), ("sync", 9), ("sync", 17)]
 )

@@ -11,7 +11,7 @@ from dejavubench.config.points import SetupSizes
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.records import RankInfo, SinkActivity
-from helpers.gpu_marks import needs_gpus
+from helpers.gpu_marks import SINKS_OF_ANOTHER_SETUP, needs_gpus
 from helpers.jobs import QUICK, args, run
 from helpers.verifications import count_verified
 
@@ -105,21 +105,7 @@ ON_GPUS = args("--device cuda --inference-data-type fp16 --size-per-head 32 --ro
     ("ranks", "flags"),
     [
         pytest.param(4, args("--tensor-para-size 2"), marks=needs_gpus(4), id="heads-alike"),
-        pytest.param(
-            3,
-            args("--tensor-para-size 2 --sink-tensor-para-size 1"),
-            marks=needs_gpus(3),
-            id="heads-to-one",
-        ),
-        pytest.param(
-            4,
-            args(
-                "--pipeline-para-size 2 --sink-pipeline-para-size 1 --sink-tensor-para-size 2 "
-                "--sink-ubatch-size 4"
-            ),
-            marks=needs_gpus(4),
-            id="stages-to-heads",
-        ),
+        *SINKS_OF_ANOTHER_SETUP,
     ],
 )
 @pytest.mark.parametrize("mode", ["nccl", "cuda-ipc"])

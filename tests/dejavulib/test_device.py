@@ -39,10 +39,11 @@ from helpers.fake_destination import (
     small_geometry,
     stored_bytes,
 )
+from helpers.gpu_marks import needs_gpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    needs_gpus(1),
 ]
 
 A_WHILE = 20_000_000

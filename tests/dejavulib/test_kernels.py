@@ -24,8 +24,9 @@ from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, 
 from dejavubench.dejavulib.packing import Packing
 from helpers.caches import geometries, random_cache, regions
 from helpers.cpu_packing import gather_by_cpu
+from helpers.gpu_marks import needs_gpus
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+GPU = needs_gpus(1)
 
 
 def divide(dividends: np.ndarray, divisor: np.void) -> np.ndarray:

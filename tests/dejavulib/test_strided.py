@@ -21,8 +21,9 @@ from dejavubench.dejavulib.strided import (
 from helpers.caches import geometries, random_cache, regions
 from helpers.copies import emulate_copy, is_accepted_by_cuda
 from helpers.cpu_packing import gather_by_cpu
+from helpers.gpu_marks import needs_gpus
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+GPU = needs_gpus(1)
 
 OPT_13B = {
     layout: KVGeometry(

@@ -29,6 +29,7 @@ from dejavubench.records import Microbatch, Swapping, read_chunk_times
 from helpers.caches import packed_bytes, random_cache, schedules
 from helpers.cli_calls import usage_error_of
 from helpers.disk_files import DURABILITIES, IDENTITY
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import TINY, TYPES, Job, args, process_folder, run
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
@@ -137,7 +138,7 @@ def compute_slowly(cache: KVCache) -> None:
 
 
 WHOLE, CUT = 1 << 16, 130
-on_a_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_a_device = needs_gpus(1)
 TURNS = [(2, 1), (3, 1), (3, 2), (5, 2), (5, 4)]
 
 

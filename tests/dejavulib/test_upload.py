@@ -22,6 +22,7 @@ from helpers.fake_destination import (
     schedule_of,
     small_geometry,
 )
+from helpers.gpu_marks import needs_gpus
 
 
 class Arrived:
@@ -147,7 +148,7 @@ def test_a_chunk_counts_and_frees_its_slot_once_its_upload_has_ended() -> None:
 
 # ---- on a device ----
 
-on_a_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_a_device = needs_gpus(1)
 
 
 @pytest.mark.gpu

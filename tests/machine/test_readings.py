@@ -27,6 +27,7 @@ from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.pressure import waited_seconds
 from dejavubench.machine.readings.processes import cpu_seconds, pid_namespace
+from helpers.gpu_marks import needs_gpus
 from helpers.jobs import PATIENCE
 
 STAT = """\
@@ -328,7 +329,7 @@ def test_without_the_library_there_is_one_reason(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpus(1)
 def test_a_real_gpu_is_read() -> None:
     pytest.importorskip("pynvml")
     uuid = str(torch.cuda.get_device_properties(0).uuid)

@@ -16,10 +16,11 @@ from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler
 from dejavubench.models.sampling_options import SamplingOptions
 from dejavubench.models.weights import random_weights
+from helpers.gpu_marks import needs_gpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    needs_gpus(1),
 ]
 
 BATCH, PROMPT, STEPS = 3, 37, 12

@@ -10,6 +10,7 @@ from torch import Tensor
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.backends import torch_operators
 from dejavubench.models.backends.protocol import ACTIVATIONS, Activation, Angles, HeadNorms
+from helpers.gpu_marks import needs_gpus
 
 if torch.cuda.is_available():  # Triton comes with a torch for CUDA
     from dejavubench.models.backends.cuda.attention import attend
@@ -20,7 +21,7 @@ if torch.cuda.is_available():  # Triton comes with a torch for CUDA
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    needs_gpus(1),
 ]
 
 LAYOUTS = list(KVLayout)
