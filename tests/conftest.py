@@ -45,13 +45,13 @@ def pythons_own_handler() -> Iterator[None]:
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the GPUs of this machine."""
-    monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: ())
+    monkeypatch.setattr(machine_gpu, "list_cuda_devices", lambda: ())
 
 
 @pytest.fixture
 def gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that this machine has one H200."""
-    monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200,))
+    monkeypatch.setattr(machine_gpu, "list_cuda_devices", lambda: (H200,))
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ class Iterations:
             prepare(self._choose_pattern(arm))
             if self._context.runnable.on_disk:
                 # Empties the disk's queue of all that anybody has written on this host.
-                with liveness.during(liveness.PATIENT):
+                with liveness.show_state(liveness.PATIENT):
                     os.sync()
             gc.collect()  # now, as nothing is collected while the clock runs
         return not self.failures.agree_on_failure(arm, attempt.problem)

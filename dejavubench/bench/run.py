@@ -70,7 +70,7 @@ def run(
         all_verified = _measure_all(context, progress_bar, hooks.half_width)
         _finish(context, all_verified, watchdog)
         if ranks.rank == 0 and hooks.on_end is not None:
-            with liveness.during(liveness.PATIENT):
+            with liveness.show_state(liveness.PATIENT):
                 hooks.on_end(workspace.folder)
         sleeping_barrier(ranks.world, "end")
     except KeyboardInterrupt as error:
@@ -119,7 +119,7 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
         context.workspace.recorder.phase("load", point=point.id)
     else:  # a sink without a model records nothing of loading; it waits for the others
         liveness.begin_phase(f"load, point {point.id}")
-    with liveness.during(liveness.PATIENT):  # however long it takes, here or on another host
+    with liveness.show_state(liveness.PATIENT):  # however long it takes, here or on another host
         model = models.load(point) if context.computes else None
         sleeping_barrier(context.ranks.world, "load")
     return model

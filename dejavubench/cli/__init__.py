@@ -15,7 +15,7 @@ from dejavubench.cli.errors import end_all_ranks, fail_usage
 from dejavubench.cli.repeated_options import refuse_repeated
 from dejavubench.cli.streams import guard, status_of
 from dejavubench.errors import ExitStatus, OutputError, UsageError
-from dejavubench.machine.launcher import launched_rank
+from dejavubench.machine.launcher import read_rank
 
 COMMANDS = {
     "doctor": (
@@ -136,7 +136,7 @@ class LazyGroup(click.Group):
             raise
         except Exception:  # noqa: BLE001 - the other ranks must not wait for this one
             # One print call: lines of several ranks would mix otherwise.
-            rank = launched_rank()
+            rank = read_rank()
             last_line = "" if rank is None else f"dejavubench: rank {rank} failed in phase start\n"
             print(traceback.format_exc() + last_line, end="", file=sys.stderr, flush=True)
             end_all_ranks(ExitStatus.FAILED)

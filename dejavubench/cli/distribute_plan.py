@@ -13,9 +13,9 @@ from dejavubench.cli import host_checks
 from dejavubench.config.plan import Plan
 from dejavubench.errors import UsageError
 from dejavubench.machine import liveness
-from dejavubench.machine.launcher import launched_rank, launched_rank_count
-from dejavubench.machine.mpi_library import ends_at_start
-from dejavubench.machine.shared_memory import say_shortage
+from dejavubench.machine.launcher import read_rank, read_rank_count
+from dejavubench.machine.mpi_library import find_ending_library
+from dejavubench.machine.shared_memory import say_shortage_and_wait
 from dejavubench.transports.registry import problem_of
 from dejavubench.units import format_count_of
 
@@ -46,14 +46,16 @@ def agree_on_plan(
     from dejavubench.watchdog.mpi_start import import_mpi
     from dejavubench.watchdog.starting import start_watchdog
 
-    if (foreign_mpi := ends_at_start()) is not None:
+    if (foreign_mpi := find_ending_library()) is not None:
         raise UsageError(foreign_mpi.message)
-    plan_or_error = None if launched_rank() else _read_outcome(read_plan)
-    say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
+    plan_or_error = None if read_rank() else _read_outcome(read_plan)
+    say_shortage_and_wait(
+        os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
+    )
     timeout = (
         max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
     )
-    own_heartbeat = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
+    own_heartbeat = heartbeat.start_heartbeat(f"rank {read_rank() or 0}")
     import_mpi(own_heartbeat, timeout)
     from mpi4py import MPI
 
@@ -97,7 +99,7 @@ def end_complete(
     from mpi4py import MPI
 
     liveness.begin_phase("end")
-    with liveness.during(liveness.PATIENT):
+    with liveness.show_state(liveness.PATIENT):
         if MPI.COMM_WORLD.rank == 0:
             on_end(folder)
             print(f"nothing is missing in {folder}", file=sys.stderr, flush=True)
@@ -114,7 +116,7 @@ def _read_outcome(read_plan: Callable[[], Plan]) -> Plan | Exception:
     try:
         return read_plan()
     except Exception as error:
-        if launched_rank() is None:
+        if read_rank() is None:
             raise
         return error
 
@@ -125,7 +127,7 @@ def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> Non
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
-    started_ranks = launched_rank_count()
+    started_ranks = read_rank_count()
     name, version = vendor
     if started_ranks is not None and started_ranks > known_ranks:
         library = f"{name} {'.'.join(map(str, version))}"

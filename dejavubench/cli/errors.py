@@ -8,8 +8,8 @@ import time
 from typing import NoReturn
 
 from dejavubench.errors import ExitStatus
-from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, abort_job, launched_rank
-from dejavubench.machine.mpi_library import ends_at_start
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, abort_job, read_rank
+from dejavubench.machine.mpi_library import find_ending_library
 
 
 def fail_usage(message: str, command: str | None = None, label: str = "Error: ") -> NoReturn:
@@ -20,11 +20,11 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     """
     hint = f" (see {command} --help)" if command else ""
     text = f"{label}{_readable(message)}{hint}"
-    rank = launched_rank()
+    rank = read_rank()
     if rank is None:
         _print(text)
         sys.exit(ExitStatus.USAGE)
-    if "mpi4py.MPI" not in sys.modules and ends_at_start() is not None:
+    if "mpi4py.MPI" not in sys.modules and find_ending_library() is not None:
         exit_without_mpi(text, speaks=rank == 0)
     try:
         from mpi4py import MPI

@@ -9,7 +9,7 @@ import warnings
 
 from dejavubench.cli.errors import exit_without_mpi
 from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import launched_rank, local_rank
+from dejavubench.machine.launcher import read_local_rank, read_rank
 from dejavubench.values import one_line
 
 LEAST_FILES = 64
@@ -79,6 +79,6 @@ def raise_file_limit() -> None:
         f"a rank may open {soft_limit} files but needs {LEAST_FILES}. Raise the limit with "
         f"ulimit -n {LEAST_FILES}"
     )
-    if launched_rank() is None:
+    if read_rank() is None:
         raise UsageError(message)
-    exit_without_mpi(f"Error: {message}", speaks=local_rank() == 0)
+    exit_without_mpi(f"Error: {message}", speaks=read_local_rank() == 0)

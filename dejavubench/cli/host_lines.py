@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 from dejavubench.config.plan import Plan
-from dejavubench.machine.cgroups import cpu_quota
+from dejavubench.machine.cgroups import read_cpu_quota
 from dejavubench.machine.cores import HostDemand, RankDemand
-from dejavubench.machine.file_system import MountedFolder, durability_note, place_of
+from dejavubench.machine.file_system import MountedFolder, describe_durability, locate_folder
 
 
 def make_lines(plan: Plan) -> list[str]:
     """Return one line for the cores, and one for the disk if the run streams to it."""
-    quota = cpu_quota()
+    quota = read_cpu_quota()
     disk = _find_disk(plan)
     quota_text = "" if quota is None else f"; the control group allows {quota.cpus:.3g} CPUs"
     host_lines = [f"Cores    {len(os.sched_getaffinity(0))}{quota_text}"]
@@ -27,7 +27,7 @@ def make_notes(plan: Plan) -> list[str]:
         f"With {f'--threads {threads} and ' if has_several else ''}all ranks on this host: "
         f"{crowd_note}."
         for threads in sorted(plan.experiment.threads)
-        if (crowd_note := _make_demand(plan, threads).note()) is not None
+        if (crowd_note := _make_demand(plan, threads).describe_shortage()) is not None
     ]
     if disk is not None:
         durabilities = dict.fromkeys(
@@ -36,7 +36,7 @@ def make_notes(plan: Plan) -> list[str]:
         texts += [
             f"{note}."
             for durability in durabilities
-            if (note := durability_note(disk.type, durability)) is not None
+            if (note := describe_durability(disk.type, durability)) is not None
         ]
     return texts
 
@@ -48,12 +48,12 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
     """
     if not any(arm.on_disk for arm in plan.running):
         return None
-    return place_of(plan.experiment.stream_dir or plan.experiment.log_dir)
+    return locate_folder(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
 def _make_demand(plan: Plan, threads: int) -> HostDemand:
     cores = frozenset(os.sched_getaffinity(0))
-    quota = cpu_quota()
+    quota = read_cpu_quota()
     is_streaming = any(arm.is_streaming for arm in plan.running)
     source = RankDemand(threads, int(is_streaming), cores, quota)
     sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)

@@ -16,7 +16,7 @@ from dejavubench.cli.results import ResultFile
 from dejavubench.cli.run_arguments import RunArguments
 from dejavubench.cli.run_options import own_options
 from dejavubench.errors import ExitStatus, UsageError
-from dejavubench.machine.launcher import launched_rank
+from dejavubench.machine.launcher import read_rank
 
 if TYPE_CHECKING:
     from dejavubench.config.plan import Plan
@@ -103,7 +103,7 @@ def _say_notes(plan: Plan) -> None:
 
 
 def _describe(arguments: RunArguments) -> None:
-    if launched_rank():  # under mpirun, rank 0 alone prints
+    if read_rank():  # under mpirun, rank 0 alone prints
         return
     from dejavubench.cli.dry_run import describe
 

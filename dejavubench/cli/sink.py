@@ -71,10 +71,10 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
         )
     from dejavubench.dejavulib.destinations.tcp.handshake import format_address
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
-    from dejavubench.machine.memory import available_nbytes
+    from dejavubench.machine.memory import measure_available_nbytes
     from dejavubench.transports.loops.tcp_services import SERVICES
 
-    limit = available_nbytes() // 2 if most_gib is None else int(most_gib * 2**30)
+    limit = measure_available_nbytes() // 2 if most_gib is None else int(most_gib * 2**30)
     try:
         server = TCPSinkServer(
             address=address,

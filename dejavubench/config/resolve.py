@@ -149,7 +149,7 @@ def resolve(
     """
     unsettled_experiment = given_experiment.experiment
     device = _settle_device(given_experiment, dry_run)
-    native_bf16 = cpu.native_bf16()
+    native_bf16 = cpu.has_native_bf16()
     # bf16 only where the CPU multiplies it: elsewhere each element is widened first.
     fastest_type = "fp16" if device == "cuda" else "bf16" if native_bf16 else "fp32"
     settled_values: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _settle_device(given_experiment: GivenExperiment, dry_run: bool) -> str:
     if device == "cpu":  # loading the driver of GPUs would only cost time
         return device
     try:
-        devices = gpu.cuda_devices()
+        devices = gpu.list_cuda_devices()
     except RuntimeError as error:
         raise UsageError(
             f"{given_experiment.origin('device')}: {error}. Use --device cpu to run without a GPU"

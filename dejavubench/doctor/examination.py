@@ -29,8 +29,8 @@ from dejavubench.doctor.facts.ucx import UCXFacts, UCXLog
 from dejavubench.doctor.host_probes import probe_folders, probe_ports, read_host_facts
 from dejavubench.doctor.links import Link, LinkProbe, choose_pairs
 from dejavubench.errors import UsageError
-from dejavubench.machine.launcher import launched_rank
-from dejavubench.machine.shared_memory import say_shortage
+from dejavubench.machine.launcher import read_rank
+from dejavubench.machine.shared_memory import say_shortage_and_wait
 from dejavubench.transports.registry import transports
 from dejavubench.watchdog import heartbeat
 from dejavubench.watchdog.mpi_start import import_mpi
@@ -86,10 +86,12 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
     Raises:
         MissingRanksError: on other ranks than 0, where rank 0 does not answer.
     """
-    say_shortage(os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True))
+    say_shortage_and_wait(
+        os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
+    )
     # Before MPI starts: UCX reads its variables once, as it is loaded.
     log = UCXLog()
-    heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {launched_rank() or 0}")
+    heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {read_rank() or 0}")
     facts_alone = facts_of_foreign_launcher()
     if facts_alone is None:
         try:
@@ -119,7 +121,7 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, facts_alone: MPIFacts | No
     collectives = BoundedCollectives(comm, PHASE_S)
     # A rank that another MPI's launcher has started is a world of its own, and its number in MPI is
     # 0. By the launcher's number all but one of them keep quiet.
-    if collectives.size == 1 and launched_rank():
+    if collectives.size == 1 and read_rank():
         return None
     job_so_far = Job()  # what rank 0 can still report if a rank does not answer
     try:

@@ -19,7 +19,7 @@ from dejavubench.doctor.facts.network import (
     listen_on,
     read_network_facts,
 )
-from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, traits_of
+from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, find_traits
 
 
 def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
@@ -95,7 +95,7 @@ def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
     # A local device's numbers mean something on its machine alone.
     place = folder.place
-    traits = None if place is None else traits_of(place.type)
+    traits = None if place is None else find_traits(place.type)
     if place is not None and traits is not None and traits.text == NETWORK_FILE_SYSTEM:
         return (place.type, place.source)
     return (machine, folder.device)

@@ -23,20 +23,20 @@ class ControlGroup:
     folder: Path
     unified: bool
 
-    def text(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
         """Return the text of one of its files; None if the file cannot be read."""
         try:
             return os.fsdecode((self.folder / name).read_bytes()).strip()
         except OSError:
             return None
 
-    def number(self, name: str) -> int | None:
+    def read_number(self, name: str) -> int | None:
         """Return the number in a file; None without a file, or if the file says ``max`` or -1."""
-        text = self.text(name)
+        text = self.read_text(name)
         return int(text) if text is not None and text.isdecimal() else None
 
 
-def groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
+def list_groups(controller: str, root: Path = ROOT) -> Iterator[ControlGroup]:
     """Yield the groups of this process that have a controller, each followed by those above.
 
     Args:
@@ -81,19 +81,19 @@ def _find_mount(folder: Path, controllers: str, controller: str) -> Path:
 # ---- memory ----
 
 
-def memory_room(root: Path = ROOT) -> list[int]:
+def read_memory_room(root: Path = ROOT) -> list[int]:
     """Return the bytes that are left in each group that limits memory."""
-    room = []
-    for group in groups("memory", root):
-        limit, usage = (
+    free_nbytes = []
+    for group in list_groups("memory", root):
+        limit_file, usage_file = (
             ("memory.max", "memory.current")
             if group.unified
             else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         )
-        limit_nbytes = group.number(limit)
+        limit_nbytes = group.read_number(limit_file)
         if limit_nbytes is not None:
-            room.append(max(0, limit_nbytes - (group.number(usage) or 0)))
-    return room
+            free_nbytes.append(max(0, limit_nbytes - (group.read_number(usage_file) or 0)))
+    return free_nbytes
 
 
 # ---- CPU time ----
@@ -112,11 +112,11 @@ class Quota:
     group: str
 
 
-def cpu_quota(root: Path = ROOT) -> Quota | None:
+def read_cpu_quota(root: Path = ROOT) -> Quota | None:
     """Return the tightest quota of this process's groups; None without a quota."""
     quotas = [
         Quota(cpus, str(group.folder))
-        for group in groups("cpu", root)
+        for group in list_groups("cpu", root)
         if (cpus := _read_cpus(group)) is not None
     ]
     return min(quotas, key=lambda quota: quota.cpus, default=None)
@@ -124,10 +124,10 @@ def cpu_quota(root: Path = ROOT) -> Quota | None:
 
 def _read_cpus(group: ControlGroup) -> float | None:
     if group.unified:
-        quota, _, period = (group.text("cpu.max") or "").partition(" ")
+        quota, _, period = (group.read_text("cpu.max") or "").partition(" ")
     else:
-        quota = group.text("cpu.cfs_quota_us") or ""
-        period = group.text("cpu.cfs_period_us") or ""
+        quota = group.read_text("cpu.cfs_quota_us") or ""
+        period = group.read_text("cpu.cfs_period_us") or ""
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None  # "max", or -1
     return int(quota) / int(period)
@@ -152,10 +152,12 @@ class Throttling:
         )
 
 
-def cpu_throttling(root: Path = ROOT) -> Throttling | None:
+def read_cpu_throttling(root: Path = ROOT) -> Throttling | None:
     """Return the counts since the groups were made; None if the kernel counts nothing."""
     counts_of_groups = [
-        counts for group in groups("cpu", root) if (counts := _read_throttling(group)) is not None
+        counts
+        for group in list_groups("cpu", root)
+        if (counts := _read_throttling(group)) is not None
     ]
     return (
         Throttling(
@@ -168,7 +170,7 @@ def cpu_throttling(root: Path = ROOT) -> Throttling | None:
 
 
 def _read_throttling(group: ControlGroup) -> Throttling | None:
-    lines = [line.split(" ") for line in (group.text("cpu.stat") or "").splitlines()]
+    lines = [line.split(" ") for line in (group.read_text("cpu.stat") or "").splitlines()]
     counts = {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdecimal()}
     if "nr_throttled" not in counts:
         return None

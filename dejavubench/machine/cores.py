@@ -56,7 +56,7 @@ class HostDemand:
             crowded=sum(demand.threads > len(demand.cores) for demand in demands),
         )
 
-    def note(self) -> str | None:
+    def describe_shortage(self) -> str | None:
         """Return a sentence if there are more busy threads than cores. Helpers do not count."""
         is_bounded = self.quota is not None and self.quota < self.cores
         granted_cpus = self.quota if self.quota is not None and is_bounded else self.cores

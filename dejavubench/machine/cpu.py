@@ -28,7 +28,7 @@ FEATURES: dict[str, Callable[[str], bool]] = {
 """Features that :data:`WITHOUT_VARIABLE` may name, and a test for their flags."""
 
 
-def flags_in(cpuinfo: str) -> frozenset[str]:
+def parse_cpu_flags(cpuinfo: str) -> frozenset[str]:
     """Return the instruction sets in the text of ``/proc/cpuinfo``; none on other than x86."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
@@ -37,7 +37,7 @@ def flags_in(cpuinfo: str) -> frozenset[str]:
     return frozenset()
 
 
-def features_left_out() -> tuple[str, ...]:
+def list_features_left_out() -> tuple[str, ...]:
     """Return the features that :data:`WITHOUT_VARIABLE` takes away.
 
     Raises:
@@ -55,22 +55,22 @@ def features_left_out() -> tuple[str, ...]:
 
 
 @cache
-def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """Return the CPU's instruction sets, less those of :func:`features_left_out`."""
-    tests = [FEATURES[name] for name in features_left_out()]
+def read_cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Return the CPU's instruction sets, less those of :func:`list_features_left_out`."""
+    tests = [FEATURES[name] for name in list_features_left_out()]
     try:
-        flags = flags_in(cpuinfo.read_text())
+        flags = parse_cpu_flags(cpuinfo.read_text())
     except OSError:
         return frozenset()
     return frozenset(flag for flag in flags if not any(leaves_out(flag) for leaves_out in tests))
 
 
-def native_bf16(cpuinfo: Path = CPUINFO) -> bool:
+def has_native_bf16(cpuinfo: Path = CPUINFO) -> bool:
     """Return True if this CPU computes in bf16; False without ``/proc/cpuinfo``."""
-    return not BF16_FLAGS.isdisjoint(cpu_flags(cpuinfo))
+    return not BF16_FLAGS.isdisjoint(read_cpu_flags(cpuinfo))
 
 
-def cpu_model() -> str:
+def read_cpu_model() -> str:
     """Return the processor's name as the kernel gives it."""
     for line in CPUINFO.read_text().splitlines() if CPUINFO.exists() else []:
         if line.startswith("model name"):

@@ -38,16 +38,16 @@ class Mount:
     options: str
 
 
-def mount_of(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount | None:
+def find_mount(path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO) -> Mount | None:
     """Return the mount of ``path``, which may not exist yet; None if the kernel lists no mounts."""
     try:
         text = os.fsdecode(mountinfo.read_bytes())
     except OSError:
         return None
-    return find_mount(os.path.realpath(path), text)
+    return search_mounts(os.path.realpath(path), text)
 
 
-def find_mount(path: str, mountinfo: str) -> Mount | None:
+def search_mounts(path: str, mountinfo: str) -> Mount | None:
     """Return the mount of an absolute path without links.
 
     The function goes down the tree of mounts as the kernel does. The longest mount point is not
@@ -132,16 +132,16 @@ class MountedFolder:
         )
         return mount_text + device + (f", options {shown_options}" if shown_options else "")
 
-    def note(self, durability: str) -> str | None:
+    def describe_durability(self, durability: str) -> str | None:
         """Return a note on a durability option that the file system weakens."""
-        return durability_note(self.type, durability)
+        return describe_durability(self.type, durability)
 
 
-def place_of(
+def locate_folder(
     path: str | os.PathLike[str], mountinfo: Path = MOUNTINFO, devices: Path = BLOCK_DEVICES
 ) -> MountedFolder | None:
     """Return the place of a folder, which may not exist yet; None if the kernel lists no mounts."""
-    mount = mount_of(path, mountinfo)
+    mount = find_mount(path, mountinfo)
     if mount is None:
         return None
     return MountedFolder(
@@ -233,7 +233,7 @@ WAITING_DURABILITIES = ("fdatasync", "direct")
 """Durability options that promise that a write has reached a device."""
 
 
-def traits_of(fstype: str) -> FileSystemTraits | None:
+def find_traits(fstype: str) -> FileSystemTraits | None:
     """Return the properties of a file system type; None for that of a local disk."""
     for traits in KNOWN_TRAITS:
         if any(fnmatchcase(fstype, pattern) for pattern in traits.types):
@@ -241,9 +241,9 @@ def traits_of(fstype: str) -> FileSystemTraits | None:
     return None
 
 
-def durability_note(fstype: str, durability: str) -> str | None:
+def describe_durability(fstype: str, durability: str) -> str | None:
     """Return a note on a durability option that a file system type weakens; None if it holds."""
-    traits = traits_of(fstype)
+    traits = find_traits(fstype)
     if traits is None or durability not in WAITING_DURABILITIES:
         return None
     durability_text = traits.durable.format(durability=durability)

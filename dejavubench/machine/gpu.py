@@ -31,7 +31,7 @@ class CudaDevice:
 
 
 @cache
-def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, ...]:
+def list_cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, ...]:
     """Return the CUDA devices in the driver's order; none without a driver. Makes no context.
 
     Args:
@@ -53,28 +53,28 @@ def cuda_devices(load: Callable[[str], Any] = ctypes.CDLL) -> tuple[CudaDevice, 
 
 
 @cache
-def peer_pairs(load: Callable[[str], Any] = ctypes.CDLL) -> frozenset[tuple[int, int]]:
+def find_peer_pairs(load: Callable[[str], Any] = ctypes.CDLL) -> frozenset[tuple[int, int]]:
     """Return the pairs of devices of which the first can access the memory of the second.
 
     Args:
-        load: as of :func:`cuda_devices`.
+        load: as of :func:`list_cuda_devices`.
 
     Raises:
         RuntimeError: a call of the driver failed; the message names the call.
     """
-    numbers = range(len(cuda_devices(load)))
+    numbers = range(len(list_cuda_devices(load)))
     return frozenset(
         pair for pair in permutations(numbers, 2) if _can_access(load(CUDA_DRIVER), *pair)
     )
 
 
 def _can_access(driver: Any, device_index: int, other_index: int) -> bool:
-    can = ctypes.c_int()
+    can_access = ctypes.c_int()
     devices = [ctypes.c_int(), ctypes.c_int()]
     for device, number in zip(devices, (device_index, other_index), strict=True):
         _ask(driver, "cuDeviceGet", ctypes.byref(device), number)
-    _ask(driver, "cuDeviceCanAccessPeer", ctypes.byref(can), *devices)
-    return bool(can.value)
+    _ask(driver, "cuDeviceCanAccessPeer", ctypes.byref(can_access), *devices)
+    return bool(can_access.value)
 
 
 def _read_device(driver: Any, device_index: int) -> CudaDevice:

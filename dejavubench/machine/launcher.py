@@ -85,24 +85,24 @@ PASS_ON_S = 0.3
 """Seconds for the launcher to pass on a rank's output, some of which it drops at an end."""
 
 
-def launched_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+def read_rank(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return this rank's number; None without a launcher."""
     return _read_number(environment, RANK_VARIABLES)
 
 
-def launched_rank_count(environment: Mapping[str, str] = os.environ) -> int | None:
+def read_rank_count(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of ranks of the job; None if the launcher does not say."""
     return _read_number(
         environment,
         [
-            ranks
-            for rank, ranks in RANK_COUNT_VARIABLES.items()
-            if _read_number(environment, [rank]) is not None
+            count_variable
+            for rank_variable, count_variable in RANK_COUNT_VARIABLES.items()
+            if _read_number(environment, [rank_variable]) is not None
         ],
     )
 
 
-def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
+def find_launcher(environment: Mapping[str, str] = os.environ) -> Launcher | None:
     """Return the launcher that started this process; None if it was started alone."""
     return next(
         (
@@ -114,12 +114,12 @@ def launcher_of(environment: Mapping[str, str] = os.environ) -> Launcher | None:
     )
 
 
-def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+def read_local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Return this rank's number on its host; 0 if the launcher does not say."""
     return _read_number(environment, LOCAL_RANK_VARIABLES) or 0
 
 
-def local_rank_count(environment: Mapping[str, str] = os.environ) -> int:
+def read_local_rank_count(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of ranks on this host; 1 if the launcher does not say."""
     return _read_number(environment, LOCAL_RANK_COUNT_VARIABLES) or 1
 

@@ -72,16 +72,16 @@ def begin_phase(phase: str) -> None:
 
 def waiting(patient: bool) -> contextlib.AbstractContextManager[None]:
     """Return a context that shows a wait of the library."""
-    return during(PATIENT if patient else WAITING)
+    return show_state(PATIENT if patient else WAITING)
 
 
-def during(state: int) -> contextlib.AbstractContextManager[None]:
+def show_state(state: int) -> contextlib.AbstractContextManager[None]:
     """Show the main thread's state meanwhile; the end is progress. No effect in other threads."""
-    return _During(state)
+    return _ShownState(state)
 
 
-class _During:
-    """The context of :func:`during`.
+class _ShownState:
+    """The context of :func:`show_state`.
 
     A class, because a layer's sum over ranks enters one: a generator costs twice as much.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dejavubench.machine.cgroups import memory_room
+from dejavubench.machine.cgroups import read_memory_room
 
 HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"
 """Environment variable of torch."""
@@ -38,7 +38,7 @@ def bound_primitive_caches() -> None:
         os.environ.setdefault(name, str(KEPT_PRIMITIVES))
 
 
-def available_nbytes(root: Path = Path("/")) -> int:
+def measure_available_nbytes(root: Path = Path("/")) -> int:
     """Return the bytes that this process may still allocate.
 
     That is the least of MemAvailable and the room in each of its control groups.
@@ -55,4 +55,4 @@ def available_nbytes(root: Path = Path("/")) -> int:
             break
     else:
         raise OSError("/proc/meminfo has no MemAvailable")
-    return min([free_nbytes, *memory_room(root)])
+    return min([free_nbytes, *read_memory_room(root)])

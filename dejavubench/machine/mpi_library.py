@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dejavubench.machine.launcher import Launcher, launched_rank_count, launcher_of
-from dejavubench.machine.probe_process import ProbeError, probe
+from dejavubench.machine.launcher import Launcher, find_launcher, read_rank_count
+from dejavubench.machine.probe_process import ProbeError, run_probe
 
 PROBE_MODULE = "dejavubench.machine.mpi_probe"
 PROBE_S = 20.0
@@ -42,16 +42,16 @@ class ForeignLibrary:
         )
 
 
-def foreign_library(environment: Mapping[str, str] = os.environ) -> ForeignLibrary | None:
+def find_foreign_library(environment: Mapping[str, str] = os.environ) -> ForeignLibrary | None:
     """Return the MPI library if it does not belong to this rank's launcher, else None.
 
     The library is not started.
     """
-    launcher = launcher_of(environment)
+    launcher = find_launcher(environment)
     if launcher is None or not launcher.vendors:
         return None
     try:
-        library = probe(PROBE_MODULE, timeout=PROBE_S)
+        library = run_probe(PROBE_MODULE, timeout=PROBE_S)
     except ProbeError:
         return None  # the import of MPI will say what is wrong
     if library["name"] in launcher.vendors:
@@ -60,15 +60,15 @@ def foreign_library(environment: Mapping[str, str] = os.environ) -> ForeignLibra
         name=library["name"],
         version=library["version"],
         launcher=launcher,
-        started=launched_rank_count(environment),
+        started=read_rank_count(environment),
     )
 
 
-def ends_at_start(environment: Mapping[str, str] = os.environ) -> ForeignLibrary | None:
+def find_ending_library(environment: Mapping[str, str] = os.environ) -> ForeignLibrary | None:
     """Return the MPI library if it would end this process as it starts, else None."""
-    launcher = launcher_of(environment)
+    launcher = find_launcher(environment)
     # Asking takes 0.1 s. Under other launchers a foreign library starts, each rank as a world of
     # its own, and the number of ranks tells.
     if launcher is None or not launcher.ends_foreign:
         return None
-    return foreign_library(environment)
+    return find_foreign_library(environment)

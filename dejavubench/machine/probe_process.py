@@ -24,13 +24,13 @@ class ProbeError(Exception):
     """A probe gave no answer. The message is one line."""
 
 
-def probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
+def run_probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
     """Run a module of this package in a process of its own and return the JSON that it prints.
 
     Raises:
         ProbeError: it failed, or gave no answer within ``timeout`` seconds.
     """
-    text = output_of([sys.executable, "-m", module, *arguments], timeout)
+    text = run_command([sys.executable, "-m", module, *arguments], timeout)
     try:
         document = json.loads(text)
     except ValueError:
@@ -39,21 +39,21 @@ def probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
     return document
 
 
-def output_of(command: Sequence[str], timeout: float) -> str:
+def run_command(command: Sequence[str], timeout: float) -> str:
     """Return the standard output of a command.
 
     Raises:
         ProbeError: the program is missing, failed, or did not end within ``timeout`` seconds.
     """
     # The child imports this very package, also from a checkout that is not installed.
-    path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
+    python_path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": python_path},
         )
     except OSError as error:
         reason = "not found" if isinstance(error, FileNotFoundError) else error.strerror

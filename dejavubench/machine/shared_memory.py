@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, local_rank, local_rank_count
+from dejavubench.machine.launcher import WAIT_FOR_RANK_0_S, read_local_rank, read_local_rank_count
 
 SHARED_MEMORY_FOLDER = Path("/dev/shm")
 """Folder of POSIX shared memory."""
@@ -21,13 +21,15 @@ NEEDED_NBYTES_PER_RANK = 1.1 * 2**20
 """Bytes per rank: MPICH 5.0.2 took 1.06 MB with 1 to 4 ranks."""
 
 
-def shortage(environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER) -> str | None:
+def find_shortage(
+    environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER
+) -> str | None:
     """Return a warning that MPI will hardly start here; None if there is room.
 
     Call this before MPI is imported. Only the first rank of a host returns the warning.
     """
-    free_nbytes, needed_nbytes = free_and_needed(environment, folder)
-    if free_nbytes >= needed_nbytes or local_rank(environment) != 0:
+    free_nbytes, needed_nbytes = measure_free_and_needed(environment, folder)
+    if free_nbytes >= needed_nbytes or read_local_rank(environment) != 0:
         return None
     return (
         f"{folder} has {free_nbytes / 2**20:.1f} MiB left, and MPI may need "
@@ -37,23 +39,25 @@ def shortage(environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER
     )
 
 
-def free_and_needed(
+def measure_free_and_needed(
     environment: Mapping[str, str], folder: Path = SHARED_MEMORY_FOLDER
 ) -> tuple[float, float]:
     """Return the free bytes, and the bytes that MPI may need for the ranks of this host."""
     try:
-        room = os.statvfs(folder)
+        file_system = os.statvfs(folder)
     except OSError:
         return 0.0, 0.0  # an MPI that needs the folder will say so
-    return room.f_bavail * room.f_frsize, local_rank_count(environment) * NEEDED_NBYTES_PER_RANK
+    return file_system.f_bavail * file_system.f_frsize, read_local_rank_count(
+        environment
+    ) * NEEDED_NBYTES_PER_RANK
 
 
-def say_shortage(
+def say_shortage_and_wait(
     environment: Mapping[str, str], say: Callable[[str], None], folder: Path = SHARED_MEMORY_FOLDER
 ) -> None:
     """Print the warning by one rank of a host. All ranks wait until it has been passed on."""
-    if (note := shortage(environment, folder)) is not None:
+    if (note := find_shortage(environment, folder)) is not None:
         say(note)
-    free_nbytes, needed_nbytes = free_and_needed(environment, folder)
+    free_nbytes, needed_nbytes = measure_free_and_needed(environment, folder)
     if free_nbytes < needed_nbytes:
         time.sleep(WAIT_FOR_RANK_0_S)

@@ -53,5 +53,5 @@ def compute_dtype(
     """
     if torch.device(device).type == "cuda":
         return dtype
-    native = machine.native_bf16() if native_bf16 is None else native_bf16
+    native = machine.has_native_bf16() if native_bf16 is None else native_bf16
     return dtype if dtype == torch.bfloat16 and native else torch.float32

@@ -136,7 +136,7 @@ class MPICollectives:
             return x
         # MPI cannot sum halves; in fp32 the result is also rounded once, and not at every rank.
         total = x.contiguous().float() if x.element_size() < 4 else x.contiguous()
-        with liveness.during(WAITING):
+        with liveness.show_state(WAITING):
             if self.spin:
                 self._tensor_comm.Allreduce(MPI.IN_PLACE, total.numpy())
             else:
@@ -149,7 +149,7 @@ class MPICollectives:
             return x.unsqueeze(0)
         own_part = x.contiguous()
         all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
-        with liveness.during(WAITING):
+        with liveness.show_state(WAITING):
             if self.spin:
                 self._tensor_comm.Allgather(_bits(own_part), _bits(all_parts))
             else:
@@ -182,7 +182,7 @@ class MPICollectives:
 
     def finish(self) -> None:
         """Wait until every message that was sent has been received."""
-        with liveness.during(WAITING):
+        with liveness.show_state(WAITING):
             for request, _ in self._sends_under_way:
                 self._wait(request)
         self._sends_under_way.clear()
@@ -207,7 +207,7 @@ class MPICollectives:
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
-        with liveness.during(WAITING):
+        with liveness.show_state(WAITING):
             if self.spin:
                 self._pipeline_comm.Recv(_bits(x), stage, tag)
             else:

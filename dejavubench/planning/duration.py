@@ -59,7 +59,7 @@ def _measure_seconds(work: Callable[[], object]) -> float:
 
 def multiplies_natively(data_type: DataType) -> bool:
     """Return whether this CPU multiplies a type without converting it."""
-    return data_type == "fp32" or (data_type == "bf16" and cpu.native_bf16())
+    return data_type == "fp32" or (data_type == "bf16" and cpu.has_native_bf16())
 
 
 def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from dejavubench.config.rules.sizes import NO_FP32_ON_CUDA
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
-from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.planning.devices import device_numbers
 from dejavubench.planning.memory import Memory, estimate_memory
 from dejavubench.units import format_binary_nbytes, format_count_of
@@ -35,8 +35,8 @@ class HostResources:
     @classmethod
     def here(cls, plan: Plan) -> HostResources:
         """Return this host's resources. The CUDA driver is asked only if the plan needs it."""
-        devices = gpu.cuda_devices() if plan.experiment.device == "cuda" else ()
-        return cls(available_nbytes(), devices)
+        devices = gpu.list_cuda_devices() if plan.experiment.device == "cuda" else ()
+        return cls(measure_available_nbytes(), devices)
 
 
 def find_skip_reasons(

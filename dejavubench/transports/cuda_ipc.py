@@ -159,7 +159,11 @@ class CudaIPCTransport(Transport):
         if find_spec("cupy") is None:
             return Unavailable(NO_CUPY, f"--streaming cuda-ipc: {NO_CUPY}")
         # Which GPUs the ranks get is not known here: one pair with access is enough for now.
-        if len(gpu.cuda_devices()) > 1 and not gpu.peer_pairs() and not self.is_loopback(options):
+        if (
+            len(gpu.list_cuda_devices()) > 1
+            and not gpu.find_peer_pairs()
+            and not self.is_loopback(options)
+        ):
             return Unavailable(
                 NO_PEERS,
                 f"--streaming cuda-ipc: {NO_PEERS}. --nccl-loopback lets a source and its sink "

@@ -29,7 +29,7 @@ from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.report_part import NoteLine
 from dejavubench.bench.environment.sampler import Member, sampler_of
 from dejavubench.bench.recording.microbatches import IterationId
-from dejavubench.machine.readings.processes import pid_namespace
+from dejavubench.machine.readings.processes import read_pid_namespace
 from dejavubench.records import ArmInfo, RecordError, read_run
 from dejavubench.records.conditions import (
     CarriedBytes,
@@ -462,7 +462,7 @@ class FakeCommunicator:
 
 def make_member(host: str = "a", machine: str = "m", **changes: Any) -> Member:
     fields: dict[str, Any] = {
-        "namespace": pid_namespace(),
+        "namespace": read_pid_namespace(),
         "pids": frozenset({os.getpid()}),
         "cores": frozenset(os.sched_getaffinity(0)),
         "gpu": None,

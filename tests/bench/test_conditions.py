@@ -11,9 +11,9 @@ import pytest
 from dejavubench.analysis.reports.report import report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
+from dejavubench.machine.cgroups import Quota, Throttling, read_cpu_quota, read_cpu_throttling
 from dejavubench.machine.cores import RankDemand
-from dejavubench.machine.file_system import place_of
+from dejavubench.machine.file_system import locate_folder
 from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHE_VARIABLES
 from dejavubench.records import End, RankInfo
 from helpers.jobs import QUICK, args, run
@@ -31,8 +31,8 @@ class FakeCommunicator:
 def make_conditions(
     monkeypatch: pytest.MonkeyPatch, threads: list[int], counters: list[Throttling | None]
 ) -> Conditions:
-    monkeypatch.setattr(measured, "cpu_quota", lambda: Quota(1.5, "g"))
-    monkeypatch.setattr(measured, "cpu_throttling", iter(counters).__next__)
+    monkeypatch.setattr(measured, "read_cpu_quota", lambda: Quota(1.5, "g"))
+    monkeypatch.setattr(measured, "read_cpu_throttling", iter(counters).__next__)
     return Conditions(cast(Any, FakeCommunicator()), ["a", "b"], threads, 1, {0, 1}, None)
 
 
@@ -87,14 +87,14 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     modes = (*args("--streaming disk --rounds 1 --warmup 0"), "--stream-dir", tmp_path / "streamed")
     job = run(tmp_path, 1, "run", *QUICK, *modes)
     (info,) = [info for _, info in job.run.records_of(RankInfo)]
-    place = place_of(tmp_path / "streamed")
+    place = locate_folder(tmp_path / "streamed")
     assert info.environment["stream_dir"] == (place and asdict(place))
     assert info.environment["cpu_demand"]["ranks"] == 1
-    quota = cpu_quota()
+    quota = read_cpu_quota()
     assert info.environment["cpu_quota"] == (quota and quota.cpus)
     assert {info.environment["variables"][name] for name in PRIMITIVE_CACHE_VARIABLES} == {
         str(KEPT_PRIMITIVES)
     }
     (end,) = [end for _, end in job.run.records_of(End)]
-    assert bool(end.environment) == (cpu_throttling() is not None)
+    assert bool(end.environment) == (read_cpu_throttling() is not None)
     assert f"stream directory: {place}" in report(job.run).note_texts

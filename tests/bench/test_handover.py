@@ -162,7 +162,7 @@ def test_a_hand_over_that_cannot_be_is_refused(flags: dict[str, Any], words: str
 def test_a_hand_over_between_setups_that_round_bf16_apart_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "native_bf16", lambda: True)
+    monkeypatch.setattr(cpu, "has_native_bf16", lambda: True)
     flags = {"streaming": "mpi", "device": "cpu", "handoff": True}
     for other_size in ("sink_tensor_para_size", "sink_ubatch_size"):
         values = {

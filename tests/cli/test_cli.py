@@ -53,7 +53,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _have(monkeypatch: pytest.MonkeyPatch, *devices: CudaDevice) -> None:
-    monkeypatch.setattr(gpu, "cuda_devices", lambda: devices)
+    monkeypatch.setattr(gpu, "list_cuda_devices", lambda: devices)
 
 
 def _have_gpus_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,9 @@ def _have_gpus_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _have(monkeypatch, *[H200] * count)
     if count > 1:
         pretend_cupy(monkeypatch)
-        monkeypatch.setattr(gpu, "peer_pairs", lambda: frozenset(permutations(range(count), 2)))
+        monkeypatch.setattr(
+            gpu, "find_peer_pairs", lambda: frozenset(permutations(range(count), 2))
+        )
 
 
 # ---- help ----
@@ -80,7 +82,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_help_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
+    monkeypatch.setattr(gpu, "list_cuda_devices", refuse_question)
     assert call("run", "--help").exit_code == 0
 
 
@@ -337,7 +339,9 @@ def test_configs_for_h200s_fit_the_gpus_of_their_machine(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _have_gpus_of(path, monkeypatch)
-    monkeypatch.setattr(fit, "available_nbytes", lambda: 64 << 30)  # of the host beside the GPUs
+    monkeypatch.setattr(
+        fit, "measure_available_nbytes", lambda: 64 << 30
+    )  # of the host beside the GPUs
     dry_run = call("run", str(path), "--dry-run")
     plan = _plan(path)
     assert plan.experiment.device == "cuda"

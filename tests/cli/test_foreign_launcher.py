@@ -39,7 +39,7 @@ def start_as_rank(
 ) -> tuple[Result, list[float]]:
     """Run the command as a rank with these variables; return its result and its sleeps."""
     waited: list[float] = []
-    monkeypatch.setattr(mpi_library, "probe", library)
+    monkeypatch.setattr(mpi_library, "run_probe", library)
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
     return call(*words, environment=variables), waited
@@ -89,6 +89,6 @@ def test_ranks_that_the_launchers_own_library_serves_go_on(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], library: str, probes: int
 ) -> None:
     answers = AskedLibrary(library)
-    monkeypatch.setattr(mpi_library, "probe", answers)
-    assert mpi_library.ends_at_start(variables) is None
+    monkeypatch.setattr(mpi_library, "run_probe", answers)
+    assert mpi_library.find_ending_library(variables) is None
     assert answers.asked == probes

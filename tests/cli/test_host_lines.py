@@ -17,9 +17,11 @@ def test_a_dry_run_says_what_it_would_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        host_lines, "place_of", lambda path: MountedFolder(str(path), "/dev/shm", "tmpfs", "tmpfs")
+        host_lines,
+        "locate_folder",
+        lambda path: MountedFolder(str(path), "/dev/shm", "tmpfs", "tmpfs"),
     )
-    monkeypatch.setattr(host_lines, "cpu_quota", lambda: Quota(0.5, "g"))
+    monkeypatch.setattr(host_lines, "read_cpu_quota", lambda: Quota(0.5, "g"))
     options = [
         *args("--streaming none,disk --durability fdatasync,page-cache"),
         "--stream-dir",

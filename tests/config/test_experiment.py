@@ -84,9 +84,9 @@ def test_values_are_read_as_people_write_them(key: str, text: str, value: object
 
 
 def test_auto_is_bf16_only_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "native_bf16", lambda: True)
+    monkeypatch.setattr(cpu, "has_native_bf16", lambda: True)
     assert make_plan().experiment.inference_data_type == ("bf16",)
-    monkeypatch.setattr(cpu, "native_bf16", lambda: False)
+    monkeypatch.setattr(cpu, "has_native_bf16", lambda: False)
     assert make_plan().experiment.inference_data_type == ("fp32",)
 
 
@@ -134,7 +134,7 @@ def test_a_driver_that_does_not_work_is_no_silent_cpu(monkeypatch: pytest.Monkey
     def broken() -> tuple[CudaDevice, ...]:
         raise RuntimeError("the CUDA driver does not work: cuInit returned error 803")
 
-    monkeypatch.setattr(gpu, "cuda_devices", broken)
+    monkeypatch.setattr(gpu, "list_cuda_devices", broken)
     description = (
         "the CUDA driver does not work: cuInit returned error 803. "
         "Use --device cpu to run without a GPU"
@@ -452,8 +452,8 @@ def test_a_plan_reaches_other_ranks_as_it_is() -> None:
 
 
 def test_reading_values_looks_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
-    monkeypatch.setattr(cpu, "native_bf16", refuse_question)
+    monkeypatch.setattr(gpu, "list_cuda_devices", refuse_question)
+    monkeypatch.setattr(cpu, "has_native_bf16", refuse_question)
     values = {"ckpt_path": "nowhere", "prompts": "nowhere", "resume": "nowhere"}
     experiment = read_experiment(None, values, {}).experiment
     assert (experiment.device, experiment.inference_data_type) == ("auto", ("auto",))

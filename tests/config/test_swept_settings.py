@@ -16,7 +16,7 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import SETTINGS, PointSettings
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
-from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.planning.duration import Rates, compute_seconds
 from dejavubench.planning.memory import estimate_memory
 from dejavubench.planning.staging import MIB
@@ -172,7 +172,7 @@ def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
 
 
 def test_a_point_whose_staging_does_not_fit_is_skipped_alone() -> None:
-    slots = 2 * available_nbytes() // (64 * MIB)  # staging alone takes twice what there is
+    slots = 2 * measure_available_nbytes() // (64 * MIB)  # staging alone takes twice what there is
     flags = ["--model", "gpt2", "--streaming", "none,mpi", "--device", "cpu"]
     sweep = ["--staging-mib", "64", "--staging-slots", f"4,{slots}"]
     dry_run = call("run", "--dry-run", *flags, *sweep)

@@ -483,8 +483,8 @@ def test_a_host_that_lacks_something_is_told_what(
     reason: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine_gpu, "cuda_devices", lambda: (H200, H200))
-    monkeypatch.setattr(machine_gpu, "peer_pairs", lambda: frozenset(peers))
+    monkeypatch.setattr(machine_gpu, "list_cuda_devices", lambda: (H200, H200))
+    monkeypatch.setattr(machine_gpu, "find_peer_pairs", lambda: frozenset(peers))
     if has_cupy:
         pretend_cupy(monkeypatch)
     else:

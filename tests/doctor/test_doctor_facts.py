@@ -24,8 +24,8 @@ from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folde
 from dejavubench.doctor.links import choose_pairs
 from dejavubench.machine import mpi_library
 from dejavubench.machine.file_system import MountedFolder
-from dejavubench.machine.launcher import launcher_of
-from dejavubench.machine.probe_process import ProbeError, output_of, probe
+from dejavubench.machine.launcher import find_launcher
+from dejavubench.machine.probe_process import ProbeError, run_command, run_probe
 from dejavubench.machine.readings.cpu_time import ProcessorTime
 from helpers.doctor_facts import RANK, SPEED, two_hosts
 from helpers.machine_files import write_files
@@ -46,7 +46,7 @@ from helpers.machine_files import write_files
     ],
 )
 def test_the_launcher_is_known_by_its_variables(variables: list[str], name: str | None) -> None:
-    launcher = launcher_of(dict.fromkeys(variables, "0"))
+    launcher = find_launcher(dict.fromkeys(variables, "0"))
     assert (launcher is None) if name is None else (launcher is not None and name in launcher.name)
 
 
@@ -57,7 +57,7 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         probed_modules.append(module)
         return {"name": "MPICH", "version": "5.0.2"}
 
-    monkeypatch.setattr(mpi_library, "probe", answer)
+    monkeypatch.setattr(mpi_library, "run_probe", answer)
     facts = mpi.facts_of_foreign_launcher(
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}
     )
@@ -146,24 +146,24 @@ def test_memory_and_its_limits_are_read_where_the_kernel_states_them(
 
 def test_a_probe_that_hangs_is_given_up() -> None:
     with pytest.raises(ProbeError, match=r"no answer within 0\.2 s"):
-        output_of([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
+        run_command([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
 
 
 def test_a_probe_that_fails_says_its_last_line() -> None:
     with pytest.raises(ProbeError, match="ended with status 3: cannot"):
-        output_of(["sh", "-c", "echo first >&2; echo cannot >&2; exit 3"], 60)
+        run_command(["sh", "-c", "echo first >&2; echo cannot >&2; exit 3"], 60)
 
 
 def test_a_missing_program_is_not_found() -> None:
     with pytest.raises(ProbeError, match="no-such-program: not found"):
-        output_of(["no-such-program"], 1)
+        run_command(["no-such-program"], 1)
     assert gpu.read_ucx_info(Path("/nowhere")) is None
 
 
 def test_a_probe_that_prints_no_json_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dejavubench.machine.probe_process.output_of", lambda *args: "words")
+    monkeypatch.setattr("dejavubench.machine.probe_process.run_command", lambda *args: "words")
     with pytest.raises(ProbeError, match="printed no JSON"):
-        probe("module", timeout=1)
+        run_probe("module", timeout=1)
 
 
 # ---- folders ----
@@ -361,7 +361,7 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
             raise ProbeError("not a valid field")
         return SMI
 
-    monkeypatch.setattr(gpu, "output_of", answer)
+    monkeypatch.setattr(gpu, "run_command", answer)
     assert gpu.ask_smi() == SMI
     assert ["clocks_throttle_reasons.active" in query for query in queries] == [False, True]
 
@@ -379,12 +379,12 @@ def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_host_without_a_gpu_asks_no_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"devices": []}}))
+    monkeypatch.setattr(gpu, "run_probe", fake_probe({"gpu_probe": {"devices": []}}))
     assert gpu.read_gpu_facts() == gpu.GPUHostFacts()
-    monkeypatch.setattr(gpu, "probe", fake_probe({"gpu_probe": {"problem": "cuInit failed"}}))
+    monkeypatch.setattr(gpu, "run_probe", fake_probe({"gpu_probe": {"problem": "cuInit failed"}}))
     assert gpu.read_gpu_facts().problem == "cuInit failed"
     monkeypatch.setattr(
-        gpu, "probe", fake_probe({"gpu_probe": ProbeError("no answer within 15 s")})
+        gpu, "run_probe", fake_probe({"gpu_probe": ProbeError("no answer within 15 s")})
     )
     assert gpu.read_gpu_facts().problem == "no answer within 15 s"
 
@@ -394,13 +394,13 @@ def test_facts_of_gpus_are_read_without_nvidia_smi_too(monkeypatch: pytest.Monke
     answer = {"driver_cuda": "13.0", "torch_cuda": None, "peers": [[0, 1]]}
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
     answers = {"gpu_probe": {"devices": devices, **answer}, "nccl_probe": {**nccl, "problem": None}}
-    monkeypatch.setattr(gpu, "probe", fake_probe(answers))
+    monkeypatch.setattr(gpu, "run_probe", fake_probe(answers))
     monkeypatch.setattr(gpu, "mps_running", lambda timeout: True)
 
     def no_tool(command: list[str], timeout: float) -> str:
         raise ProbeError("nvidia-smi: not found")
 
-    monkeypatch.setattr(gpu, "output_of", no_tool)
+    monkeypatch.setattr(gpu, "run_command", no_tool)
     facts = gpu.read_gpu_facts()
     assert [device.uuid for device in facts.gpus] == ["GPU-a", "GPU-b"]
     assert (facts.driver, facts.smi) == ("", "nvidia-smi: not found")
@@ -434,9 +434,9 @@ def test_nixl_is_asked_only_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gpu, "find_spec", lambda name: object())
     monkeypatch.setattr(gpu, "version", lambda name: "1.5.0")
     answer = {"plugins": ["UCX"], "backends": ["UCX"]}
-    monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": answer}))
+    monkeypatch.setattr(gpu, "run_probe", fake_probe({"nixl_probe": answer}))
     assert gpu.read_nixl_facts() == gpu.NIXLFacts("1.5.0", ("UCX",), ("UCX",))
-    monkeypatch.setattr(gpu, "probe", fake_probe({"nixl_probe": ProbeError("no UCX")}))
+    monkeypatch.setattr(gpu, "run_probe", fake_probe({"nixl_probe": ProbeError("no UCX")}))
     assert gpu.read_nixl_facts() == gpu.NIXLFacts("1.5.0", problem="no UCX")
 
 

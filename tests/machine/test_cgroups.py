@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
-from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.cgroups import Throttling, read_cpu_quota, read_cpu_throttling
+from dejavubench.machine.memory import measure_available_nbytes
 from helpers.machine_files import write_machine
 
 V2 = "sys/fs/cgroup"
@@ -77,7 +77,7 @@ V1 = "sys/fs/cgroup/cpu"
 def test_the_tightest_cpu_quota_counts(
     tmp_path: Path, cgroup: str, files: dict[str, str], cpus: float | None
 ) -> None:
-    quota = cpu_quota(write_machine(tmp_path, cgroup, files))
+    quota = read_cpu_quota(write_machine(tmp_path, cgroup, files))
     assert (quota and quota.cpus) == cpus
 
 
@@ -88,21 +88,21 @@ def test_throttling_is_counted_in_every_group_above_too(tmp_path: Path) -> None:
         f"{V2}/a/cpu.stat": stat.format(1, 500_000),
     }
     files[f"{V2}/cpu.stat"] = "usage_usec 17\n"  # the top is never throttled, and has no such lines
-    assert cpu_throttling(write_machine(tmp_path, "0::/a/b\n", files)) == Throttling(
+    assert read_cpu_throttling(write_machine(tmp_path, "0::/a/b\n", files)) == Throttling(
         periods=4, seconds=2.5
     )
 
 
 def test_throttling_of_version_1_is_in_nanoseconds(tmp_path: Path) -> None:
     files = {f"{V1}/a/cpu.stat": "nr_periods 10\nnr_throttled 4\nthrottled_time 3200000000\n"}
-    assert cpu_throttling(write_machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(
+    assert read_cpu_throttling(write_machine(tmp_path, "3:cpu:/a\n", files)) == Throttling(
         periods=4, seconds=3.2
     )
 
 
 def test_without_control_groups_nothing_is_bounded(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path) is None
-    assert cpu_throttling(tmp_path) is None
+    assert read_cpu_quota(tmp_path) is None
+    assert read_cpu_throttling(tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemAvailable: 7 kB\n")
-    assert available_nbytes(tmp_path) == 7 * 1024
+    assert measure_available_nbytes(tmp_path) == 7 * 1024

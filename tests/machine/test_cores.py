@@ -48,7 +48,7 @@ EIGHT = frozenset(range(8))
     ],
 )
 def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
-    assert HostDemand.of_ranks(demands).note() is None
+    assert HostDemand.of_ranks(demands).describe_shortage() is None
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
     ],
 )
 def test_more_busy_threads_than_cores_get_a_note(demands: list[RankDemand], words: str) -> None:
-    assert words in str(HostDemand.of_ranks(demands).note())
+    assert words in str(HostDemand.of_ranks(demands).describe_shortage())

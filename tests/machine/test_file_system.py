@@ -9,10 +9,10 @@ import pytest
 
 from dejavubench.machine.file_system import (
     MountedFolder,
-    durability_note,
-    find_mount,
-    place_of,
-    traits_of,
+    describe_durability,
+    find_traits,
+    locate_folder,
+    search_mounts,
 )
 
 MOUNTINFO = """\
@@ -52,7 +52,7 @@ a line that is cut o
 def test_the_mount_that_holds_a_path_is_found(
     path: str, fstype: str, point: str, source: str
 ) -> None:
-    mount = find_mount(path, MOUNTINFO)
+    mount = search_mounts(path, MOUNTINFO)
     assert mount is not None
     assert (mount.type, mount.point, mount.source) == (fstype, point, source)
 
@@ -63,7 +63,7 @@ def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(real)
     text = tmp_path / "mountinfo"
     text.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:1 / {real} rw - ramfs none rw\n")
-    place = place_of(tmp_path / "link" / "not there yet", text)
+    place = locate_folder(tmp_path / "link" / "not there yet", text)
     assert place is not None
     assert (place.mount, place.type, place.source) == (str(real), "ramfs", "none")
     assert place.path == str(tmp_path / "link" / "not there yet")
@@ -72,7 +72,7 @@ def test_a_path_is_followed_through_links_to_its_mount(tmp_path: Path) -> None:
 def test_names_that_are_not_utf_8_can_be_recorded(tmp_path: Path) -> None:
     text = tmp_path / "mountinfo"
     text.write_bytes(b"1 0 8:1 / / rw - ext4 \xff/[disk] rw\n")
-    place = place_of("/x", text, tmp_path)
+    place = locate_folder("/x", text, tmp_path)
     assert place == MountedFolder("/x", "/", "ext4", "\\udcff/[disk]", "8:1", "rw")
     str(place).encode()
 
@@ -84,12 +84,12 @@ def test_a_place_has_its_device_and_all_its_options(tmp_path: Path) -> None:
     (devices / "254:0").symlink_to(tmp_path / "vda")
     text = tmp_path / "mountinfo"
     text.write_text(MOUNTINFO)
-    place = place_of("/home/me/logs", text, devices)
+    place = locate_folder("/home/me/logs", text, devices)
     assert str(place) == (
         "/home/me/logs is on ext4, mounted at / from /dev/vda, device vda, "
         "options rw,relatime,discard"
     )
-    shared = place_of("/mnt/two words", text, devices)
+    shared = locate_folder("/mnt/two words", text, devices)
     assert shared is not None
     assert (shared.device, shared.options) == ("", "rw,vers=4.2")
     # Older records have neither.
@@ -100,10 +100,10 @@ def test_a_place_has_its_device_and_all_its_options(tmp_path: Path) -> None:
 
 
 def test_without_a_list_of_mounts_no_place_is_known(tmp_path: Path) -> None:
-    assert place_of(tmp_path, tmp_path / "absent") is None
-    assert find_mount("/x", "") is None
+    assert locate_folder(tmp_path, tmp_path / "absent") is None
+    assert search_mounts("/x", "") is None
     # A chroot need not be a mount.
-    assert find_mount("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None
+    assert search_mounts("/x", "2 1 0:1 / /elsewhere rw - ext4 /dev/sda rw\n") is None
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,17 @@ def test_file_systems_that_are_no_local_disk_are_named_for_what_they_are(
     types: str, text: str
 ) -> None:
     for fstype in types.split():
-        traits = traits_of(fstype)
+        traits = find_traits(fstype)
         assert traits is not None, fstype
         assert traits.text == text
         for durability in ("fdatasync", "direct"):
             assert f"{durability} on {fstype}: {fstype} is {text}; " in str(
-                durability_note(fstype, durability)
+                describe_durability(fstype, durability)
             )
         # The page cache promises nothing, so there is nothing to correct.
-        assert durability_note(fstype, "page-cache") is None
+        assert describe_durability(fstype, "page-cache") is None
 
 
 @pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs", "zfs", "f2fs"])
 def test_a_local_disk_needs_no_note(fstype: str) -> None:
-    assert durability_note(fstype, "fdatasync") is None
+    assert describe_durability(fstype, "fdatasync") is None

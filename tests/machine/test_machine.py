@@ -13,7 +13,7 @@ import pytest
 
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu as machine
-from dejavubench.machine.gpu import CudaDevice, cuda_devices, peer_pairs
+from dejavubench.machine.gpu import CudaDevice, find_peer_pairs, list_cuda_devices
 
 UUID = bytes(range(16))
 
@@ -42,9 +42,11 @@ def test_features_can_be_left_out(
     monkeypatch.setenv(machine.WITHOUT_VARIABLE, left_out)
     for name, flags in FLAGS.items():
         (tmp_path / name).write_text(f"processor\t: 0\nflags\t\t: {' '.join(flags)}\n")
-    assert machine.cpu_flags(tmp_path / "avx512") == remaining
-    assert machine.native_bf16(tmp_path / "avx512") is bool({"avx512_bf16", "amx_bf16"} & remaining)
-    assert machine.cpu_flags(tmp_path / "avx2") == FLAGS["avx2"], "nothing is ever added"
+    assert machine.read_cpu_flags(tmp_path / "avx512") == remaining
+    assert machine.has_native_bf16(tmp_path / "avx512") is bool(
+        {"avx512_bf16", "amx_bf16"} & remaining
+    )
+    assert machine.read_cpu_flags(tmp_path / "avx2") == FLAGS["avx2"], "nothing is ever added"
 
 
 def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +54,7 @@ def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(
         UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: unknown feature; name amx, bf16, avx512"
     ):
-        machine.features_left_out()
+        machine.list_features_left_out()
 
 
 # ---- CUDA devices ----
@@ -113,7 +115,7 @@ class Driver:
 
 def test_devices_have_name_bytes_and_uuid() -> None:
     driver = Driver(("NVIDIA H200", 150_754_820_096), ("NVIDIA L4", 24 << 30))
-    assert cuda_devices(driver.load) == (
+    assert list_cuda_devices(driver.load) == (
         CudaDevice("NVIDIA H200", 150_754_820_096, "GPU-46010203-0405-0607-0809-0a0b0c0d0e0f"),
         CudaDevice("NVIDIA L4", 24 << 30, "GPU-47010203-0405-0607-0809-0a0b0c0d0e0f"),
     )
@@ -121,18 +123,18 @@ def test_devices_have_name_bytes_and_uuid() -> None:
 
 def test_pairs_of_devices_that_access_each_other_are_found() -> None:
     driver = Driver(*[("NVIDIA H200", 1)] * 3, peers={(0, 1), (1, 0), (2, 0)})
-    assert peer_pairs(driver.load) == {(0, 1), (1, 0), (2, 0)}
-    assert peer_pairs(Driver(("NVIDIA H200", 1)).load) == frozenset()
-    assert peer_pairs(Driver(cuInit=100).load) == frozenset()
+    assert find_peer_pairs(driver.load) == {(0, 1), (1, 0), (2, 0)}
+    assert find_peer_pairs(Driver(("NVIDIA H200", 1)).load) == frozenset()
+    assert find_peer_pairs(Driver(cuInit=100).load) == frozenset()
     with pytest.raises(RuntimeError, match="cuDeviceCanAccessPeer returned error 101"):
-        peer_pairs(Driver(*[("NVIDIA H200", 1)] * 2, cuDeviceCanAccessPeer=101).load)
+        find_peer_pairs(Driver(*[("NVIDIA H200", 1)] * 2, cuDeviceCanAccessPeer=101).load)
 
 
 def test_the_driver_is_asked_once() -> None:
     driver = Driver(("NVIDIA H200", 1))
     load = driver.load
-    devices, questions = cuda_devices(load), driver.asked
-    assert cuda_devices(load) is devices
+    devices, questions = list_cuda_devices(load), driver.asked
+    assert list_cuda_devices(load) is devices
     assert driver.asked == questions > 0
 
 
@@ -140,13 +142,13 @@ def test_no_library_is_no_device() -> None:
     def load(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    assert cuda_devices(load) == ()
+    assert list_cuda_devices(load) == ()
 
 
 @pytest.mark.parametrize("error", [34, 100], ids=["stub", "no-device"])
 def test_a_driver_without_a_device_is_no_device(error: int) -> None:
-    assert cuda_devices(Driver(cuInit=error).load) == ()
-    assert cuda_devices(Driver().load) == ()
+    assert list_cuda_devices(Driver(cuInit=error).load) == ()
+    assert list_cuda_devices(Driver().load) == ()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_any_other_answer_is_an_error_that_names_the_call(call: str) -> None:
     with pytest.raises(
         RuntimeError, match=rf"^the CUDA driver does not work: {call} returned error 803$"
     ):
-        cuda_devices(Driver(("NVIDIA H200", 1), peers=(), **{call: 803}).load)
+        list_cuda_devices(Driver(("NVIDIA H200", 1), peers=(), **{call: 803}).load)
 
 
 @pytest.mark.gpu
@@ -166,8 +168,8 @@ def test_the_real_driver_agrees_with_torch_and_makes_no_context() -> None:
         pytest.skip("no CUDA device")
     program = (
         "import ctypes, sys\n"
-        "from dejavubench.machine.gpu import cuda_devices\n"
-        "devices = cuda_devices()\n"
+        "from dejavubench.machine.gpu import list_cuda_devices\n"
+        "devices = list_cuda_devices()\n"
         "active, flags = ctypes.c_int(), ctypes.c_uint()\n"
         "driver = ctypes.CDLL('libcuda.so.1')\n"
         "state = driver.cuDevicePrimaryCtxGetState\n"

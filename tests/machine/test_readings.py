@@ -18,15 +18,15 @@ import torch
 
 from dejavubench.bench.environment.snapshot import Snapshot
 from dejavubench.machine.readings import nvml
-from dejavubench.machine.readings.cpu_time import TICKS_PER_S, ProcessorTime, processor_time
-from dejavubench.machine.readings.frequency import mean_mhz
-from dejavubench.machine.readings.interfaces import InterfaceCounts, interface_traffic
-from dejavubench.machine.readings.listeners import listening_pids
-from dejavubench.machine.readings.load import load_average
+from dejavubench.machine.readings.cpu_time import TICKS_PER_S, ProcessorTime, read_processor_time
+from dejavubench.machine.readings.frequency import read_mean_mhz
+from dejavubench.machine.readings.interfaces import InterfaceCounts, read_interface_traffic
+from dejavubench.machine.readings.listeners import find_listening_pids
+from dejavubench.machine.readings.load import read_load_average
 from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
-from dejavubench.machine.readings.pressure import waited_seconds
-from dejavubench.machine.readings.processes import cpu_seconds, pid_namespace
+from dejavubench.machine.readings.pressure import read_waited_s
+from dejavubench.machine.readings.processes import read_cpu_seconds, read_pid_namespace
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import PATIENCE
 
@@ -55,10 +55,10 @@ def write_file(path: Path, text: str) -> None:
 
 def test_time_is_of_the_processors_asked_for(tmp_path: Path) -> None:
     write_file(tmp_path / "proc/stat", STAT)
-    assert processor_time([0, 1], tmp_path) == ProcessorTime(
+    assert read_processor_time([0, 1], tmp_path) == ProcessorTime(
         busy_s=410 / TICKS_PER_S, interrupt_s=13 / TICKS_PER_S, steal_s=20 / TICKS_PER_S
     )
-    assert processor_time([1], tmp_path).busy_s == 260 / TICKS_PER_S
+    assert read_processor_time([1], tmp_path).busy_s == 260 / TICKS_PER_S
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,15 @@ def test_time_is_of_the_processors_asked_for(tmp_path: Path) -> None:
 def test_processors_that_are_not_counted_are_named(tmp_path: Path, stat: str, reason: str) -> None:
     write_file(tmp_path / "proc/stat", stat)
     with pytest.raises(NotReadableError, match=reason):
-        processor_time([2], tmp_path)
+        read_processor_time([2], tmp_path)
 
 
 def test_load_is_that_of_the_last_minute(tmp_path: Path) -> None:
     write_file(tmp_path / "proc/loadavg", "0.65 0.38 0.72 4/116 4409\n")
-    assert load_average(tmp_path) == 0.65
+    assert read_load_average(tmp_path) == 0.65
     write_file(tmp_path / "proc/loadavg", "none\n")
     with pytest.raises(NotReadableError, match="no number"):
-        load_average(tmp_path)
+        read_load_average(tmp_path)
 
 
 def test_pressure_is_the_time_in_which_some_thread_waited(tmp_path: Path) -> None:
@@ -88,12 +88,12 @@ def test_pressure_is_the_time_in_which_some_thread_waited(tmp_path: Path) -> Non
         tmp_path / "proc/pressure/cpu",
         "some avg10=3.57 avg60=3.15 avg300=1.40 total=12169432\nfull avg10=0.00 total=7\n",
     )
-    assert waited_seconds("cpu", tmp_path) == 12.169432
+    assert read_waited_s("cpu", tmp_path) == 12.169432
     with pytest.raises(NotReadableError, match="No such file"):
-        waited_seconds("io", tmp_path)
+        read_waited_s("io", tmp_path)
     write_file(tmp_path / "proc/pressure/io", "full total=7\n")
     with pytest.raises(NotReadableError, match="no total of `some`"):
-        waited_seconds("io", tmp_path)
+        read_waited_s("io", tmp_path)
 
 
 def test_clock_rates_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_clock_rates_come_from_cpufreq_or_else_from_cpuinfo(tmp_path: Path) -> N
         tmp_path / "proc/cpuinfo",
         "processor\t: 0\ncpu MHz\t\t: 2500.0\n\nprocessor\t: 1\ncpu MHz\t\t: 2700.5\n",
     )
-    assert mean_mhz([0, 1], tmp_path) == 2600.25
-    assert mean_mhz([1], tmp_path) == 2700.5
+    assert read_mean_mhz([0, 1], tmp_path) == 2600.25
+    assert read_mean_mhz([1], tmp_path) == 2700.5
     for number, khz in ((0, 1_000_000), (1, 3_000_000)):
         folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/cpufreq"
         write_file(folder / "scaling_cur_freq", f"{khz}\n")
-    assert mean_mhz([0, 1], tmp_path) == 2000.0
+    assert read_mean_mhz([0, 1], tmp_path) == 2000.0
     with pytest.raises(NotReadableError, match="tells the clock rate"):
-        mean_mhz([0, 2], tmp_path)
+        read_mean_mhz([0, 2], tmp_path)
 
 
 # ---- processes ----
@@ -126,23 +126,23 @@ def test_cpu_time_is_that_of_a_process_and_all_that_it_started(tmp_path: Path) -
     write_file(tmp_path / "proc/7/task/70/children", "9 ")  # started by another thread
     write_process(tmp_path, 9, (1000, 0, 0, 0))
     write_process(tmp_path, 10, (5000, 0, 0, 0))
-    assert cpu_seconds([7], tmp_path) == 1137 / TICKS_PER_S
-    assert cpu_seconds([7, 9], tmp_path) == 1137 / TICKS_PER_S  # nothing counts twice
-    assert cpu_seconds([8, 10], tmp_path) == 5100 / TICKS_PER_S
+    assert read_cpu_seconds([7], tmp_path) == 1137 / TICKS_PER_S
+    assert read_cpu_seconds([7, 9], tmp_path) == 1137 / TICKS_PER_S  # nothing counts twice
+    assert read_cpu_seconds([8, 10], tmp_path) == 5100 / TICKS_PER_S
 
 
 def test_processes_that_cannot_be_counted_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(NotReadableError, match="/proc/7/stat: No such file"):
-        cpu_seconds([7], tmp_path)
+        read_cpu_seconds([7], tmp_path)
     write_process(tmp_path, 7, (10, 20, 3, 4))
     (tmp_path / "proc/7/task/7/children").unlink()  # a kernel without CONFIG_PROC_CHILDREN
     with pytest.raises(NotReadableError, match="children: No such file"):
-        cpu_seconds([7], tmp_path)
+        read_cpu_seconds([7], tmp_path)
     write_file(tmp_path / "proc/7/stat", "7 (a) S 1\n")
     with pytest.raises(NotReadableError, match="7 \\(a\\) S 1"):
-        cpu_seconds([7], tmp_path)
+        read_cpu_seconds([7], tmp_path)
     with pytest.raises(NotReadableError, match="ns/pid"):
-        pid_namespace(tmp_path)
+        read_pid_namespace(tmp_path)
 
 
 BUSY_PROGRAM = """\
@@ -190,9 +190,9 @@ def test_a_process_of_somebody_else_is_seen() -> None:
 def test_a_listener_is_found_by_its_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert listening_pids([port]) == {os.getpid()}
-    assert listening_pids([port]) == set()
-    assert listening_pids([]) == set()
+        assert find_listening_pids([port]) == {os.getpid()}
+    assert find_listening_pids([port]) == set()
+    assert find_listening_pids([]) == set()
 
 
 # ---- interfaces ----
@@ -200,7 +200,7 @@ def test_a_listener_is_found_by_its_port() -> None:
 
 def test_traffic_of_interfaces_and_infiniband_ports_is_read_together(tmp_path: Path) -> None:
     write_file(tmp_path / "proc/net/dev", NET)
-    assert interface_traffic(tmp_path) == {
+    assert read_interface_traffic(tmp_path) == {
         "lo": InterfaceCounts(out_nbytes=100, out_packets=2, in_nbytes=100, in_packets=2),
         "eth0": InterfaceCounts(
             out_nbytes=777777, out_packets=600, in_nbytes=12345678, in_packets=900
@@ -210,18 +210,18 @@ def test_traffic_of_interfaces_and_infiniband_ports_is_read_together(tmp_path: P
     counts = {"xmit_data": 1000, "xmit_packets": 3, "rcv_data": 50, "rcv_packets": 2}
     for name, count in counts.items():
         write_file(port / f"port_{name}", f"{count}\n")
-    assert interface_traffic(tmp_path)["mlx5_0/1"] == InterfaceCounts(
+    assert read_interface_traffic(tmp_path)["mlx5_0/1"] == InterfaceCounts(
         out_nbytes=4000, out_packets=3, in_nbytes=200, in_packets=2
     )
     write_file(port / "port_xmit_data", f"{2**32 - 1}\n")
     with pytest.raises(NotReadableError, match="has reached its end"):
-        interface_traffic(tmp_path)
+        read_interface_traffic(tmp_path)
     (port / "port_xmit_data").unlink()
     with pytest.raises(NotReadableError, match="port_xmit_data: No such file"):
-        interface_traffic(tmp_path)
+        read_interface_traffic(tmp_path)
     write_file(tmp_path / "proc/net/dev", NET + "  eth1: 1 2\n")
     with pytest.raises(NotReadableError, match="eth1"):
-        interface_traffic(tmp_path)
+        read_interface_traffic(tmp_path)
 
 
 # ---- GPUs ----

@@ -52,7 +52,7 @@ def test_too_little_shared_memory_is_noted(
     free_mib: float, environment: dict[str, str], short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda folder: make_file_system(free_mib))
-    note = shared_memory.shortage(environment)
+    note = shared_memory.find_shortage(environment)
     assert (note is not None) == short
     assert note is None or f"/dev/shm has {free_mib:.1f} MiB left" in note
 
@@ -73,12 +73,14 @@ def test_no_rank_begins_mpi_before_a_shortage_is_read(
     waited: list[float] = []
     monkeypatch.setattr(os, "statvfs", lambda folder: make_file_system(free_mib))
     monkeypatch.setattr(time, "sleep", waited.append)
-    shared_memory.say_shortage({"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, printed.append)
+    shared_memory.say_shortage_and_wait(
+        {"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": rank}, printed.append
+    )
     assert (len(printed), len(waited)) == (notes, waits)
 
 
 def test_without_shared_memory_it_is_left_to_mpi(tmp_path: Path) -> None:
-    assert shared_memory.shortage({}, tmp_path / "absent") is None
+    assert shared_memory.find_shortage({}, tmp_path / "absent") is None
 
 
 @pytest.mark.mpi

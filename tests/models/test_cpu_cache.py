@@ -103,7 +103,7 @@ def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
     keys = {code_file.file_name("one"), code_file.file_name("two")}
     monkeypatch.setenv("NUMBA_OPT", "1")
     keys.add(code_file.file_name("one"))
-    monkeypatch.setattr(code_file, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(code_file, "read_cpu_flags", lambda: frozenset({"avx2"}))
     keys.add(code_file.file_name("one"))
     for name in ("numba", "llvmlite"):
         code_file._static_key.cache_clear()

@@ -283,7 +283,7 @@ def test_a_data_type_has_one_name() -> None:
 def test_bf16_is_computed_as_such_only_where_the_cpu_does(
     monkeypatch: pytest.MonkeyPatch, native: bool, bf16_runs_in: torch.dtype
 ) -> None:
-    monkeypatch.setattr("dejavubench.machine.cpu.native_bf16", lambda: native)
+    monkeypatch.setattr("dejavubench.machine.cpu.has_native_bf16", lambda: native)
     assert compute_dtype(torch.bfloat16) == bf16_runs_in
     assert compute_dtype(torch.float16) == compute_dtype(torch.float32) == torch.float32
     assert compute_dtype(torch.float16, "cuda") == torch.float16

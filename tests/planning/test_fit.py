@@ -14,9 +14,9 @@ from dejavubench.dejavulib.receiver import receiving_slots
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
-from dejavubench.machine.cpu import BF16_FLAGS, flags_in
+from dejavubench.machine.cpu import BF16_FLAGS, parse_cpu_flags
 from dejavubench.machine.gpu import CudaDevice
-from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard, most_parameters
 from dejavubench.models.hub.specs import SPECS, custom
@@ -330,7 +330,7 @@ def test_a_sink_that_goes_on_has_model_and_cache_on_its_gpu() -> None:
 
 def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(model="gpt2", streaming="none,nccl")
-    monkeypatch.setattr(gpu, "cuda_devices", refuse_question)
+    monkeypatch.setattr(gpu, "list_cuda_devices", refuse_question)
     assert fit.find_skip_reasons(plan, HostResources.here(plan)) == {}
     assert too_few_devices(plan, ()) is None
 
@@ -406,7 +406,7 @@ def test_the_probe_finds_rates_that_a_computer_can_have() -> None:
     ],
 )
 def test_bf16_is_found_among_the_flags_of_cpuinfo(cpuinfo: str, expected: bool) -> None:
-    assert bool(flags_in(cpuinfo) & BF16_FLAGS) is expected
+    assert bool(parse_cpu_flags(cpuinfo) & BF16_FLAGS) is expected
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_memory_is_what_the_tightest_bound_leaves(
     tmp_path: Path, cgroup: str, files: dict[str, str], available: int
 ) -> None:
     meminfo = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n"}
-    assert available_nbytes(write_machine(tmp_path, cgroup, meminfo | files)) == available
+    assert measure_available_nbytes(write_machine(tmp_path, cgroup, meminfo | files)) == available
 
 
 # ---- units ----

@@ -198,7 +198,7 @@ def test_a_wait_is_shown_as_one_and_its_end_is_progress(monkeypatch: pytest.Monk
         2,
         "receive, point p000",
     )
-    with liveness.during(PATIENT):
+    with liveness.show_state(PATIENT):
         states.clear()
         wait_asleep(test, "somebody who loads")
     assert states == [PATIENT, PATIENT, PATIENT]
@@ -212,7 +212,7 @@ def test_another_thread_does_not_change_the_state_that_the_main_thread_shows(
     states = []
 
     def other() -> None:
-        with liveness.during(WAITING):
+        with liveness.show_state(WAITING):
             states.append(page.counters[STATE])
 
     thread = threading.Thread(target=other)
@@ -310,7 +310,9 @@ def test_a_rank_whose_heartbeat_cannot_be_read_is_named(
 
 
 def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
-    with start_rank(f"with liveness.during(liveness.PATIENT):\n    exec({COMPILES!r})") as process:
+    with start_rank(
+        f"with liveness.show_state(liveness.PATIENT):\n    exec({COMPILES!r})"
+    ) as process:
         # Shorter than the compiling, and long enough for a thread of a loaded machine to run.
         watch_process(process, tmp_path / "note.json", 3.0).let_end()
         assert process.wait(60) == 0, process.communicate()[1]

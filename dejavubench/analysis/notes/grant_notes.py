@@ -56,7 +56,7 @@ def _note_disks(run: Run) -> list[Note]:
     folder_by_type = {folder.type: folder for _, folder in folders}
     for durability in dict.fromkeys(arm.durability for arm in arms if arm.durability is not None):
         for folder in folder_by_type.values():
-            note = folder.note(durability)
+            note = folder.describe_durability(durability)
             findings += [] if note is None else [DURABILITY.note(f"disk: {note}")]
     return findings
 
@@ -116,11 +116,14 @@ def _note_demands(run: Run) -> list[Note]:
 def _describe_crowding(run: Run, info: RankInfo) -> Iterator[tuple[str, str | None]]:
     """Yield words on the points of a sweep, and the note on the demand of the host there."""
     if not info.facts.points and info.facts.cpu_demand is not None:
-        yield "", info.facts.cpu_demand.note()
+        yield "", info.facts.cpu_demand.describe_shortage()
     for point in map(run.header.with_settings, run.header.points):
         point_environment = info.facts.points.get(point.id)
         if point_environment is not None and point_environment.cpu_demand is not None:
-            yield f"with --threads {point.threads}: ", point_environment.cpu_demand.note()
+            yield (
+                f"with --threads {point.threads}: ",
+                point_environment.cpu_demand.describe_shortage(),
+            )
 
 
 def join_by_host(texts: Iterable[tuple[str, str]]) -> list[str]:

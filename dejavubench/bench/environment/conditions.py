@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dejavubench.machine.cgroups import Throttling, cpu_quota, cpu_throttling
+from dejavubench.machine.cgroups import Throttling, read_cpu_quota, read_cpu_throttling
 from dejavubench.machine.cores import HostDemand, RankDemand
-from dejavubench.machine.file_system import place_of
+from dejavubench.machine.file_system import locate_folder
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,7 +39,7 @@ class Conditions:
         stream_dir: Path | None,
     ) -> None:
         self._stream_dir = stream_dir
-        self._quota = cpu_quota()
+        self._quota = read_cpu_quota()
         own_demands = [
             RankDemand(computing_threads, helpers, frozenset(cores), self._quota)
             for computing_threads in threads
@@ -59,7 +59,7 @@ class Conditions:
             "cpu_demand": asdict(self.demands[-1]),
         }
         if self._stream_dir is not None:
-            stream_folder = place_of(self._stream_dir)
+            stream_folder = locate_folder(self._stream_dir)
             conditions["stream_dir"] = None if stream_folder is None else asdict(stream_folder)
         return conditions
 
@@ -76,18 +76,18 @@ class Conditions:
             + (f"{host}: {note}" if len(by_host) > 1 else note)
             for threads, by_host in zip(self._threads, self._demands, strict=True)
             for host, demand in by_host.items()
-            if (note := demand.note()) is not None
+            if (note := demand.describe_shortage()) is not None
         ]
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Count the throttling inside, by the control group's counters at both ends."""
         # Called once per point: what is throttled while models load between them does not count.
-        throttling_before = cpu_throttling()
+        throttling_before = read_cpu_throttling()
         # What the first reading says of the run is the reading ahead of its first point.
         self._throttling_before = self._throttling_before or throttling_before
         yield
-        self._throttling_after = cpu_throttling()
+        self._throttling_after = read_cpu_throttling()
         if throttling_before is not None and self._throttling_after is not None:
             point_throttling = self._throttling_after.since(throttling_before)
             self._measured_throttling = Throttling(

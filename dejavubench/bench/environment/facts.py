@@ -20,11 +20,11 @@ from mpi4py import MPI
 
 from dejavubench import __version__
 from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
-from dejavubench.machine.cpu import WITHOUT_VARIABLE, cpu_model, native_bf16
+from dejavubench.machine.cpu import WITHOUT_VARIABLE, has_native_bf16, read_cpu_model
 from dejavubench.machine.memory import (
     HUGE_PAGES_VARIABLE,
     PRIMITIVE_CACHE_VARIABLES,
-    available_nbytes,
+    measure_available_nbytes,
 )
 from dejavubench.parallel.mps import mps_running
 
@@ -155,12 +155,12 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
     rank_facts = {
         # Hosts of one digest are containers of one machine, or emulated there.
         "machine": machine_digest().hex()[:16],
-        "cpu_model": cpu_model(),
+        "cpu_model": read_cpu_model(),
         "cpus": os.cpu_count(),
         "cores": sorted(os.sched_getaffinity(0)),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "native_bf16": native_bf16(),
-        "memory_available": available_nbytes(),
+        "native_bf16": has_native_bf16(),
+        "memory_available": measure_available_nbytes(),
         "kernel": platform.release(),
         "mpi_thread_level": MPI.Query_thread(),
         "variables": variables,

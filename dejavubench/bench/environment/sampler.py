@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 from dejavubench.bench.environment.snapshot import Snapshot
 from dejavubench.bench.recording.microbatches import IterationId
-from dejavubench.machine.readings.listeners import listening_pids
+from dejavubench.machine.readings.listeners import find_listening_pids
 from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
-from dejavubench.machine.readings.processes import pid_namespace
+from dejavubench.machine.readings.processes import read_pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.records.conditions import HostInfo, Window, condition_line
 from dejavubench.records.line_writer import LineWriter
@@ -64,10 +64,10 @@ class Member:
                 measured, so its CPU time is no other program's.
         """
         try:
-            namespace = pid_namespace()
+            namespace = read_pid_namespace()
         except NotReadableError:
             namespace = None
-        pids = {os.getpid()} | listening_pids(ports)
+        pids = {os.getpid()} | find_listening_pids(ports)
         return cls(host, machine, namespace, frozenset(pids), cores, gpu)
 
 

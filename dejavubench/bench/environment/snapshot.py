@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from dejavubench.machine.readings import frequency, interfaces, load, pressure, processes
-from dejavubench.machine.readings.cpu_time import ProcessorTime, processor_time
+from dejavubench.machine.readings.cpu_time import ProcessorTime, read_processor_time
 from dejavubench.machine.readings.interfaces import InterfaceCounts
 from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader, GpuReading
@@ -68,15 +68,17 @@ class Snapshot:
             unread_reasons |= {
                 f"GPU {subject}": reason for subject, reason in reading.unreadable.items()
             }
-        processors = try_read("CPU time", lambda: processor_time(cpus))
+        processors = try_read("CPU time", lambda: read_processor_time(cpus))
         own_cpu_s = (
-            try_read("CPU time of the job", lambda: processes.cpu_seconds(pids)) if pids else None
+            try_read("CPU time of the job", lambda: processes.read_cpu_seconds(pids))
+            if pids
+            else None
         )
-        cpu_wait_s = try_read("CPU pressure", lambda: pressure.waited_seconds("cpu"))
-        io_wait_s = try_read("I/O pressure", lambda: pressure.waited_seconds("io"))
-        load_average = try_read("load", load.load_average)
-        cpu_mhz = try_read("CPU clock", lambda: frequency.mean_mhz(cpus))
-        traffic = try_read("interfaces", interfaces.interface_traffic)
+        cpu_wait_s = try_read("CPU pressure", lambda: pressure.read_waited_s("cpu"))
+        io_wait_s = try_read("I/O pressure", lambda: pressure.read_waited_s("io"))
+        load_average = try_read("load", load.read_load_average)
+        cpu_mhz = try_read("CPU clock", lambda: frequency.read_mean_mhz(cpus))
+        traffic = try_read("interfaces", interfaces.read_interface_traffic)
         ended_s = time.perf_counter()  # after all of them: the window begins where the reading ends
         return cls(
             at_s=ended_s,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dejavubench.dejavulib.packing import aligned_buffer
-from dejavubench.machine.memory import available_nbytes
+from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.transports.probe import Probe, Sample, time_call
 
 LEAST_BUFFER_NBYTES = 128 << 20
@@ -56,7 +56,8 @@ class CPUMemory:
     def __init__(self) -> None:
         # Two buffers of fp32: an eighth of the free memory each.
         elements = (
-            min(max(LEAST_BUFFER_NBYTES, 4 * last_level_nbytes()), available_nbytes() // 8) // 4
+            min(max(LEAST_BUFFER_NBYTES, 4 * last_level_nbytes()), measure_available_nbytes() // 8)
+            // 4
         )
         # Written: pages that were never written are all one page of zeros.
         self._source = torch.ones(elements)

@@ -12,7 +12,7 @@ from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
-from dejavubench.machine.gpu import cuda_devices
+from dejavubench.machine.gpu import list_cuda_devices
 from dejavubench.models.dtypes import compute_dtype
 from dejavubench.parallel.shared_gpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
 from dejavubench.planning.devices import device_numbers, too_few_devices
@@ -78,7 +78,7 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
     source_count, sink_count = map(ranks.on_this_host, (topology.sources, topology.sinks))
-    refusal = too_few_devices(plan, cuda_devices(), source_count, sink_count)
+    refusal = too_few_devices(plan, list_cuda_devices(), source_count, sink_count)
     if refusal:
         raise UsageError(refusal)
     assigned_devices = device_numbers(plan, source_count, sink_count, count)

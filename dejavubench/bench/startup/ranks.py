@@ -13,7 +13,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import PointSettings
 from dejavubench.errors import UsageError
-from dejavubench.machine.cpu import native_bf16
+from dejavubench.machine.cpu import has_native_bf16
 from dejavubench.parallel.topology import Topology
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        facts_of_ranks = world.allgather((facts.hostname(), cores, native_bf16(), os.getpid()))
+        facts_of_ranks = world.allgather((facts.hostname(), cores, has_native_bf16(), os.getpid()))
         hosts = tuple(host for host, *_ in facts_of_ranks)
         on_host = frozenset[int]().union(
             *(cores for host, cores, *_ in facts_of_ranks if host == hosts[world.rank])

@@ -76,7 +76,7 @@ def judge_room(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
                 for rank in neighbours
             ]
         )
-        note = demand.note()
+        note = demand.describe_shortage()
         if note is not None:
             yield ranks, warn(note, "Start fewer ranks here, or grant them more cores.")
         else:

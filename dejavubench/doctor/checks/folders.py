@@ -8,7 +8,7 @@ from dejavubench.doctor.checks.check import HostCheck
 from dejavubench.doctor.facts.folders import DiskSpeed, FolderFacts
 from dejavubench.doctor.facts.job import HostFacts
 from dejavubench.doctor.findings import Finding, bad, ok, warn
-from dejavubench.machine.file_system import durability_note
+from dejavubench.machine.file_system import describe_durability
 from dejavubench.units import format_binary_nbytes
 
 LEAST_FREE_NBYTES = 1 << 30
@@ -45,7 +45,9 @@ def _judge_folder(folder: FolderFacts) -> Finding:
     # A file system in memory, or behind a network that caches, is fast as it promises less. So its
     # weakness is judged before its speed.
     weakness = (
-        None if file_system_place is None else durability_note(file_system_place.type, "fdatasync")
+        None
+        if file_system_place is None
+        else describe_durability(file_system_place.type, "fdatasync")
     )
     if weakness is not None:
         return warn(

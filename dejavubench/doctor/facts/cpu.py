@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.machine.cpu import cpu_flags, cpu_model, native_bf16
-from dejavubench.machine.readings.cpu_time import ProcessorTime, processor_time
-from dejavubench.machine.readings.load import load_average
+from dejavubench.machine.cpu import has_native_bf16, read_cpu_flags, read_cpu_model
+from dejavubench.machine.readings.cpu_time import ProcessorTime, read_processor_time
+from dejavubench.machine.readings.load import read_load_average
 from dejavubench.machine.readings.not_readable import NotReadableError
 
 ROOT = Path("/")
@@ -39,14 +39,14 @@ class CPUFacts:
 
 def read_cpu_facts(root: Path = ROOT) -> CPUFacts:
     """Read the features of this host's CPU."""
-    flags = cpu_flags()
+    flags = read_cpu_flags()
     governor = root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     return CPUFacts(
-        model=cpu_model(),
+        model=read_cpu_model(),
         cores=os.cpu_count() or 1,
         avx2="avx2" in flags,
         avx512="avx512f" in flags,
-        native_bf16=native_bf16(),
+        native_bf16=has_native_bf16(),
         amx="amx_tile" in flags,
         governor=governor.read_text().strip() if governor.exists() else None,
     )
@@ -77,12 +77,12 @@ def read_load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     """Sleep and return what the host did meanwhile. All ranks must sleep as well."""
     cores = os.cpu_count() or 1
     try:
-        time_before = processor_time(range(cores), root)
+        time_before = read_processor_time(range(cores), root)
         began_s = time.perf_counter()
         time.sleep(seconds)
-        time_after = processor_time(range(cores), root)
+        time_after = read_processor_time(range(cores), root)
         elapsed_s = time.perf_counter() - began_s
-        average_load = load_average(root)
+        average_load = read_load_average(root)
     except NotReadableError as error:
         time.sleep(seconds)  # other hosts may be able to read theirs
         return LoadFacts(cores, seconds, unreadable=str(error))

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dejavubench.machine.file_system import MountedFolder, place_of
-from dejavubench.machine.probe_process import ProbeError, probe
+from dejavubench.machine.file_system import MountedFolder, locate_folder
+from dejavubench.machine.probe_process import ProbeError, run_probe
 
 DISK_PROBE = "dejavubench.doctor.facts.disk_probe"
 """Module that probes a folder, in a process of its own."""
@@ -68,7 +68,7 @@ def read_folder_facts(path: Path) -> FolderFacts:
     device_number = os.stat(existing_folder).st_dev
     return FolderFacts(
         str(existing_folder),
-        place_of(existing_folder),
+        locate_folder(existing_folder),
         status.f_bavail * status.f_frsize,
         f"{os.major(device_number)}:{os.minor(device_number)}",
     )
@@ -79,7 +79,7 @@ def probe_folder(
 ) -> FolderFacts:
     """Return the folder with its speed, or with the reason why it has none."""
     try:
-        speeds = probe(DISK_PROBE, folder.path, str(seconds), timeout=timeout)
+        speeds = run_probe(DISK_PROBE, folder.path, str(seconds), timeout=timeout)
     except ProbeError as error:
         return replace(folder, problem=str(error))
     if "problem" in speeds:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dejavubench.machine.probe_process import ProbeError, output_of, probe
+from dejavubench.machine.probe_process import ProbeError, run_command, run_probe
 from dejavubench.parallel.mps import mps_running
 
 # Each probe is a process of its own, so that a library's crash ends only the probe.
@@ -131,7 +131,7 @@ class GPUHostFacts:
 def read_gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
-        probe_result = probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return GPUHostFacts(problem=str(error))
     if "problem" in probe_result:
@@ -143,7 +143,7 @@ def read_gpu_facts() -> GPUHostFacts:
     try:
         gpus, smi_answers["driver"] = add_smi_answers(gpus, ask_smi())
         smi_answers["links"] = read_topology(
-            output_of(["nvidia-smi", "topo", "-m"], TOOL_TIMEOUT_S)
+            run_command(["nvidia-smi", "topo", "-m"], TOOL_TIMEOUT_S)
         )
     except ProbeError as error:
         smi_answers["smi"] = str(error)
@@ -161,9 +161,9 @@ def read_gpu_facts() -> GPUHostFacts:
 def ask_smi() -> str:
     """Ask ``nvidia-smi`` for :data:`DEVICE_QUERY`, in the words that its version understands."""
     try:
-        return output_of(_smi_command(DEVICE_QUERY), TOOL_TIMEOUT_S)
+        return run_command(_smi_command(DEVICE_QUERY), TOOL_TIMEOUT_S)
     except ProbeError:  # it refuses the whole query for one name that it does not know
-        return output_of(
+        return run_command(
             _smi_command([OLDER_FIELD_NAMES.get(name, name) for name in DEVICE_QUERY]),
             TOOL_TIMEOUT_S,
         )
@@ -228,7 +228,7 @@ def _parse_number(text: str) -> int | None:
 def read_nccl_facts(gpu_count: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        probe_result = probe(NCCL_PROBE, str(min(gpu_count, 2)), timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(NCCL_PROBE, str(min(gpu_count, 2)), timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(
@@ -248,7 +248,7 @@ def read_nixl_facts() -> NIXLFacts:
     except PackageNotFoundError:
         nixl_version = "of unknown version"
     try:
-        probe_result = probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NIXLFacts(nixl_version, problem=str(error))
     return NIXLFacts(nixl_version, tuple(probe_result["plugins"]), tuple(probe_result["backends"]))
@@ -258,7 +258,7 @@ def read_ucx_info(folder: Path | None = None) -> str | None:
     """Return the first line of ``ucx_info -v``; None if the program is missing or fails."""
     program = "ucx_info" if folder is None else str(folder / "ucx_info")
     try:
-        lines = output_of([program, "-v"], TOOL_TIMEOUT_S).splitlines()
+        lines = run_command([program, "-v"], TOOL_TIMEOUT_S).splitlines()
     except ProbeError:
         return None
     return lines[0].lstrip("# ") if lines else None

@@ -11,13 +11,13 @@ import sys
 from dataclasses import asdict
 from itertools import permutations
 
-from dejavubench.machine.gpu import CUDA_DRIVER, cuda_devices
+from dejavubench.machine.gpu import CUDA_DRIVER, list_cuda_devices
 
 
 def read_devices() -> dict[str, object]:
     """Return devices, versions and pairs with peer access; ``problem`` if the driver fails."""
     try:
-        devices = cuda_devices()
+        devices = list_cuda_devices()
     except RuntimeError as error:
         return {"problem": str(error)}
     if not devices:
@@ -42,7 +42,7 @@ def _version(driver: ctypes.CDLL) -> str:
 
 
 def _can_access_peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:
-    # The driver is initialised already, by cuda_devices().
+    # The driver is initialised already, by list_cuda_devices().
     answer = ctypes.c_int()
     error = driver.cuDeviceCanAccessPeer(ctypes.byref(answer), device, peer)
     return error == 0 and bool(answer.value)

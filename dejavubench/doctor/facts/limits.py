@@ -6,7 +6,7 @@ import os
 import resource
 from dataclasses import dataclass
 
-from dejavubench.machine.cgroups import Quota, Throttling, cpu_quota, cpu_throttling
+from dejavubench.machine.cgroups import Quota, Throttling, read_cpu_quota, read_cpu_throttling
 
 UNLIMITED = -1
 """Stands for the kernel's RLIM_INFINITY, whose value differs between systems."""
@@ -51,8 +51,8 @@ def read_core_facts() -> CoreFacts:
     return CoreFacts(
         granted=tuple(sorted(os.sched_getaffinity(0))),
         machine=os.cpu_count() or 1,
-        quota=cpu_quota(),
-        throttling=cpu_throttling(),
+        quota=read_cpu_quota(),
+        throttling=read_cpu_throttling(),
     )
 
 

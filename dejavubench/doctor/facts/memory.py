@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.machine.cgroups import memory_room
-from dejavubench.machine.memory import available_nbytes
-from dejavubench.machine.shared_memory import SHARED_MEMORY_FOLDER, free_and_needed
+from dejavubench.machine.cgroups import read_memory_room
+from dejavubench.machine.memory import measure_available_nbytes
+from dejavubench.machine.shared_memory import SHARED_MEMORY_FOLDER, measure_free_and_needed
 
 ROOT = Path("/")
 
@@ -44,7 +44,7 @@ def read_memory_facts(
     shared_memory_folder: Path = SHARED_MEMORY_FOLDER,
 ) -> MemoryFacts:
     """Read the memory of this host."""
-    free_nbytes, needed_nbytes = free_and_needed(environment, shared_memory_folder)
+    free_nbytes, needed_nbytes = measure_free_and_needed(environment, shared_memory_folder)
     try:
         status = os.statvfs(shared_memory_folder)
         shm_nbytes = status.f_blocks * status.f_frsize
@@ -53,9 +53,9 @@ def read_memory_facts(
     # Absent, not 0, in kernels without Yama: then any process of this user may read another.
     scope_text = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
     total = _read_total(root)
-    group_rooms = memory_room(root)
+    group_rooms = read_memory_room(root)
     return MemoryFacts(
-        available=available_nbytes(root),
+        available=measure_available_nbytes(root),
         total=total,
         # Version 1 of control groups writes a number of exabytes where there is no limit.
         group_room=min((room for room in group_rooms if room < total), default=None),

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dejavubench import __version__
-from dejavubench.machine.launcher import Launcher, launched_rank_count, launcher_of
-from dejavubench.machine.mpi_library import foreign_library
+from dejavubench.machine.launcher import Launcher, find_launcher, read_rank_count
+from dejavubench.machine.mpi_library import find_foreign_library
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """File of the kernel whose content tells hosts of one machine from others."""
@@ -61,8 +61,8 @@ def facts_without_mpi(problem: str, environment: Mapping[str, str] = os.environ)
     """Return the facts of a rank that has no MPI library."""
     return MPIFacts(
         problem=problem,
-        launcher=launcher_of(environment),
-        started=launched_rank_count(environment),
+        launcher=find_launcher(environment),
+        started=read_rank_count(environment),
     )
 
 
@@ -71,7 +71,7 @@ def facts_of_foreign_launcher(environment: Mapping[str, str] = os.environ) -> MP
 
     The library is not started: some end the process, others make each rank a world of its own.
     """
-    foreign_mpi = foreign_library(environment)
+    foreign_mpi = find_foreign_library(environment)
     if foreign_mpi is None:
         return None
     return MPIFacts(
@@ -94,8 +94,8 @@ def read_mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts:
         vendor=f"{name} {'.'.join(map(str, release))}",
         device=" ".join(device.partition(":")[2].split()),
         size=MPI.COMM_WORLD.size,
-        launcher=launcher_of(environment),
-        started=launched_rank_count(environment),
+        launcher=find_launcher(environment),
+        started=read_rank_count(environment),
         thread_level=MPI.Query_thread(),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 TICKS_PER_S: int = os.sysconf("SC_CLK_TCK")
 """Ticks per second of the kernel's counters of CPU time."""
@@ -34,7 +34,7 @@ class ProcessorTime:
     steal_s: float
 
 
-def processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
+def read_processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
     """Return the time of the processors with these numbers.
 
     Raises:
@@ -43,7 +43,7 @@ def processor_time(cpus: Collection[int], root: Path = ROOT) -> ProcessorTime:
     path = root / "proc/stat"
     missing_cpus = {f"cpu{cpu_number}" for cpu_number in cpus}
     ticks = [0] * 8
-    for line in text_of(path).splitlines():
+    for line in read_kernel_file(path).splitlines():
         name, *fields = line.split()
         if name in missing_cpus:
             missing_cpus.discard(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 _BYTES_PER_WORD = 4  # InfiniBand counts words of four bytes, one byte per lane
 _SATURATED_COUNT = 2**32 - 1  # old adapters stop counting here
@@ -39,7 +39,7 @@ class InterfaceCounts:
         )
 
 
-def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
+def read_interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
     """Return the traffic of each network interface, ``lo`` among them, and InfiniBand port.
 
     A port is named ``<device>/<number>``.
@@ -49,7 +49,7 @@ def interface_traffic(root: Path = ROOT) -> dict[str, InterfaceCounts]:
     """
     path = root / "proc/net/dev"
     counts: dict[str, InterfaceCounts] = {}
-    for line in text_of(path).splitlines()[2:]:
+    for line in read_kernel_file(path).splitlines()[2:]:
         name, _, counts_text = line.partition(":")
         fields = counts_text.split()
         if len(fields) < 10 or not all(field.isdecimal() for field in fields):
@@ -63,18 +63,18 @@ def _read_ports(folder: Path) -> dict[str, InterfaceCounts]:
     """Return the traffic of InfiniBand ports; none if the machine has no such devices."""
     return {
         f"{port.parent.parent.name}/{port.name}": InterfaceCounts(
-            _BYTES_PER_WORD * _count(port, "port_xmit_data"),
-            _count(port, "port_xmit_packets"),
-            _BYTES_PER_WORD * _count(port, "port_rcv_data"),
-            _count(port, "port_rcv_packets"),
+            _BYTES_PER_WORD * _read_count(port, "port_xmit_data"),
+            _read_count(port, "port_xmit_packets"),
+            _BYTES_PER_WORD * _read_count(port, "port_rcv_data"),
+            _read_count(port, "port_rcv_packets"),
         )
         for port in sorted(folder.glob("*/ports/*"))
     }
 
 
-def _count(port: Path, name: str) -> int:
+def _read_count(port: Path, name: str) -> int:
     path = port / "counters" / name
-    text = text_of(path).strip()
+    text = read_kernel_file(path).strip()
     if not text.isdecimal() or int(text) == _SATURATED_COUNT:
         raise NotReadableError(f"{path} is {text}: no count, or one that has reached its end")
     return int(text)

@@ -7,17 +7,17 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 _LISTENING = "0A"
 
 
-def listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
+def find_listening_pids(ports: Collection[int], root: Path = ROOT) -> set[int]:
     """Return the processes that listen on one of the ports and that this user may look into."""
     sockets = set[str]()
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(NotReadableError):  # a kernel without IPv6 has no tcp6
-            sockets |= _find_sockets(text_of(root / "proc/net" / name), ports)
+            sockets |= _find_sockets(read_kernel_file(root / "proc/net" / name), ports)
     if not sockets:
         return set()
     pids = set[int]()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 
-def load_average(root: Path = ROOT) -> float:
+def read_load_average(root: Path = ROOT) -> float:
     """Return the mean number of running and uninterruptible threads of the last minute.
 
     Raises:
         NotReadableError: the kernel does not tell.
     """
     path = root / "proc/loadavg"
-    first_field, _, _ = text_of(path).partition(" ")
+    first_field, _, _ = read_kernel_file(path).partition(" ")
     try:
         return float(first_field)
     except ValueError:

@@ -12,7 +12,7 @@ class NotReadableError(Exception):
     """A counter that cannot be read. The message is the reason."""
 
 
-def text_of(path: Path) -> str:
+def read_kernel_file(path: Path) -> str:
     """Return the text of a file of the kernel.
 
     Raises:

@@ -105,10 +105,10 @@ class GpuReader:
                 unread_reasons[subject] = f"{call}: {error}"
                 return None
 
-        energy = ask("energy", "nvmlDeviceGetTotalEnergyConsumption")
-        bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
-        clock = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
-        temperature = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
+        energy_mj = ask("energy", "nvmlDeviceGetTotalEnergyConsumption")
+        reason_bits = ask("reasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        clock_mhz = ask("clock", "nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)
+        temperature_c = ask("temperature", "nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
         field_names = LIMIT_COUNTERS | _LINK_COUNTERS
         fields = ask("limits", "nvmlDeviceGetFieldValues", self._list_fields(field_names))
         counts = self._read_counts(field_names, fields or [], unread_reasons)
@@ -120,13 +120,15 @@ class GpuReader:
         elif fields is None:
             unread_reasons["NVLink"] = unread_reasons["limits"]
         return GpuReading(
-            clock_mhz=clock,
-            temperature_c=temperature,
-            energy_j=None if energy is None else energy / 1e3,
+            clock_mhz=clock_mhz,
+            temperature_c=temperature_c,
+            energy_j=None if energy_mj is None else energy_mj / 1e3,
             limited_s={name: count / 1e9 for name, count in counts.items()} if counts else None,
             reasons=None
-            if bits is None
-            else [name for name, bit in SLOWDOWN_REASONS.items() if bits & getattr(nvml, bit)],
+            if reason_bits is None
+            else [
+                name for name, bit in SLOWDOWN_REASONS.items() if reason_bits & getattr(nvml, bit)
+            ],
             links=links,
             unreadable=unread_reasons,
         )

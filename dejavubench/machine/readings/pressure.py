@@ -6,19 +6,19 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 _TOTAL = re.compile(r"^some .*\btotal=(\d+)", re.MULTILINE)
 
 
-def waited_seconds(resource: Literal["cpu", "io"], root: Path = ROOT) -> float:
+def read_waited_s(resource: Literal["cpu", "io"], root: Path = ROOT) -> float:
     """Return the seconds, since the start, in which some thread of the machine waited.
 
     Raises:
         NotReadableError: the kernel does not tell.
     """
     path = root / "proc/pressure" / resource
-    total = _TOTAL.search(text_of(path))
-    if total is None:
+    total_match = _TOTAL.search(read_kernel_file(path))
+    if total_match is None:
         raise NotReadableError(f"{path} has no total of `some`")
-    return int(total[1]) / 1e6
+    return int(total_match[1]) / 1e6

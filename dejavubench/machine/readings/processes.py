@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dejavubench.machine.readings.cpu_time import TICKS_PER_S
-from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, text_of
+from dejavubench.machine.readings.not_readable import ROOT, NotReadableError, read_kernel_file
 
 
-def pid_namespace(root: Path = ROOT) -> str:
+def read_pid_namespace(root: Path = ROOT) -> str:
     """Return the identity of the namespace in which this process's numbers of processes hold.
 
     Raises:
@@ -22,14 +22,14 @@ def pid_namespace(root: Path = ROOT) -> str:
         raise NotReadableError(f"{error.filename}: {error.strerror}") from None
 
 
-def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
+def read_cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
     """Return the CPU seconds of processes and their descendants, ended ones included.
 
     Raises:
         NotReadableError: a process has ended, or the kernel does not list children.
     """
     visited_pids: set[int] = set()
-    ticks = 0
+    tick_count = 0
     pids_to_visit = [(pid, False) for pid in pids]
     while pids_to_visit:
         pid, is_child = pids_to_visit.pop()
@@ -37,26 +37,26 @@ def cpu_seconds(pids: Iterable[int], root: Path = ROOT) -> float:
             continue
         visited_pids.add(pid)
         try:
-            own_ticks = _read_ticks(root / f"proc/{pid}")
+            own_tick_count = _read_ticks(root / f"proc/{pid}")
             children = _read_children(root / f"proc/{pid}")
         except NotReadableError:
             if is_child:  # it has just ended; its parent has its time
                 continue
             raise
-        ticks += own_ticks
+        tick_count += own_tick_count
         pids_to_visit += [(child, True) for child in children]
-    return ticks / TICKS_PER_S
+    return tick_count / TICKS_PER_S
 
 
 def _read_ticks(folder: Path) -> int:
     """Return a process's ticks, with those of children that it has waited for."""
-    text = text_of(folder / "stat")
+    text = read_kernel_file(folder / "stat")
     # The name is in brackets and may hold brackets and blanks, so the fields follow the last one.
     fields = text.rpartition(")")[2].split()
-    times = fields[11:15]
-    if len(times) < 4 or not all(count.isdecimal() for count in times):
+    tick_texts = fields[11:15]
+    if len(tick_texts) < 4 or not all(count.isdecimal() for count in tick_texts):
         raise NotReadableError(f"{folder / 'stat'}: {text.strip()!r}")
-    return sum(map(int, times))
+    return sum(map(int, tick_texts))
 
 
 def _read_children(folder: Path) -> list[int]:

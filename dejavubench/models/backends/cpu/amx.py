@@ -16,7 +16,7 @@ import torch
 from numba import carray
 from numba.extending import intrinsic
 
-from dejavubench.machine.cpu import cpu_flags
+from dejavubench.machine.cpu import read_cpu_flags
 from dejavubench.models.backends.cpu.elementwise import as_floats, as_halves, as_words
 from dejavubench.models.backends.cpu.emitter import BYTE, INT64, Emitter, Value, make_intrinsic
 from dejavubench.models.backends.cpu.threads import (
@@ -43,7 +43,7 @@ SUMS_NBYTES = TWO_TILES_ROWS * TILE_ROWS * 4
 @functools.cache
 def is_usable() -> bool:
     """Return whether this CPU has AMX for bf16 and this process may use it."""
-    if not {"amx_tile", "amx_bf16"} <= cpu_flags():
+    if not {"amx_tile", "amx_bf16"} <= read_cpu_flags():
         return False
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 

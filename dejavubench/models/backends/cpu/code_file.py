@@ -17,7 +17,7 @@ from llvmlite import binding
 
 from dejavubench.dejavulib import kv_cache
 from dejavubench.machine import cpu
-from dejavubench.machine.cpu import cpu_flags
+from dejavubench.machine.cpu import read_cpu_flags
 from dejavubench.models.backends import protocol
 
 OUTER_SOURCES = tuple(Path(str(module.__file__)) for module in (protocol, cpu, kv_cache))
@@ -40,7 +40,7 @@ def _environment_key() -> str:
     forced_variables = {
         name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
     }
-    return f"{_static_key()} {sorted(cpu_flags())} {forced_variables}"
+    return f"{_static_key()} {sorted(read_cpu_flags())} {forced_variables}"
 
 
 @functools.cache

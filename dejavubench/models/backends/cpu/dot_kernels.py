@@ -24,11 +24,11 @@ import torch
 from llvmlite import binding
 from numba.extending import intrinsic
 
-from dejavubench.machine.cpu import cpu_flags
+from dejavubench.machine.cpu import read_cpu_flags
 from dejavubench.models.backends.cpu.emitter import Emitter, Value, make_intrinsic
 from dejavubench.models.backends.cpu.threads import LINE_NBYTES, CompiledFunction
 
-AVX512, AVX512_BF16 = (name in cpu_flags() for name in ("avx512f", "avx512_bf16"))
+AVX512, AVX512_BF16 = (name in read_cpu_flags() for name in ("avx512f", "avx512_bf16"))
 """Instructions that this CPU has."""
 
 MULTIPLIES_BF16_PAIRS = AVX512_BF16 and binding.get_host_cpu_name().startswith("znver")

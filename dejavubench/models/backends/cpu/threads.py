@@ -17,9 +17,9 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
-from dejavubench.machine.cpu import features_left_out
+from dejavubench.machine.cpu import list_features_left_out
 
-if "avx512" in features_left_out():
+if "avx512" in list_features_left_out():
     # Numba reads these as it is imported; x86-64-v3 has AVX2, FMA and F16C.
     os.environ.setdefault("NUMBA_CPU_NAME", "x86-64-v3")
     os.environ.setdefault("NUMBA_CPU_FEATURES", "")
