@@ -16,7 +16,7 @@ from dejavubench.machine import liveness
 from dejavubench.machine.launcher import read_rank, read_rank_count
 from dejavubench.machine.mpi_library import find_ending_library
 from dejavubench.machine.shared_memory import say_shortage_and_wait
-from dejavubench.transports.registry import problem_of
+from dejavubench.transports.registry import find_destination_problem
 from dejavubench.units import format_count_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def agree_on_plan(
         raise plan_or_error
     assert plan_or_error is not None
     plan = plan_or_error
-    problems = world.allgather(problem_of(plan.experiment.streaming))
+    problems = world.allgather(find_destination_problem(plan.experiment.streaming))
     for rank, problem in enumerate(problems):
         if problem is not None:  # this host may not have the plugin that rank 0's has
             raise UsageError(f"rank {rank}: {problem}")

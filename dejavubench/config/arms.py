@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records.destination_info import NO_STREAMING, SWAP_PREFIX
 from dejavubench.transports.base import Transport, Unavailable
-from dejavubench.transports.registry import transport, usable
+from dejavubench.transports.registry import find_transport, list_usable_transports
 
 if TYPE_CHECKING:
     from dejavubench.config.experiment import Experiment
@@ -61,7 +61,7 @@ class Arm:
     def destination(self) -> Transport | None:
         """The destination of the cache; None for a baseline."""
         # The mode of a swap arm names the swap; its store is the destination.
-        return transport(self.store or self.mode) if self.is_streaming else None
+        return find_transport(self.store or self.mode) if self.is_streaming else None
 
     @property
     def opens(self) -> tuple[str, str | None]:
@@ -124,7 +124,7 @@ def _streaming_arms(
     for mode in experiment.streaming:
         if mode == NO_STREAMING:
             continue
-        destination = transport(mode)
+        destination = find_transport(mode)
         loopback = destination.loopback if destination.is_loopback(experiment) else None
         # A loopback shows its own name: within one GPU no link is measured.
         shown_mode = loopback.name if loopback else mode
@@ -144,7 +144,7 @@ def _streaming_arms(
                 scenario=scenario,
             )
     # In the registry's order, so that two spellings of --swap give equal runs.
-    for destination in usable():
+    for destination in list_usable_transports():
         if destination.name in experiment.swap:
             durability = experiment.durability[0] if destination.entry.durabilities else None
             name = f"{SWAP_PREFIX}{destination.name}"

@@ -32,7 +32,7 @@ from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
 from dejavubench.records import RUN_FILE
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Unavailable
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 
 
 def load(
@@ -235,7 +235,7 @@ def _read_given_prompts(given_experiment: GivenExperiment) -> tuple[tuple[int, .
 def _find_missing(mode: str, experiment: Experiment) -> Unavailable | None:
     if mode == NO_STREAMING:
         return None
-    destination = transport(mode)
+    destination = find_transport(mode)
     loopback = () if destination.loopback is None else (destination.loopback.option,)
     # Checked here, before the plan asks for the values: a plugin may be of another version.
     for option in (*destination.options, *loopback):

@@ -22,7 +22,7 @@ from dejavubench.records import (
     Run,
     read_run,
 )
-from dejavubench.transports.registry import modes, transport
+from dejavubench.transports.registry import find_transport, list_modes
 
 PHASES_WITH_CACHE = ("prompt", "tokens", "drain", "verify")
 """Phases of an iteration in which the streamed file holds what the model has computed."""
@@ -114,7 +114,7 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
 
 def _allows_restart(mode: str) -> bool:
     """Return whether a request can be restarted from what a destination holds."""
-    return mode in modes() and transport(mode).allows_restart
+    return mode in list_modes() and find_transport(mode).allows_restart
 
 
 def _last_mark(run: Run) -> PhaseMark:

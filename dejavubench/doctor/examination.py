@@ -31,7 +31,7 @@ from dejavubench.doctor.links import Link, LinkProbe, choose_pairs
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import read_rank
 from dejavubench.machine.shared_memory import say_shortage_and_wait
-from dejavubench.transports.registry import transports
+from dejavubench.transports.registry import list_transports
 from dejavubench.watchdog import heartbeat
 from dejavubench.watchdog.mpi_start import import_mpi
 
@@ -238,7 +238,7 @@ def missing_destinations(rank_count: int, on_gpu: bool) -> dict[str, str | None]
     """Return why each destination cannot run with these ranks, as its transport says."""
     options = Experiment(device="cuda" if on_gpu else "cpu")
     reasons: dict[str, str | None] = {}
-    for transport in transports():
+    for transport in list_transports():
         missing_reason = transport.missing(options)
         reason = None if missing_reason is None else missing_reason.reason
         if reason is None and transport.entry.remote and rank_count < 2:

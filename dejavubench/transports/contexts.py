@@ -163,7 +163,7 @@ class ProbeContext:
         device: device of this rank.
         files: the files to write, for each durability option that some arm of the destination has.
         say: prints one line for the user.
-        close: stack of things to close with the probes.
+        open_probes: closes what the probes hold, once they have run.
     """
 
     rank_pair: RankPair | None
@@ -171,4 +171,4 @@ class ProbeContext:
     device: torch.device
     files: Sequence[FileContext]
     say: Callable[[str], None]
-    close: ExitStack
+    open_probes: ExitStack

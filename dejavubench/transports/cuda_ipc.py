@@ -116,7 +116,7 @@ class CudaIPCConnector(RankConnector):
         probes = list(super().probes(context))
         if context.rank_pair is not None:
             loops = CudaIPCLoops(self.comm, context.rank_pair, context.device)
-            context.close.callback(loops.close)
+            context.open_probes.callback(loops.close)
             probes += loops.probes()
         return probes
 

@@ -61,7 +61,7 @@ class DiskConnector(Connector):
                 reason = getattr(error, "strerror", None) or error
                 context.say(f"dejavubench: no ceiling of disk ({durability}): {reason}")
                 continue
-            context.close.callback(loops.close)
+            context.open_probes.callback(loops.close)
             probes += loops.probes()
         # The loop's own cost is the same whatever the durability is, so it is measured once.
         return [*probes, Probe("disk-run-overhead", "us", time_write_overhead)] if probes else []

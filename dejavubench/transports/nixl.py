@@ -85,7 +85,7 @@ class NIXLConnector(RankConnector):
         # Agents of their own: the destination's notifications must not be taken for the probes'.
         if context.rank_pair is not None:
             loops = NIXLLoops(self.comm, context.rank_pair, context.device)
-            context.close.callback(loops.close)
+            context.open_probes.callback(loops.close)
             probes += loops.probes()
         return probes
 

@@ -82,7 +82,7 @@ def time_call(work: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def nbytes_in_time(bytes_per_s: float, message_count: int) -> int:
+def choose_message_nbytes(bytes_per_s: float, message_count: int) -> int:
     """Return the bytes of a message of which ``message_count`` take at most :data:`PROBE_S`.
 
     A window of small messages fills a slow link as well as one of large ones fills a fast link.
@@ -97,7 +97,7 @@ def nbytes_in_time(bytes_per_s: float, message_count: int) -> int:
     return nbytes
 
 
-def message_stream(
+def make_message_stream(
     message_count: int, peer: int | None = None, nbytes: int = MESSAGE_NBYTES
 ) -> Stream:
     """Return a stream whose chunks are whole messages: only flush and fetch are left to measure."""

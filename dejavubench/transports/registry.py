@@ -47,26 +47,26 @@ def register(destination: Transport) -> None:
     _registered[name] = destination
 
 
-def modes() -> tuple[str, ...]:
+def list_modes() -> tuple[str, ...]:
     """Return the names of all destinations, in their order.
 
     Raises:
         UsageError: a plugin cannot be loaded.
     """
-    return tuple(destination.name for destination in transports())
+    return tuple(destination.name for destination in list_transports())
 
 
-def transports() -> tuple[Transport, ...]:
+def list_transports() -> tuple[Transport, ...]:
     """Return all destinations, in their order. Raises UsageError: a plugin cannot be loaded."""
     _load_builtin()
     _load_plugins(os.environ.get(PLUGINS_VARIABLE, ""))
     return tuple(sorted(_registered.values(), key=_sort_key))
 
 
-def usable() -> tuple[Transport, ...]:
+def list_usable_transports() -> tuple[Transport, ...]:
     """Return all destinations, without those of plugins that cannot be loaded: for help texts."""
     try:
-        return transports()
+        return list_transports()
     except UsageError:  # a run that names the destination gets this error
         return tuple(sorted(_registered.values(), key=_sort_key))
 
@@ -76,7 +76,7 @@ def _sort_key(destination: Transport) -> tuple[int, str]:
     return destination.order, destination.name
 
 
-def transport(mode: str) -> Transport:
+def find_transport(mode: str) -> Transport:
     """Return the destination of a name.
 
     Raises:
@@ -97,11 +97,11 @@ def is_known(mode: object) -> bool:
         return False
     _load_builtin()
     if mode not in _registered:  # else a broken plugin is none of this run's business
-        transports()
+        list_transports()
     return mode in _registered
 
 
-def problem_of(destination_names: Iterable[str]) -> str | None:
+def find_destination_problem(destination_names: Iterable[str]) -> str | None:
     """Return why a value of ``--streaming`` cannot be had in this process; None if all can."""
     requested_names = [name for name in destination_names if name != NO_STREAMING]
     try:
@@ -116,7 +116,7 @@ def problem_of(destination_names: Iterable[str]) -> str | None:
     )
 
 
-def builtin_transports() -> tuple[Transport, ...]:
+def list_builtin_transports() -> tuple[Transport, ...]:
     """Return the destinations of this package, in their order; no plugin is looked for."""
     return tuple(sorted(_load_builtin(), key=_sort_key))
 

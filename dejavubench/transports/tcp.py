@@ -43,11 +43,13 @@ class TCPConnector(Connector):
         from dejavubench.transports.loops.tcp_peer import TCPPeer
 
         if self.rank.is_source:
-            value = self.rank.options.value
-            peers = value("peer")
+            read_option = self.rank.options.value
+            peers = read_option("peer")
             # One address for all sources, or one for each, by the source's number.
             peer = peers[self.rank.worker % len(peers)]
-            self.peer = TCPPeer.find(peer, value("drain_timeout"), value("tcp_checksums"))
+            self.peer = TCPPeer.find(
+                peer, read_option("drain_timeout"), read_option("tcp_checksums")
+            )
 
     def refusal(self, point: PointContext, reservations: ExitStack) -> str | None:
         """Ask the sink for room for the point's caches, and for those of the probes."""
@@ -55,12 +57,13 @@ class TCPConnector(Connector):
             return None
         import torch
 
-        from dejavubench.transports.loops.tcp import small_messages, whole_messages
+        from dejavubench.transports.loops.tcp import make_large_messages, make_small_messages
 
         cache_requests = [(list(point.streams), point.dtype)]
         if point.probes:  # their caches need room at the same time
             cache_requests += [
-                ([stream], torch.float32) for stream in (whole_messages(), small_messages())
+                ([stream], torch.float32)
+                for stream in (make_large_messages(), make_small_messages())
             ]
         # All are asked, also after a refusal: each reserves room until `reservations` is closed.
         refusals = (
@@ -90,7 +93,7 @@ class TCPConnector(Connector):
         from dejavubench.transports.loops.tcp import TCPLoops
 
         loops = TCPLoops(self.peer.connect)
-        context.close.callback(loops.close)
+        context.open_probes.callback(loops.close)
         return loops.probes()
 
     def facts(self) -> dict[str, object]:

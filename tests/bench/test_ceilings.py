@@ -27,7 +27,7 @@ from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
 from dejavubench.records import OVERHEAD_OF
 from dejavubench.transports.contexts import FileContext, ProbeContext, RankContext
 from dejavubench.transports.probe import Probe, Sample
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 from helpers.gpu_marks import needs_gpus
 
 needs_gpu = needs_gpus(1)
@@ -261,9 +261,9 @@ def test_a_disk_without_room_has_no_probes_and_says_why(tmp_path: Path) -> None:
             device=torch.device("cpu"),
             files=[FileContext("page-cache", tmp_path / "missing", "run-p000-page-cache")],
             say=messages.append,
-            close=close,
+            open_probes=close,
         )
-        session = transport("disk").connector(make_rank_without_peers())
+        session = find_transport("disk").connector(make_rank_without_peers())
         assert list(session.probes(context)) == []
     assert len(messages) == 1
     assert messages[0].startswith("dejavubench: no ceiling of disk (page-cache): ")
@@ -291,9 +291,9 @@ def test_a_disk_has_probes_of_each_durability(tmp_path: Path) -> None:
                 for durability in ("page-cache", "fdatasync")
             ],
             say=pytest.fail,
-            close=close,
+            open_probes=close,
         )
-        disk = transport("disk").connector(make_rank_without_peers())
+        disk = find_transport("disk").connector(make_rank_without_peers())
         probes = list(disk.probes(context))
         probe_names = ["disk-write", "disk-destination", "disk-run"]
         names_and_durabilities = [(probe.name, probe.durability) for probe in probes]

@@ -25,7 +25,7 @@ from dejavubench.transports.contexts import (
     SinkContext,
     SourceContext,
 )
-from dejavubench.transports.registry import builtin_transports, transport
+from dejavubench.transports.registry import find_transport, list_builtin_transports
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
@@ -73,21 +73,21 @@ def context(tmp_path: Path) -> SourceContext:
 
 
 def test_every_destination_has_a_connector_of_its_own() -> None:
-    kinds = {type(transport_.connector(rank_of())) for transport_ in builtin_transports()}
-    assert len(kinds) == len(builtin_transports())
+    kinds = {type(transport_.connector(rank_of())) for transport_ in list_builtin_transports()}
+    assert len(kinds) == len(list_builtin_transports())
 
 
 def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -> None:
-    host = transport("host").connector(rank_of())
+    host = find_transport("host").connector(rank_of())
     assert isinstance(host.open_source(context), HostDestination)
-    connector = transport("disk").connector(rank_of())
+    connector = find_transport("disk").connector(rank_of())
     opened = connector.open_source(context)
     assert isinstance(opened, DiskDestination)
     ((stream,),) = context.streams
     opened.begin(stream)
     opened.close()
     assert connector.stored_nbytes(stream) > stream.schedule.nbytes
-    assert transport("host").connector(rank_of()).stored_nbytes(stream) == 0
+    assert find_transport("host").connector(rank_of()).stored_nbytes(stream) == 0
 
 
 def test_every_destination_between_ranks_has_a_communicator_of_its_own(
@@ -96,7 +96,9 @@ def test_every_destination_between_ranks_has_a_communicator_of_its_own(
     monkeypatch.setattr(gpu_memory, "bus_id_of", lambda device: "0000:1b:00.0")
     rank: Any = rank_of()
     connectors: list[Any] = [
-        transport_.connector(rank) for transport_ in builtin_transports() if transport_.entry.remote
+        transport_.connector(rank)
+        for transport_ in list_builtin_transports()
+        if transport_.entry.remote
     ]
     for connector in connectors:
         connector.find_peers()
@@ -112,7 +114,7 @@ def test_nixl_registers_slots_and_caches(
 
     monkeypatch.setattr(nixl, "NIXLDestination", lambda *arguments: opened.update(source=arguments))
     monkeypatch.setattr(nixl, "NIXLSinkEndpoint", lambda *arguments: opened.update(sink=arguments))
-    connector: Any = transport("nixl").connector(rank_of())
+    connector: Any = find_transport("nixl").connector(rank_of())
     connector.find_peers()
     connector.open_source(context)
     comm, peers, memory = opened["source"]
@@ -137,17 +139,17 @@ def test_a_source_meets_the_tcp_sink_of_its_number(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tcp_peer, "TCPPeer", fake_peer)
     options: dict[str, Any] = {"peer": ("a:1", "b:2"), "drain_timeout": 5.0, "tcp_checksums": True}
     for worker, peer in enumerate(("a:1", "b:2", "a:1")):
-        connector: Any = transport("tcp").connector(rank_of(worker=worker, **options))
+        connector: Any = find_transport("tcp").connector(rank_of(worker=worker, **options))
         connector.find_peers()
         assert connector.peer == (peer, 5.0, True)
-    connector = transport("tcp").connector(rank_of(is_source=False, **options))
+    connector = find_transport("tcp").connector(rank_of(is_source=False, **options))
     connector.find_peers()
     assert connector.peer is None
     assert connector.facts() == {}
 
 
 def test_a_tcp_sink_is_asked_for_the_room_of_its_probes_too() -> None:
-    connector: Any = transport("tcp").connector(rank_of())
+    connector: Any = find_transport("tcp").connector(rank_of())
     dtypes: list[torch.dtype] = []
 
     def refusal(streams: list[Stream], dtype: torch.dtype, reservations: ExitStack) -> str | None:
@@ -171,16 +173,18 @@ def test_without_a_token_no_tcp_sink_is_met(monkeypatch: pytest.MonkeyPatch) -> 
         "tcp_checksums": False,
     }
     with pytest.raises(UsageError, match=TOKEN_VARIABLE):
-        transport("tcp").connector(rank_of(**options)).find_peers()
+        find_transport("tcp").connector(rank_of(**options)).find_peers()
 
 
 def test_nobody_waits_at_a_point_that_no_destination_can_refuse() -> None:
     schedule: Any = SimpleNamespace(points=[SimpleNamespace(id="p000")])
-    connectors = {name: transport(name).connector(rank_of()) for name in ("host", "disk", "mpi")}
+    connectors = {
+        name: find_transport(name).connector(rank_of()) for name in ("host", "disk", "mpi")
+    }
     no_ranks: Any = SimpleNamespace()  # to ask them for anything would fail
     assert refused_points(schedule, no_ranks, connectors) == {}
     with pytest.raises(AttributeError):
-        refused_points(schedule, no_ranks, {"tcp": transport("tcp").connector(rank_of())})
+        refused_points(schedule, no_ranks, {"tcp": find_transport("tcp").connector(rank_of())})
 
 
 def test_room_on_the_disk_is_summed_over_what_each_destination_writes(

@@ -18,7 +18,7 @@ from dejavubench.planning import duration, fit
 from dejavubench.records import Iteration
 from dejavubench.records.figures import FIGURES
 from dejavubench.transports.nixl import NOT_INSTALLED, has_nixl
-from dejavubench.transports.registry import modes
+from dejavubench.transports.registry import list_modes
 from helpers.cli_calls import call, heavy_after, usage_error_of
 from helpers.committed_runs import runs_of
 from helpers.fake_gpu import H200, pretend_cupy, refuse_question
@@ -146,7 +146,7 @@ def test_level_of_the_environment_is_honoured_and_the_flag_wins(
 @pytest.mark.parametrize("rest", [(), ("--rounds", "3")])
 def test_bare_streaming_names_the_choices(rest: tuple[str, ...]) -> None:
     message = usage_error_of("run", "--streaming", *rest)
-    choices = ", ".join(("none", *modes()))
+    choices = ", ".join(("none", *list_modes()))
     assert message == f"--streaming: no destination is given; choose one or more of {choices}"
 
 

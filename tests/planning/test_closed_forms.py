@@ -18,7 +18,7 @@ from dejavubench.planning.fit import HostResources
 from dejavubench.planning.setups import geometry_of, setups, whole_region
 from dejavubench.planning.staging import sink_staging
 from dejavubench.planning.traffic import MOST_REGION_PAIRS
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 from helpers.transfer_plans import traffic_between
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -100,7 +100,7 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
     for positions in (8, *[1] * 31):
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
         copies += 12 * sum(len(geometry.extents(kv, region).offsets) for kv in BOTH)
-    assert seconds == pytest.approx(copies * transport("mpi").copy_s)
+    assert seconds == pytest.approx(copies * find_transport("mpi").copy_s)
 
 
 @pytest.mark.parametrize("microbatches", [(2, 3), (1, 1), (4, 2), (3, 4)])

@@ -25,7 +25,7 @@ from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_
 from dejavubench.planning.fit import HostResources
 from dejavubench.planning.memory import Memory
 from dejavubench.planning.staging import MIB
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 from helpers.fake_gpu import H200, refuse_question
 from helpers.machine_files import write_machine
 
@@ -368,8 +368,8 @@ def test_naive_levels_pay_for_every_extent() -> None:
     extents = (
         3 * 12 * (12 * 64 * 2 // 16 + 12)
     )  # steps × layers × (16-byte pieces of K + heads of V)
-    assert seconds["mpi@0"] == pytest.approx(extents * transport("mpi").copy_s)
-    assert seconds["disk@0"] == pytest.approx(extents * transport("disk").sync_s)
+    assert seconds["mpi@0"] == pytest.approx(extents * find_transport("mpi").copy_s)
+    assert seconds["disk@0"] == pytest.approx(extents * find_transport("disk").sync_s)
     assert seconds["none"] == seconds["mpi@3"] == 0
 
 

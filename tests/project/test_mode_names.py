@@ -11,7 +11,7 @@ from dejavubench.transports import registry
 from helpers.asked_names import asked_constants
 from helpers.paths import PACKAGE
 
-BUILT_IN = registry.builtin_transports()
+BUILT_IN = registry.list_builtin_transports()
 NAMES = {
     *(destination.name for destination in BUILT_IN),
     *(f"swap-{destination.name}" for destination in BUILT_IN if destination.swapped_label),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.records import RUN_FILE, Verification
-from dejavubench.transports.registry import PLUGINS_VARIABLE, builtin_transports
+from dejavubench.transports.registry import PLUGINS_VARIABLE, list_builtin_transports
 from helpers.jobs import QUICK, Job, args, run
 from helpers.paths import ROOT, TOY
 
@@ -207,7 +207,7 @@ def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
     (metadata / "entry_points.txt").write_text("[dejavubench.destinations]\ntoy = toy_transport\n")
     paths = os.pathsep.join((WITH_TOY["PYTHONPATH"], str(tmp_path)))
     inherited = {key: value for key, value in os.environ.items() if key != PLUGINS_VARIABLE}
-    command = "from dejavubench.transports.registry import modes; print(*modes())"
+    command = "from dejavubench.transports.registry import list_modes; print(*list_modes())"
     completed = subprocess.run(
         [sys.executable, "-c", command],
         capture_output=True,
@@ -216,7 +216,7 @@ def test_an_entry_point_registers_the_toy(tmp_path: Path) -> None:
         check=False,
     )
     assert set(completed.stdout.split()) == {
-        *(transport.name for transport in builtin_transports()),
+        *(transport.name for transport in list_builtin_transports()),
         "toy",
     }, completed.stderr
 

@@ -46,11 +46,11 @@ class Options:
 
 def test_every_destination_is_found_in_order() -> None:
     built_in = ["host", "disk", "mpi", "nccl", "nixl", "tcp"]
-    assert [mode for mode in registry.modes() if mode in built_in] == built_in
-    orders = [transport.order for transport in registry.transports()]
+    assert [mode for mode in registry.list_modes() if mode in built_in] == built_in
+    orders = [transport.order for transport in registry.list_transports()]
     assert orders == sorted(orders)
-    assert set(registry.modes()) == set(DESTINATIONS)
-    assert registry.builtin_transports() == registry.transports()
+    assert set(registry.list_modes()) == set(DESTINATIONS)
+    assert registry.list_builtin_transports() == registry.list_transports()
 
 
 def test_entries_say_what_their_destinations_can_do() -> None:
@@ -89,10 +89,12 @@ def test_classes_keep_what_their_entries_say() -> None:
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -> None:
-    infos = {transport.name: info(transport, on_gpu) for transport in registry.builtin_transports()}
+    infos = {
+        transport.name: info(transport, on_gpu) for transport in registry.list_builtin_transports()
+    }
     infos |= {
         f"swap-{transport.name}": swapped_info(transport)
-        for transport in registry.builtin_transports()
+        for transport in registry.list_builtin_transports()
         if transport.swapped_label
     }
     # Older records do not tell which way the bytes took, so no promise is held against them.
@@ -118,7 +120,7 @@ def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:
 
 
 def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:
-    nccl, tcp = registry.transport("nccl"), registry.transport("tcp")
+    nccl, tcp = registry.find_transport("nccl"), registry.find_transport("tcp")
     lack = nccl.missing(Options("nccl"))
     assert lack is not None
     assert lack.reason == "no CUDA device"
@@ -130,13 +132,13 @@ def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:
 
 def test_options_that_do_not_fit_are_refused() -> None:
     options = Options("nccl", "nixl", device="cuda", nccl_loopback=True)
-    chosen = [registry.transport(mode) for mode in options.streaming]
+    chosen = [registry.find_transport(mode) for mode in options.streaming]
     assert chosen[0].conflict(options, chosen) == (
         "--nccl-loopback cannot be combined with --streaming nixl: nixl needs one GPU per rank. "
         "Drop one of them"
     )
     assert chosen[0].conflict(options, chosen[:1]) is None
-    tcp = registry.transport("tcp")
+    tcp = registry.find_transport("tcp")
     assert tcp.conflict(Options("tcp", peer=("a:1", "b:1")), [tcp]) is None
     reason = tcp.conflict(Options("tcp", peer=("a:1", "b:1", "c:1")), [tcp])
     assert reason is not None
@@ -153,23 +155,23 @@ def test_options_that_do_not_fit_are_refused() -> None:
 def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     monkeypatch.setenv(registry.PLUGINS_VARIABLE, name)
     with pytest.raises(UsageError, match=f"DEJAVUBENCH_PLUGINS names {name}, which .*{message}"):
-        registry.modes()
+        registry.list_modes()
 
 
 def test_a_broken_plugin_does_not_concern_a_run_to_other_destinations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(registry.PLUGINS_VARIABLE, "no_such_module")
-    assert registry.transport("mpi").name == "mpi"
-    usable_names = [transport.name for transport in registry.usable()]
-    builtin_names = [transport.name for transport in registry.builtin_transports()]
+    assert registry.find_transport("mpi").name == "mpi"
+    usable_names = [transport.name for transport in registry.list_usable_transports()]
+    builtin_names = [transport.name for transport in registry.list_builtin_transports()]
     assert usable_names == builtin_names
     with pytest.raises(UsageError, match="no_such_module"):
-        registry.transport("toy")
+        registry.find_transport("toy")
 
 
 def test_two_destinations_of_one_name_are_refused() -> None:
-    class Other(type(registry.transport("host"))):  # type: ignore[misc]
+    class Other(type(registry.find_transport("host"))):  # type: ignore[misc]
         pass
 
     with pytest.raises(ValueError, match="there is a destination 'host' already"):

@@ -187,9 +187,9 @@ def _prepare() -> None:
     import dejavubench.records
     import dejavubench.watchdog.mpi_start  # noqa: F401
     from dejavubench.bench import iteration
-    from dejavubench.transports.registry import builtin_transports
+    from dejavubench.transports.registry import list_builtin_transports
 
-    builtin_transports()
+    list_builtin_transports()
     # The first kernel that a process loads makes numba import its tables of types and functions.
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()

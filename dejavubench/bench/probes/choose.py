@@ -15,7 +15,7 @@ from dejavubench.transports.base import Transport
 from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import FileContext, ProbeContext
 from dejavubench.transports.probe import Probe
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 
 
 def ceilings_of(
@@ -32,7 +32,7 @@ def ceilings_of(
         files: the files of each durability of the arms, by destination.
         say: prints a line for the user.
     """
-    sorted_transports = sorted(map(transport, connectors), key=_sort_key)
+    sorted_transports = sorted(map(find_transport, connectors), key=_sort_key)
     open_probes = ExitStack()
     links = rank.topology.has_sinks and any(
         destination.entry.remote for destination in sorted_transports
@@ -46,7 +46,7 @@ def ceilings_of(
             device=rank.device,
             files=files.get(destination.name, ()),
             say=say,
-            close=open_probes,
+            open_probes=open_probes,
         )
         probes += connectors[destination.name].probes(context)
     held_against = dict(HELD_AGAINST)

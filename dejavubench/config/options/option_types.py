@@ -120,7 +120,7 @@ def as_modes(value: Any) -> Any:
             complaint = (
                 f"there is no destination {shown(mode)}" if mode else "no destination is given"
             )
-            choices = (NO_STREAMING, *registry.modes())
+            choices = (NO_STREAMING, *registry.list_modes())
             raise ValueError(f"{complaint}; choose one or more of {', '.join(choices)}")
     return modes
 
@@ -129,7 +129,7 @@ def describe_destinations() -> str:
     """Return the names of all destinations for the help, each with a few words."""
     descriptions = (
         f"{destination.name} ({destination.help})" if destination.help else destination.name
-        for destination in registry.usable()
+        for destination in registry.list_usable_transports()
     )
     return ", ".join((NO_STREAMING, *descriptions))
 
@@ -137,7 +137,9 @@ def describe_destinations() -> str:
 def as_durabilities(value: Any) -> Any:
     """Read durabilities that some destination offers."""
     durabilities = [
-        name for destination in registry.usable() for name in destination.entry.durabilities
+        name
+        for destination in registry.list_usable_transports()
+        for name in destination.entry.durabilities
     ]
     return _require_among(durabilities, as_list(value))
 
@@ -167,7 +169,11 @@ def as_peers(value: Any) -> Any:
 
 def as_stores(value: Any) -> Any:
     """Read names of places that swapped caches may lie in. None at all is allowed."""
-    stores = [destination.name for destination in registry.usable() if destination.swapped_label]
+    stores = [
+        destination.name
+        for destination in registry.list_usable_transports()
+        if destination.swapped_label
+    ]
     return () if value in ((), []) else _require_among(stores, as_list(value))
 
 

@@ -8,7 +8,7 @@ from dejavubench.config.rules.rule import chosen_destinations, format_given, for
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Unavailable
-from dejavubench.transports.registry import usable
+from dejavubench.transports.registry import list_usable_transports
 
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
 
@@ -18,7 +18,9 @@ def _sink_key(plan: Plan) -> str | None:
 
 
 def _names_with_sinks() -> list[str]:
-    return [destination.name for destination in usable() if destination.entry.remote]
+    return [
+        destination.name for destination in list_usable_transports() if destination.entry.remote
+    ]
 
 
 def _sink_key_without_sinks(plan: Plan) -> str | None:
@@ -106,7 +108,11 @@ SINKS = (
 
 def _lets_models_share(plan: Plan, key: str) -> bool:
     """Return whether an option lets parts of the model share a GPU, whatever the destination."""
-    loopbacks = [transport.loopback for transport in usable() if transport.loopback is not None]
+    loopbacks = [
+        transport.loopback
+        for transport in list_usable_transports()
+        if transport.loopback is not None
+    ]
     has_parts = plan.experiment.sources > 1 or plan.experiment.handoff
     return (
         plan.experiment.device == "cuda"
@@ -119,7 +125,7 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     """Return an option that is given without its destinations, and those destinations."""
     used_names = {*plan.experiment.streaming, *plan.experiment.swap}
     owners: dict[str, list[str]] = {}
-    for transport in usable():
+    for transport in list_usable_transports():
         for key in transport.options:
             owners.setdefault(key, []).append(transport.name)
     return next(

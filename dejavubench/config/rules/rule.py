@@ -9,7 +9,7 @@ from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Transport
-from dejavubench.transports.registry import transport
+from dejavubench.transports.registry import find_transport
 
 OptionRule = Callable[[Plan], str | None]
 """One conflict: returns the message if the plan's options are in it, else None."""
@@ -50,4 +50,4 @@ def format_given(plan: Plan, key: str) -> str:
 
 def chosen_destinations(plan: Plan) -> list[Transport]:
     """Return the destinations of --streaming."""
-    return [transport(mode) for mode in plan.experiment.streaming if mode != NO_STREAMING]
+    return [find_transport(mode) for mode in plan.experiment.streaming if mode != NO_STREAMING]

@@ -7,7 +7,7 @@ from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
 from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, make_rule
 from dejavubench.records.destination_info import NO_STREAMING
-from dejavubench.transports.registry import usable
+from dejavubench.transports.registry import list_usable_transports
 
 
 def _has_rounding_difference(plan: Plan) -> bool:
@@ -44,7 +44,7 @@ def _advise_on_rounding(plan: Plan) -> str:
 
 
 def _names_that_hand_over() -> list[str]:
-    return [destination.name for destination in usable() if destination.hands_over]
+    return [destination.name for destination in list_usable_transports() if destination.hands_over]
 
 
 HANDOVER = (

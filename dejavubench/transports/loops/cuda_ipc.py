@@ -15,7 +15,7 @@ from dejavubench.dejavulib.destinations.peers.puts import CudaPuts
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.loops.rank_pair import RankPair
-from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample, message_stream
+from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample, make_message_stream
 
 PUT_MESSAGES = 32
 """Messages of one measurement, and of the cache that holds them on either side."""
@@ -31,7 +31,7 @@ class CudaIPCLoops:
     def __init__(self, comm: MPI.Intracomm, rank_pair: RankPair, device: torch.device) -> None:
         self._rank_pair = rank_pair
         peer = rank_pair.peer
-        self._stream = message_stream(PUT_MESSAGES, peer)
+        self._stream = make_message_stream(PUT_MESSAGES, peer)
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._cache = KVCache.allocate(self._stream.schedule.geometry, torch.float32, device)
         torch.cuda.synchronize(device)  # puts have a stream of their own, beside that of the zeros
@@ -75,7 +75,7 @@ class CudaIPCLoops:
                 )
             self._puts.synchronize()
         self._rank_pair.confirm()
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_destination(self) -> list[Sample]:
         """Run the destination: puts on this side, grants and acknowledgements from the other."""
@@ -85,7 +85,7 @@ class CudaIPCLoops:
             self._send(self._destination)
         elif self._endpoint is not None:
             self._receive(self._endpoint)
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def _send(self, destination: CudaIPCDestination) -> None:
         destination.begin(self._stream)
@@ -107,7 +107,7 @@ class CudaIPCLoops:
             if chunk_index + WINDOW < len(self._chunks):
                 posted.append(endpoint.receive(self._stream, packed, _refuse_slot))
 
-    def _sample(self, duration_s: float) -> list[Sample]:
+    def _make_samples(self, duration_s: float) -> list[Sample]:
         if self._destination is None:
             return []
         return [

@@ -15,7 +15,7 @@ from dejavubench.transports.probe import (
     MESSAGE_NBYTES,
     Probe,
     Sample,
-    message_stream,
+    make_message_stream,
     time_call,
 )
 
@@ -49,7 +49,7 @@ class DiskLoops:
         # The same flags as the destination's file: both go past the page cache, or neither does.
         self._raw_fd = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
         os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing
-        self._stream = message_stream(DISK_CHUNKS)
+        self._stream = make_message_stream(DISK_CHUNKS)
         try:
             self._write_raw()
         except OSError:
@@ -85,7 +85,7 @@ class DiskLoops:
         self._write_raw()
         # Dirty pages of this pass must not be written back in the timed one.
         os.fdatasync(self._raw_fd)
-        return self._sample(time_call(self._write_raw))
+        return self._make_samples(time_call(self._write_raw))
 
     def time_destination(self) -> list[Sample]:
         """Run the destination's flush."""
@@ -97,22 +97,22 @@ class DiskLoops:
         began_s = time.perf_counter()
         for chunk in chunks:
             self._destination.flush(self._stream, chunk, self._message)
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_naive(self) -> list[Sample]:
         """Time one 16-byte write of the naive loop, in microseconds."""
-        writes = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
+        write_count = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
         message_bytes = self._message.numpy()
         if self.durability == "direct":  # the destination gathers them into pages of its own
             return []
         began_s = time.perf_counter()
-        for offset in range(0, 16 * writes, 16):
+        for offset in range(0, 16 * write_count, 16):
             os.pwrite(self._raw_fd, message_bytes[offset : offset + 16].data, offset)
             if self.durability == "fdatasync":
                 os.fdatasync(self._raw_fd)
-        return [((time.perf_counter() - began_s) / writes * 1e6, f"16 B, {self.durability}")]
+        return [((time.perf_counter() - began_s) / write_count * 1e6, f"16 B, {self.durability}")]
 
-    def _sample(self, duration_s: float) -> list[Sample]:
+    def _make_samples(self, duration_s: float) -> list[Sample]:
         shape = f"{DISK_CHUNKS} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"
         return [(DISK_CHUNKS * MESSAGE_NBYTES / duration_s / 1e9, shape)]
 

@@ -20,9 +20,9 @@ from dejavubench.transports.probe import (
     WINDOW,
     Probe,
     Sample,
+    choose_message_nbytes,
     format_size,
-    message_stream,
-    nbytes_in_time,
+    make_message_stream,
     time_call,
 )
 
@@ -68,7 +68,7 @@ class MPILoops:
                 began_s = time.perf_counter()
                 self._comm.Send(pacing_message, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
-                self._message_nbytes = nbytes_in_time(
+                self._message_nbytes = choose_message_nbytes(
                     PACING_NBYTES / (time.perf_counter() - began_s), MESSAGES
                 )
                 self._comm.Send(self._message_nbytes.to_bytes(8, "little"), self._peer)
@@ -88,13 +88,13 @@ class MPILoops:
         """Send one message back and forth."""
         samples = []
         largest_nbytes = self._choose_message_nbytes()
-        for nbytes, exchanges in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
+        for nbytes, exchange_count in ((64 << 10, 50), (1 << 20, 20), (MESSAGE_NBYTES, 4)):
             if nbytes > largest_nbytes:
                 break
             message = self._slots[0].numpy()[:nbytes]  # any content will do
             self._rank_pair.begin()
             began_s = time.perf_counter()
-            for _ in range(exchanges):
+            for _ in range(exchange_count):
                 if self._is_source:
                     self._comm.Send(message, self._peer)
                     self._comm.Recv(message, self._peer)
@@ -102,8 +102,8 @@ class MPILoops:
                     self._comm.Recv(message, self._peer)
                     self._comm.Send(message, self._peer)
             # Both directions count: at any time one message is under way.
-            rate = 2 * exchanges * nbytes / (time.perf_counter() - began_s) / 1e9
-            samples.append((rate, f"{nbytes >> 10} KiB"))
+            rate_gb_s = 2 * exchange_count * nbytes / (time.perf_counter() - began_s) / 1e9
+            samples.append((rate_gb_s, f"{nbytes >> 10} KiB"))
         return samples if self._is_source else []
 
     def time_windows(self) -> list[Sample]:
@@ -120,12 +120,12 @@ class MPILoops:
             else:
                 MPI.Request.Waitall([self._comm.Irecv(message, self._peer) for message in messages])
                 self._comm.Send(answer, self._peer)
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_destination(self) -> list[Sample]:
         """Run the destination: flush on this side, receive and acknowledge on the other."""
         nbytes = self._choose_message_nbytes()
-        stream = message_stream(MESSAGES, self._peer, nbytes)
+        stream = make_message_stream(MESSAGES, self._peer, nbytes)
         slots = [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self._rank_pair.begin()
@@ -156,7 +156,7 @@ class MPILoops:
                         endpoint.receive(stream, slots[chunk_index % WINDOW], _leave_in_slot)
                     )
             endpoint.finish()
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_message(self) -> list[Sample]:
         """Time one 16-byte message of the naive loop, in microseconds."""
@@ -185,7 +185,7 @@ class MPILoops:
             else []
         )
 
-    def _sample(self, duration_s: float) -> list[Sample]:
+    def _make_samples(self, duration_s: float) -> list[Sample]:
         if not self._is_source:
             return []
         shape = f"{format_size(self._message_nbytes)} messages, window {WINDOW}"

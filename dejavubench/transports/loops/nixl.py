@@ -20,7 +20,7 @@ from dejavubench.transports.probe import (
     WINDOW,
     Probe,
     Sample,
-    message_stream,
+    make_message_stream,
 )
 
 
@@ -41,7 +41,7 @@ class NIXLLoops:
             if on_device
             else [aligned_buffer(MESSAGE_NBYTES) for _ in range(WINDOW)]
         )
-        self._stream = message_stream(MESSAGES, peer)
+        self._stream = make_message_stream(MESSAGES, peer)
         # A stream of its own, so that its notifications are not taken for the destination's.
         self._raw_stream = replace(self._stream, id=1)
         self._raw_rounds = 0
@@ -84,7 +84,7 @@ class NIXLLoops:
         elif self._endpoint is not None:
             while not self._endpoint.take_written(self._raw_stream, round_number):
                 pass  # asking is what lets NIXL move the bytes that it must move on this side
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_destination(self) -> list[Sample]:
         """Run the destination: flush on this side, slots and acknowledgements from the other."""
@@ -94,7 +94,7 @@ class NIXLLoops:
             self._send(self._destination)
         elif self._endpoint is not None:
             self._receive(self._endpoint)
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def _send(self, destination: NIXLDestination) -> None:
         destination.begin(self._stream)
@@ -117,7 +117,7 @@ class NIXLLoops:
                 receives.append(endpoint.receive(self._stream, self._slots[chunk_index % WINDOW]))
         endpoint.finish()
 
-    def _sample(self, duration_s: float) -> list[Sample]:
+    def _make_samples(self, duration_s: float) -> list[Sample]:
         if self._destination is None:
             return []
         return [

@@ -23,9 +23,9 @@ from dejavubench.transports.probe import (
     WINDOW,
     Probe,
     Sample,
+    choose_message_nbytes,
     format_size,
-    message_stream,
-    nbytes_in_time,
+    make_message_stream,
 )
 
 LARGE_MESSAGES = 8
@@ -38,12 +38,12 @@ Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
 """Opens a destination for streams of caches of a type."""
 
 
-def whole_messages(nbytes: int = MESSAGE_NBYTES) -> Stream:
+def make_large_messages(nbytes: int = MESSAGE_NBYTES) -> Stream:
     """Return the stream whose chunks are whole messages."""
-    return message_stream(LARGE_MESSAGES, nbytes=nbytes)
+    return make_message_stream(LARGE_MESSAGES, nbytes=nbytes)
 
 
-def small_messages() -> Stream:
+def make_small_messages() -> Stream:
     """Return a stream of one step whose extents are of 16 bytes: a head of four numbers each."""
     # There are two positions, so that the next step's keys and values keep the extents apart.
     geometry = KVGeometry(
@@ -70,11 +70,11 @@ class TCPLoops:
 
     def __init__(self, connect: Connect) -> None:
         self._message_nbytes = _choose_message_nbytes(connect)
-        self._stream = whole_messages(self._message_nbytes)
+        self._stream = make_large_messages(self._message_nbytes)
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["3"]))
         self._destination = connect([self._stream], torch.float32)
         self._slots = [aligned_buffer(self._message_nbytes).fill_(slot) for slot in range(WINDOW)]
-        self._small_messages = small_messages()
+        self._small_messages = make_small_messages()
         self._small_destination = connect([self._small_messages], torch.float32)
 
     def probes(self) -> list[Probe]:
@@ -92,7 +92,7 @@ class TCPLoops:
         self._destination.send_raw(
             self._stream, [self._slots[chunk.index % WINDOW] for chunk in self._chunks]
         )
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_destination(self) -> list[Sample]:
         """Run the destination's flush, and the sink's receipt and acknowledgement."""
@@ -104,7 +104,7 @@ class TCPLoops:
             _wait_for_chunk(destination, stream, chunk.index - WINDOW)
             destination.flush(stream, chunk, self._slots[chunk.index % WINDOW])
         _wait_for_chunk(destination, stream, len(self._chunks) - 1)
-        return self._sample(time.perf_counter() - began_s)
+        return self._make_samples(time.perf_counter() - began_s)
 
     def time_message(self) -> list[Sample]:
         """Time one 16-byte message that the sink has answered, in microseconds."""
@@ -118,7 +118,7 @@ class TCPLoops:
         _wait_for_chunk(self._small_destination, self._small_messages, chunk.index)
         return [((time.perf_counter() - began_s) / SMALL_MESSAGES * 1e6, "16 B, answered")]
 
-    def _sample(self, duration_s: float) -> list[Sample]:
+    def _make_samples(self, duration_s: float) -> list[Sample]:
         return [
             (
                 LARGE_MESSAGES * self._message_nbytes / duration_s / 1e9,
@@ -151,7 +151,7 @@ def _wait_for_chunk(destination: MeasuredTCPDestination, stream: Stream, chunk_i
 
 def _choose_message_nbytes(connect: Connect) -> int:
     """Return the bytes of a message, by how long a first one takes on its own connection."""
-    stream = message_stream(1, nbytes=PACING_NBYTES)
+    stream = make_message_stream(1, nbytes=PACING_NBYTES)
     destination = connect([stream], torch.float32)
     _begin_stream(destination, stream)
     began_s = time.perf_counter()
@@ -159,4 +159,4 @@ def _choose_message_nbytes(connect: Connect) -> int:
     destination.send_raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
     duration_s = time.perf_counter() - began_s
     destination.close()
-    return nbytes_in_time(PACING_NBYTES / duration_s, LARGE_MESSAGES)
+    return choose_message_nbytes(PACING_NBYTES / duration_s, LARGE_MESSAGES)

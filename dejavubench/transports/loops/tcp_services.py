@@ -120,30 +120,30 @@ SERVICES: Mapping[int, Service] = {FILL: _fill_cache, COMPARE: _compare_cache, R
 
 
 def find_write_outside(
-    cache: KVCache, region: Region, byte: int, most_elements: int = COMPARED_ELEMENTS
+    cache: KVCache, region: Region, byte: int, most_element_count: int = COMPARED_ELEMENTS
 ) -> OutsideWrite | None:
     """Return the first layer's K or V with an element outside ``region`` that is not ``byte``.
 
     Args:
-        most_elements: number of elements that are compared together.
+        most_element_count: number of elements that are compared together.
     """
     for layer in range(cache.geometry.layers):
         for kv in BOTH:
-            changes = _find_changes(cache, region, byte, kv, layer, most_elements)
+            changes = _find_changes(cache, region, byte, kv, layer, most_element_count)
             if changes is not None:
                 return OutsideWrite(kv, *changes)
     return None
 
 
 def _find_changes(
-    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, most_elements: int
+    cache: KVCache, region: Region, byte: int, kv: KV, layer: int, most_element_count: int
 ) -> tuple[int, int] | None:
     """Return the first element of a layer's K or V that differs, and how many differ."""
     tensor = cache.tensor(kv)[layer]
     first_element: int | None = None
-    changed_elements = 0
+    changed_count = 0
     region_index = cache.geometry.index(kv, region)[1:] if layer in range(*region.layers) else None
-    for block in _cut_blocks(tensor.shape, most_elements):
+    for block in _cut_blocks(tensor.shape, most_element_count):
         elements = tensor[block]
         is_changed = (elements.unsqueeze(-1).view(torch.uint8) != byte).any(-1)
         if region_index is not None:
@@ -160,24 +160,24 @@ def _find_changes(
                 first_element = layer * tensor.numel() + int(
                     np.ravel_multi_index(element_index, tensor.shape)
                 )
-            changed_elements += int(is_changed.sum())
-    return None if first_element is None else (first_element, changed_elements)
+            changed_count += int(is_changed.sum())
+    return None if first_element is None else (first_element, changed_count)
 
 
-def _cut_blocks(shape: tuple[int, ...], most_elements: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor into consecutive pieces of at most ``most_elements`` elements."""
+def _cut_blocks(shape: tuple[int, ...], most_element_count: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into consecutive pieces of at most ``most_element_count`` elements."""
     if not shape:
         yield ()
         return
-    row_elements = prod(shape[1:])
-    block_rows = max(1, most_elements // row_elements)
-    for start in range(0, shape[0], block_rows):
-        cut = slice(start, min(start + block_rows, shape[0]))
-        if row_elements <= most_elements:
+    row_element_count = prod(shape[1:])
+    block_row_count = max(1, most_element_count // row_element_count)
+    for start in range(0, shape[0], block_row_count):
+        cut = slice(start, min(start + block_row_count, shape[0]))
+        if row_element_count <= most_element_count:
             yield (cut, *(slice(0, size) for size in shape[1:]))
         else:
             yield from (
-                (cut, *inner_block) for inner_block in _cut_blocks(shape[1:], most_elements)
+                (cut, *inner_block) for inner_block in _cut_blocks(shape[1:], most_element_count)
             )
 
 
