@@ -24,12 +24,12 @@ _HIDDEN = 0
 _TOKENS = 1
 
 
-def _bits(x: Tensor) -> np.ndarray:
+def _view_as_integers(x: Tensor) -> np.ndarray:
     """Return a contiguous tensor's memory as integers: MPI has no type for bf16."""
     return x.view(_SAME_SIZE[x.element_size()]).numpy()
 
 
-def _tag(microbatch: int, message_kind: int) -> int:
+def _make_tag(microbatch: int, message_kind: int) -> int:
     # Two kinds of messages of one microbatch may be under way between the same two ranks.
     return 2 * microbatch + message_kind
 
@@ -151,9 +151,15 @@ class MPICollectives:
         all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
         with liveness.show_state(WAITING):
             if self.spin:
-                self._tensor_comm.Allgather(_bits(own_part), _bits(all_parts))
+                self._tensor_comm.Allgather(
+                    _view_as_integers(own_part), _view_as_integers(all_parts)
+                )
             else:
-                wait_yielding(self._tensor_comm.Iallgather(_bits(own_part), _bits(all_parts)).Test)
+                wait_yielding(
+                    self._tensor_comm.Iallgather(
+                        _view_as_integers(own_part), _view_as_integers(all_parts)
+                    ).Test
+                )
         return all_parts
 
     # ---- between stages: ranks of equal tensor rank ----
@@ -164,20 +170,20 @@ class MPICollectives:
         Args:
             microbatch: the microbatch, a small number.
         """
-        self._send(hidden, self.topology.stage + 1, _tag(microbatch, _HIDDEN))
+        self._send(hidden, self.topology.stage + 1, _make_tag(microbatch, _HIDDEN))
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""
-        return self._recv(shape, dtype, self.topology.stage - 1, _tag(microbatch, _HIDDEN))
+        return self._recv(shape, dtype, self.topology.stage - 1, _make_tag(microbatch, _HIDDEN))
 
     def send_tokens(self, tokens: Tensor, microbatch: int) -> None:
         """Begin to send the last stage's new tokens [B] to the first stage."""
-        self._send(tokens, 0, _tag(microbatch, _TOKENS))
+        self._send(tokens, 0, _make_tag(microbatch, _TOKENS))
 
     def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor:
         """Return this microbatch's new tokens [B] from the last stage."""
         return self._recv(
-            (ubatch_size,), torch.long, self.topology.stages - 1, _tag(microbatch, _TOKENS)
+            (ubatch_size,), torch.long, self.topology.stages - 1, _make_tag(microbatch, _TOKENS)
         )
 
     def finish(self) -> None:
@@ -202,16 +208,16 @@ class MPICollectives:
         ]
         message = x.contiguous()
         self._sends_under_way.append(
-            (self._pipeline_comm.Isend(_bits(message), stage, tag), message)
+            (self._pipeline_comm.Isend(_view_as_integers(message), stage, tag), message)
         )
 
     def _recv(self, shape: Sequence[int], dtype: torch.dtype, stage: int, tag: int) -> Tensor:
         x = torch.empty(*shape, dtype=dtype)
         with liveness.show_state(WAITING):
             if self.spin:
-                self._pipeline_comm.Recv(_bits(x), stage, tag)
+                self._pipeline_comm.Recv(_view_as_integers(x), stage, tag)
             else:
-                self._wait(self._pipeline_comm.Irecv(_bits(x), stage, tag))
+                self._wait(self._pipeline_comm.Irecv(_view_as_integers(x), stage, tag))
         return x
 
     def _wait(self, request: MPI.Request) -> None:

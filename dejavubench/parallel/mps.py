@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 
-def mps_running(timeout: float = 5.0) -> bool:
+def is_mps_running(timeout: float = 5.0) -> bool:
     """Return whether the service answers within ``timeout`` seconds."""
     # Without the service there is no pipe, and the tool, which may be missing, is not started.
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))

@@ -88,7 +88,7 @@ class NCCLError(Exception):
     """NCCL could not be set up, or failed; the message says between which ranks."""
 
 
-def nccl_version() -> int:
+def read_nccl_version() -> int:
     """Return NCCL's own number of the version that is loaded, such as 22809.
 
     Raises:
@@ -233,14 +233,14 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     answers: list[T] = []
     failures: list[Exception] = []
 
-    def work() -> None:
+    def keep_outcome() -> None:
         try:
             answers.append(make())
         except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
             failures.append(error)
 
     # A daemon: the interpreter may end although it still waits.
-    thread = threading.Thread(target=work, name="nccl-make", daemon=True)
+    thread = threading.Thread(target=keep_outcome, name="nccl-make", daemon=True)
     thread.start()
     thread.join(timeout)
     if thread.is_alive():

@@ -50,8 +50,8 @@ class NCCLCollectives:
         self.device = device
         self._timeout = timeout
         self._mpi = MPICollectives(sources, topology, spin)
-        self._tensor = (
-            self._stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
+        self._tensor_communicator = (
+            self._make_stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
         )
         # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
@@ -69,33 +69,33 @@ class NCCLCollectives:
     def spin(self, spin: bool) -> None:
         self._mpi.spin = spin
 
-    def _stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
-        stage = cast(
+    def _make_stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
+        stage_comm = cast(
             MPI.Intracomm, sources.Split(color=self.topology.stage, key=self.topology.tensor_rank)
         )
         try:
-            return NCCLCommunicator(stage, self.device, timeout)
+            return NCCLCommunicator(stage_comm, self.device, timeout)
         finally:
-            stage.Free()
+            stage_comm.Free()
 
     # ---- within a stage ----
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Return the sum over the group in x's own type; in place if x is contiguous."""
-        if self._tensor is None:
+        if self._tensor_communicator is None:
             return x
         # In its own type, of which half as many bytes move as of fp32.
         total = x.contiguous()
-        self._tensor.all_reduce(total)
+        self._tensor_communicator.all_reduce(total)
         return total
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Return every rank's ``x``, of one shape and type, as [tensor_size, *x.shape]."""
-        if self._tensor is None:
+        if self._tensor_communicator is None:
             return x.unsqueeze(0)
         own_part = x.contiguous()
         all_parts = own_part.new_empty((self.topology.tensor_size, *x.shape))
-        self._tensor.all_gather(own_part, all_parts)
+        self._tensor_communicator.all_gather(own_part, all_parts)
         return all_parts
 
     # ---- between stages: ranks of equal tensor rank ----
@@ -158,5 +158,5 @@ class NCCLCollectives:
             communicator.close()
 
     def _communicators(self) -> list[NCCLCommunicator | NCCLPair]:
-        communicators = (self._tensor, self._previous_pair, self._next_pair)
+        communicators = (self._tensor_communicator, self._previous_pair, self._next_pair)
         return [communicator for communicator in communicators if communicator is not None]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from mpi4py import MPI
 
-from dejavubench.parallel.nccl import nccl_version
+from dejavubench.parallel.nccl import read_nccl_version
 
 FIRST_MULTI_RANK_VERSION = 23000
 """The first version of NCCL that lets two ranks share one GPU when told to."""
@@ -55,12 +55,12 @@ class LoopbackFacts:
         }
 
 
-def gpu_of(device: torch.device) -> PhysicalGpu:
+def identify_gpu(device: torch.device) -> PhysicalGpu:
     """Return the physical GPU, or the instance of one, that a CUDA device of this process is."""
     return PhysicalGpu(socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
 
 
-def sharing(gpus: Sequence[PhysicalGpu]) -> list[list[int]]:
+def find_shared_gpus(gpus: Sequence[PhysicalGpu]) -> list[list[int]]:
     """Return the groups of ranks that share a GPU; ``gpus`` are all ranks', in their order."""
     ranks: dict[PhysicalGpu, list[int]] = defaultdict(list)
     for rank, gpu in enumerate(gpus):
@@ -79,7 +79,7 @@ def prepare_gpus(
     Collective, and to be called before NCCL is initialised.
 
     Args:
-        gpu: this rank's, see :func:`gpu_of`.
+        gpu: this rank's, see :func:`identify_gpu`.
         loopback: ranks may share a GPU.
         read_version: returns NCCL's version; called only if ranks share a GPU.
 
@@ -90,7 +90,7 @@ def prepare_gpus(
         SharedGpuError: on every rank, if some share a GPU although they may not.
     """
     gpus = comm.allgather(gpu)
-    groups = sharing(gpus)
+    groups = find_shared_gpus(gpus)
     if not groups:
         return None
     if not loopback:
@@ -103,9 +103,9 @@ def prepare_gpus(
             "as loopback on one GPU"
         )
     # The oldest library decides: a variable that it does not know would leave its rank refused.
-    lowest_version = min(comm.allgather((read_version or nccl_version)()))
+    lowest_version = min(comm.allgather((read_version or read_nccl_version)()))
     is_one_host = len({member.host for member in gpus}) == 1
-    loopback_kind, variables = _loopback_variables(lowest_version, comm.rank, is_one_host)
+    loopback_kind, variables = _choose_loopback(lowest_version, comm.rank, is_one_host)
     os.environ.update(variables)
     return LoopbackFacts(loopback_kind, lowest_version, groups, variables)
 
@@ -114,7 +114,7 @@ def _list_ranks(ranks: Sequence[int]) -> str:
     return ", ".join(map(str, ranks[:-1])) + f" and {ranks[-1]}"
 
 
-def _loopback_variables(
+def _choose_loopback(
     version: int, rank: int, is_one_host: bool
 ) -> tuple[Literal["multi-rank", "fake hosts"], dict[str, str]]:
     """Return the kind of loopback, and variables that allow it and make it fast.

@@ -24,7 +24,7 @@ def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:
         UsageError: there is no MPI library that can be loaded.
     """
     try:
-        with heartbeat.no_thread_runs(timeout), warnings.catch_warnings():
+        with heartbeat.end_at_interrupt(timeout), warnings.catch_warnings():
             # Callers find the same mistake, and say what to do.
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
             from mpi4py import MPI  # noqa: F401 - the import is what is wanted

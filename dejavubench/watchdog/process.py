@@ -48,7 +48,7 @@ NOTE_TIMEOUT_S = 1.0
 """The longest time to note who hangs: the file system may be what hangs."""
 
 
-def heartbeat_interval(timeout: float) -> float:
+def choose_heartbeat_s(timeout: float) -> float:
     """Return the seconds between two heartbeats, and between two looks at them."""
     return min(HEARTBEAT_S, timeout / 10) if timeout else HEARTBEAT_S
 
@@ -64,7 +64,7 @@ class LastSeen:
     page: LivenessPage
     heartbeat_at: float
     progress_at: float
-    heartbeats: int = -1
+    heartbeat_count: int = -1
     progress: int = -1
     process_state: str = ""
 
@@ -91,7 +91,7 @@ class HangJudge:
         self._timeout = timeout
         self._is_whole_job = is_whole_job
         self._read_state = read_state
-        self._last_look = now_s
+        self._last_look_s = now_s
         self._last_seen = {rank: LastSeen(page, now_s, now_s) for rank, page in pages.items()}
 
     def forget(self, rank: int) -> None:
@@ -108,29 +108,29 @@ class HangJudge:
                 last_seen.process_state = self._read_state(rank)
         return self._find_silent(now_s, self._timeout) or self._find_stuck(now_s)
 
-    def late(self, now_s: float) -> dict[int, str]:
+    def find_late(self, now_s: float) -> dict[int, str]:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now_s)
         return (
-            self._find_silent(now_s, MISSED_HEARTBEATS * heartbeat_interval(self._timeout))
+            self._find_silent(now_s, MISSED_HEARTBEATS * choose_heartbeat_s(self._timeout))
             if self._timeout
             else {}
         )
 
     def _follow(self, now_s: float) -> None:
         """Note which ranks have beaten or got on since the last look."""
-        interval = heartbeat_interval(self._timeout)
+        interval_s = choose_heartbeat_s(self._timeout)
         # Time in which this process did not run either does not count.
-        pause = max(0.0, now_s - self._last_look - 2 * interval)
-        self._last_look = now_s
+        pause_s = max(0.0, now_s - self._last_look_s - 2 * interval_s)
+        self._last_look_s = now_s
         for last_seen in self._last_seen.values():
-            last_seen.heartbeat_at += pause
-            last_seen.progress_at += pause
+            last_seen.heartbeat_at += pause_s
+            last_seen.progress_at += pause_s
             counters = last_seen.page.counters
-            heartbeats, progress = counters[HEARTBEATS], counters[PROGRESS]
-            has_beaten = heartbeats != last_seen.heartbeats
+            heartbeat_count, progress = counters[HEARTBEATS], counters[PROGRESS]
+            has_beaten = heartbeat_count != last_seen.heartbeat_count
             if has_beaten:
-                last_seen.heartbeats = heartbeats
+                last_seen.heartbeat_count = heartbeat_count
                 last_seen.heartbeat_at = now_s
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
             if progress != last_seen.progress or (has_beaten and counters[STATE] == PATIENT):
@@ -189,7 +189,7 @@ def _explain(last_seen: LastSeen) -> str:
 class Watchdog:
     """Watches the ranks of this host until they have ended.
 
-    Orders come on standard input, one per line: ``note FILE`` names the file for notes, ``ends``
+    Commands come on standard input, one per line: ``note FILE`` names the file for notes, ``ends``
     allows ranks to end.
     """
 
@@ -203,7 +203,7 @@ class Watchdog:
         self._pids = pids
         self._pages = pages
         self._timeout = timeout
-        self._interval = heartbeat_interval(timeout)
+        self._interval_s = choose_heartbeat_s(timeout)
         self._judge = HangJudge(
             pages=pages,
             timeout=timeout,
@@ -213,7 +213,7 @@ class Watchdog:
         )
         self._file: Path | None = None
         self._may_end = False
-        self._orders = b""
+        self._partial_bytes = b""
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         self._ranks: dict[int, int] = {}  # by the file descriptor of the process
@@ -224,46 +224,46 @@ class Watchdog:
 
     def run(self) -> None:
         """Return when all ranks have ended, or one has that was not allowed to."""
-        due_s = time.monotonic() + self._interval
+        due_s = time.monotonic() + self._interval_s
         while self._ranks:
             wait_s = max(0.0, due_s - time.monotonic()) if self._timeout else None
             fds = [fd for fd, _ in self._poll.poll(None if wait_s is None else wait_s * 1e3 + 1)]
             if 0 in fds:
-                self._take_orders()
+                self._take_commands()
             ended_fds = [fd for fd in fds if fd in self._ranks]
             if ended_fds and not self._may_end:
-                self._note_first_exit(sorted(self._ranks[fd] for fd in ended_fds))
+                self._report_first_exit(sorted(self._ranks[fd] for fd in ended_fds))
                 return
             for fd in ended_fds:
                 self._poll.unregister(fd)
                 self._judge.forget(self._ranks.pop(fd))
             if self._timeout and time.monotonic() >= due_s:
-                due_s = time.monotonic() + self._interval
+                due_s = time.monotonic() + self._interval_s
                 hang_reasons = self._judge.look(time.monotonic())
                 if hang_reasons:
                     self._end_job(hang_reasons)
                     return
 
-    def _take_orders(self) -> None:
+    def _take_commands(self) -> None:
         received_bytes = os.read(0, 65536)
         if not received_bytes:
             self._poll.unregister(0)  # the rank that started this process has ended
-        *orders, self._orders = (self._orders + received_bytes).split(b"\n")
-        for order in orders:
-            word, _, file_name = order.partition(b" ")
+        *commands, self._partial_bytes = (self._partial_bytes + received_bytes).split(b"\n")
+        for command in commands:
+            word, _, file_name = command.partition(b" ")
             if word == b"note":
                 self._file = Path(os.fsdecode(file_name))
             self._may_end = self._may_end or word == b"ends"
 
-    def _note_first_exit(self, first_ranks: list[int]) -> None:
+    def _report_first_exit(self, first_ranks: list[int]) -> None:
         late_reasons = {
             rank: reason
-            for rank, reason in self._judge.late(time.monotonic()).items()
+            for rank, reason in self._judge.find_late(time.monotonic()).items()
             if rank not in first_ranks
         }
         for rank, reason in late_reasons.items():
             _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {reason}")
-        self._note(first_ranks, late_reasons)
+        self._write_note(first_ranks, late_reasons)
 
     def _end_job(self, hang_reasons: dict[int, str]) -> None:
         """Print and note who hangs, then kill the ranks here; the launcher kills the others."""
@@ -275,7 +275,7 @@ class Watchdog:
             )
         # On a thread, with a limit: the file system of the note may be what the ranks hang in.
         note_thread = threading.Thread(
-            target=self._note, args=(sorted(hang_reasons), hang_reasons), daemon=True
+            target=self._write_note, args=(sorted(hang_reasons), hang_reasons), daemon=True
         )
         note_thread.start()
         note_thread.join(NOTE_TIMEOUT_S)
@@ -284,7 +284,7 @@ class Watchdog:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
 
-    def _note(self, ranks: list[int], hang_reasons: dict[int, str]) -> None:
+    def _write_note(self, ranks: list[int], hang_reasons: dict[int, str]) -> None:
         if self._file is None:
             return
         record: dict[str, object] = {"kind": "first-exit", "ranks": ranks}
@@ -322,11 +322,11 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 
 def main() -> None:
     """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
-    timeout, scope, *ranks = sys.argv[1:]
+    timeout, scope, *rank_arguments = sys.argv[1:]
     pids: dict[int, int] = {}
     pages: dict[int, LivenessPage] = {}
-    for argument in ranks:
-        rank, pid, fd = map(int, re.split("[=:]", argument))
+    for rank_argument in rank_arguments:
+        rank, pid, fd = map(int, re.split("[=:]", rank_argument))
         pids[rank] = pid
         page = _open_page(pid, fd)
         if page is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dejavubench.watchdog.heartbeat import Heartbeat
-from dejavubench.watchdog.process import heartbeat_interval
+from dejavubench.watchdog.process import choose_heartbeat_s
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -40,7 +40,7 @@ def start_watchdog(
     world: Intracomm, heartbeat: Heartbeat, timeout: float
 ) -> WatchdogProcess | None:
     """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
-    heartbeat.interval_s = heartbeat_interval(timeout)
+    heartbeat.interval_s = choose_heartbeat_s(timeout)
     processes = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     ranks_on_host = {
         rank: rank_process
@@ -107,15 +107,15 @@ class WatchdogProcess:
         if self._process is not None:
             assert self._process.stdout is not None
             select.select([self._process.stdout], [], [], READY_TIMEOUT_S)  # until it watches
-            self._order(b"note " + os.fsencode(file))
+            self._send_command(b"note " + os.fsencode(file))
 
     def let_end(self) -> None:
         """Tell the process that all records are written: ranks may end from now on."""
-        self._order(b"ends")
+        self._send_command(b"ends")
 
-    def _order(self, order: bytes) -> None:
+    def _send_command(self, command: bytes) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it was killed
-                self._process.stdin.write(order + b"\n")
+                self._process.stdin.write(command + b"\n")
                 self._process.stdin.flush()

@@ -28,9 +28,14 @@ from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
-from dejavubench.parallel.mps import mps_running
+from dejavubench.parallel.mps import is_mps_running
 from dejavubench.parallel.nccl import NCCLError, call_within
-from dejavubench.parallel.shared_gpus import PhysicalGpu, SharedGpuError, prepare_gpus, sharing
+from dejavubench.parallel.shared_gpus import (
+    PhysicalGpu,
+    SharedGpuError,
+    find_shared_gpus,
+    prepare_gpus,
+)
 from dejavubench.records.environment import NcclLoopback
 from helpers.caches import INTEGERS, packed_stream, random_cache
 from helpers.fake_destination import (
@@ -88,9 +93,9 @@ def prepare_rank(
 
 
 def test_a_gpu_is_identified_by_host_and_uuid() -> None:
-    assert sharing([FIRST_GPU, SECOND_GPU, ELSEWHERE]) == []
+    assert find_shared_gpus([FIRST_GPU, SECOND_GPU, ELSEWHERE]) == []
     gpus_of_ranks = [FIRST_GPU, SECOND_GPU, FIRST_GPU, ELSEWHERE, SECOND_GPU, FIRST_GPU]
-    assert sharing(gpus_of_ranks) == [[0, 2, 5], [1, 4]]
+    assert find_shared_gpus(gpus_of_ranks) == [[0, 2, 5], [1, 4]]
 
 
 @pytest.mark.usefixtures("environment")
@@ -161,15 +166,15 @@ def test_mps_runs_if_its_control_program_answers(
     answer: str, running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
-    assert not mps_running()
+    assert not is_mps_running()
     (tmp_path / "control").touch()
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert not mps_running()
+    assert not is_mps_running()
     program = tmp_path / "nvidia-cuda-mps-control"
     program.write_text(f"#!/bin/sh\n{answer}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert mps_running(timeout=2.0) is running
+    assert is_mps_running(timeout=2.0) is running
 
 
 def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:

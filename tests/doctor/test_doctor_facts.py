@@ -367,7 +367,7 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
 
 
 def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Return a stand-in for ``probe`` that has these answers, by the last part of the module."""
+    """Return a stand-in for ``run_probe`` with these answers, by the last part of the module."""
 
     def answer(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
         content = answers[module.rpartition(".")[2]]
@@ -395,7 +395,7 @@ def test_facts_of_gpus_are_read_without_nvidia_smi_too(monkeypatch: pytest.Monke
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
     answers = {"gpu_probe": {"devices": devices, **answer}, "nccl_probe": {**nccl, "problem": None}}
     monkeypatch.setattr(gpu, "run_probe", fake_probe(answers))
-    monkeypatch.setattr(gpu, "mps_running", lambda timeout: True)
+    monkeypatch.setattr(gpu, "is_mps_running", lambda timeout: True)
 
     def no_tool(command: list[str], timeout: float) -> str:
         raise ProbeError("nvidia-smi: not found")

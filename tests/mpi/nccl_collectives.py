@@ -10,7 +10,7 @@ from nccl_pair import select_device
 
 from dejavubench.parallel.collectives import sleeping_barrier
 from dejavubench.parallel.nccl_collectives import NCCLCollectives
-from dejavubench.parallel.shared_gpus import gpu_of, prepare_gpus
+from dejavubench.parallel.shared_gpus import identify_gpu, prepare_gpus
 from dejavubench.parallel.topology import Topology
 
 
@@ -80,7 +80,7 @@ def check_sends_to_next_stage(
 def main(tensor_size: int, stages: int) -> None:
     world = MPI.COMM_WORLD
     device = select_device(world, one_gpu=False)
-    assert prepare_gpus(world, gpu_of(device), loopback=False) is None
+    assert prepare_gpus(world, identify_gpu(device), loopback=False) is None
     topology = Topology(world.size, world.rank, tensor_size, stages)
     nccl = NCCLCollectives(world, topology, True, device)
     check_sums_and_gathers(nccl, topology, device)

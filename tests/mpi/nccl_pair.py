@@ -9,7 +9,7 @@ from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.nccl_pairs import NCCLPair, connect_pairs
-from dejavubench.parallel.shared_gpus import LoopbackFacts, gpu_of, prepare_gpus
+from dejavubench.parallel.shared_gpus import LoopbackFacts, identify_gpu, prepare_gpus
 
 
 def select_device(world: MPI.Intracomm, one_gpu: bool) -> torch.device:
@@ -23,7 +23,7 @@ def connect(
     world: MPI.Intracomm, device: torch.device, source: int, loopback: bool
 ) -> tuple[NCCLPair, LoopbackFacts | None]:
     """Connect the two ranks, of which ``source`` sends; return the link and facts of a loopback."""
-    loopback_facts = prepare_gpus(world, gpu_of(device), loopback)
+    loopback_facts = prepare_gpus(world, identify_gpu(device), loopback)
     return connect_pairs(world, [(source, 1 - source)], device)[1 - world.rank], loopback_facts
 
 

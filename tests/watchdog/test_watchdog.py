@@ -136,16 +136,16 @@ def test_time_in_which_the_watchdog_did_not_run_either_does_not_count() -> None:
 def test_without_a_timeout_no_rank_hangs() -> None:
     ranks = Ranks([WORKING, WAITING], timeout=0.0)
     assert ranks.hanging_within(1000, heartbeats=set()) == {}
-    assert ranks.judge.late(ranks.now) == {}
+    assert ranks.judge.find_late(ranks.now) == {}
 
 
 def test_a_rank_that_stopped_shortly_before_another_one_failed_is_known() -> None:
     ranks = Ranks([WORKING, WORKING], process="T")
     assert ranks.hanging_within(2, heartbeats={0, 1}) == {}
     assert ranks.hanging_within(4, heartbeats={0}) == {}
-    assert ranks.judge.late(ranks.now) == {}
+    assert ranks.judge.find_late(ranks.now) == {}
     assert ranks.hanging_within(4, heartbeats={0}) == {}
-    assert ranks.judge.late(ranks.now) == {1: "no heartbeat for 8 s: its process is stopped"}
+    assert ranks.judge.find_late(ranks.now) == {1: "no heartbeat for 8 s: its process is stopped"}
 
 
 def test_a_rank_that_has_ended_is_forgotten() -> None:
@@ -235,7 +235,7 @@ def test_a_phase_of_any_length_is_shown() -> None:
 RANK = """
 import sys, time
 from dejavubench.machine import liveness
-from dejavubench.watchdog.heartbeat import no_thread_runs, start_heartbeat
+from dejavubench.watchdog.heartbeat import end_at_interrupt, start_heartbeat
 heartbeat = start_heartbeat("rank 0")
 heartbeat.interval_s = 0.1
 liveness.begin_phase("load")
@@ -333,7 +333,7 @@ def test_a_deadline_ends_a_process_whose_main_thread_is_in_a_call() -> None:
 
 NO_THREAD_RUNS = """
 import ctypes
-with no_thread_runs(0.5):
+with end_at_interrupt(0.5):
     ctypes.PyDLL(None).{}(2)  # with Python's lock held
 """
 

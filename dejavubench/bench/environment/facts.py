@@ -26,7 +26,7 @@ from dejavubench.machine.memory import (
     PRIMITIVE_CACHE_VARIABLES,
     measure_available_nbytes,
 )
-from dejavubench.parallel.mps import mps_running
+from dejavubench.parallel.mps import is_mps_running
 
 PACKAGES = (
     "torch",
@@ -107,7 +107,7 @@ def of_device(device: int) -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        "mps": mps_running(),
+        "mps": is_mps_running(),
         **driver_facts(str(properties.uuid)),
     }
 

@@ -14,7 +14,12 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.errors import UsageError
 from dejavubench.machine.gpu import list_cuda_devices
 from dejavubench.models.dtypes import compute_dtype
-from dejavubench.parallel.shared_gpus import LoopbackFacts, SharedGpuError, gpu_of, prepare_gpus
+from dejavubench.parallel.shared_gpus import (
+    LoopbackFacts,
+    SharedGpuError,
+    identify_gpu,
+    prepare_gpus,
+)
 from dejavubench.planning.devices import device_numbers, too_few_devices
 
 
@@ -101,7 +106,7 @@ def _share_devices(ranks: Ranks, device: torch.device, is_allowed: bool) -> Loop
         if not on_cuda or with_device.size == 1:
             return None
         try:
-            return prepare_gpus(with_device, gpu_of(device), is_allowed)
+            return prepare_gpus(with_device, identify_gpu(device), is_allowed)
         except SharedGpuError as error:
             raise UsageError(str(error)) from None
 

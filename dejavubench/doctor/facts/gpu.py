@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.machine.probe_process import ProbeError, run_command, run_probe
-from dejavubench.parallel.mps import mps_running
+from dejavubench.parallel.mps import is_mps_running
 
 # Each probe is a process of its own, so that a library's crash ends only the probe.
 
@@ -152,7 +152,7 @@ def read_gpu_facts() -> GPUHostFacts:
         driver_cuda=probe_result["driver_cuda"],
         torch_cuda=probe_result["torch_cuda"],
         peers=frozenset((gpu, peer) for gpu, peer in probe_result["peers"]),
-        mps=mps_running(TOOL_TIMEOUT_S),
+        mps=is_mps_running(TOOL_TIMEOUT_S),
         nccl=read_nccl_facts(len(gpus)),
         **smi_answers,
     )
