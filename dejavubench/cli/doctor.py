@@ -87,7 +87,7 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
     """Print or write the report; return the exit status."""
     from dejavubench.cli.console import console
     from dejavubench.doctor.checks.registry import find_rows
-    from dejavubench.doctor.findings import Status, worst_status
+    from dejavubench.doctor.findings import Status, find_worst_status
     from dejavubench.doctor.report import as_json, format_status_counts, show
 
     rows = find_rows(job)
@@ -99,4 +99,4 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
         write_to(output, force, lambda file: show(job, rows, console(file=file)))
     if output is not None:
         click.echo(format_status_counts(rows), err=True)
-    return ExitStatus.FAILED if worst_status(rows) is Status.BAD else ExitStatus.OK
+    return ExitStatus.FAILED if find_worst_status(rows) is Status.BAD else ExitStatus.OK

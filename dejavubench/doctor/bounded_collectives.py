@@ -84,7 +84,7 @@ class BoundedCollectives:
         value_by_rank = {0: value}
         missing_ranks = set(range(1, self.size))
 
-        def all_came() -> bool:
+        def have_all_come() -> bool:
             for rank in sorted(missing_ranks):
                 assert self._comm is not None
                 # Matched as it is probed, so no other message of this rank is received instead.
@@ -95,7 +95,7 @@ class BoundedCollectives:
             return not missing_ranks
 
         try:
-            wait_asleep(all_came, phase, self._deadline, NAPS)
+            wait_asleep(have_all_come, phase, self._deadline, NAPS)
         except DeadlineError:
             raise MissingRanksError(sorted(missing_ranks), phase, self._deadline) from None
         return [value_by_rank[rank] for rank in range(self.size)]
@@ -109,14 +109,14 @@ class BoundedCollectives:
         assert self._comm is not None
         messages: list[Any] = []
 
-        def came() -> bool:
+        def has_come() -> bool:
             assert self._comm is not None
             message = self._comm.improbe(rank, tag)
             if message is not None:
                 messages.append(message.recv())
             return bool(messages)
 
-        self._wait(came, rank, phase)
+        self._wait(has_come, rank, phase)
         return messages[0]
 
     def _complete(self, request: MPI.Request, rank: int, phase: str) -> None:

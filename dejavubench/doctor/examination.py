@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING
 from dejavubench.config.experiment import Experiment
 from dejavubench.doctor.bounded_collectives import BoundedCollectives, MissingRanksError
 from dejavubench.doctor.facts.cpu import read_load_facts
-from dejavubench.doctor.facts.cross_memory import ReadableMemory, find_read_problem, own_memory
+from dejavubench.doctor.facts.cross_memory import (
+    ReadableMemory,
+    find_read_problem,
+    locate_readable_bytes,
+)
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import read_core_facts, read_limit_facts
 from dejavubench.doctor.facts.mpi import (
     MPIFacts,
-    facts_of_foreign_launcher,
-    facts_without_mpi,
+    make_facts_without_mpi,
     read_boot_id,
+    read_foreign_mpi_facts,
     read_mpi_facts,
     read_software_facts,
 )
@@ -92,12 +96,12 @@ def examine(subjects: ExaminedSubjects) -> Job | None:
     # Before MPI starts: UCX reads its variables once, as it is loaded.
     log = UCXLog()
     heartbeat_of_rank = heartbeat.start_heartbeat(f"rank {read_rank() or 0}")
-    facts_alone = facts_of_foreign_launcher()
+    facts_alone = read_foreign_mpi_facts()
     if facts_alone is None:
         try:
             import_mpi(heartbeat_of_rank, START_S)
         except UsageError as error:
-            facts_alone = facts_without_mpi(str(error))
+            facts_alone = make_facts_without_mpi(str(error))
     log.unlink()
     heartbeat_of_rank.give_up_at(
         time.monotonic() + LONGEST_S, f"has waited {LONGEST_S:g} s for other ranks"
@@ -126,7 +130,7 @@ def _examine(subjects: ExaminedSubjects, log: UCXLog, facts_alone: MPIFacts | No
     job_so_far = Job()  # what rank 0 can still report if a rank does not answer
     try:
         facts_of_rank = _read_own_facts(collectives, facts)
-        facts_of_ranks = collectives.allgather((facts_of_rank, own_memory()), "start")
+        facts_of_ranks = collectives.allgather((facts_of_rank, locate_readable_bytes()), "start")
         ranks = [rank_facts for rank_facts, _ in facts_of_ranks]
         job_so_far = Job(tuple(ranks))
         host_facts, ports = _probe_host(collectives, ranks, subjects)
@@ -203,10 +207,10 @@ def _probe_links(
     if comm is None or comm.size == 1:
         return links
     probe = LinkProbe(comm.Dup())
-    deadline = time.monotonic() + LINKS_S
+    deadline_s = time.monotonic() + LINKS_S
     for rank_pair in choose_pairs(hosts):
         # Rank 0 decides for all: clocks of ranks differ, and a broken link ends the probes.
-        goes_on = time.monotonic() < deadline and not any(link.problem for link in links)
+        goes_on = time.monotonic() < deadline_s and not any(link.problem for link in links)
         if not all(
             collectives.allgather(goes_on, f"link between ranks {rank_pair[0]} and {rank_pair[1]}")
         ):
@@ -230,11 +234,11 @@ def _join_results(results_of_ranks: Sequence[RankResults]) -> Job:
             )
         ),
         tuple(port for results in results_of_ranks for port in results.ports),
-        missing_destinations(len(results_of_ranks), bool(hosts[0].gpus.gpus)),
+        find_missing_destinations(len(results_of_ranks), bool(hosts[0].gpus.gpus)),
     )
 
 
-def missing_destinations(rank_count: int, on_gpu: bool) -> dict[str, str | None]:
+def find_missing_destinations(rank_count: int, on_gpu: bool) -> dict[str, str | None]:
     """Return why each destination cannot run with these ranks, as its transport says."""
     options = Experiment(device="cuda" if on_gpu else "cpu")
     reasons: dict[str, str | None] = {}

@@ -72,19 +72,19 @@ def merge_rows(rows: Iterable[FindingRow]) -> list[FindingRow]:
     return list(rows_of_finding.values())
 
 
-def worst_status(rows: Iterable[FindingRow]) -> Status:
+def find_worst_status(rows: Iterable[FindingRow]) -> Status:
     """Return the highest status of all rows; OK if there are none."""
     return max((row.finding.status for row in rows), default=Status.OK)
 
 
-def format_ranks(ranks: Sequence[int], size: int) -> str:
+def format_ranks(ranks: Sequence[int], rank_count: int) -> str:
     """Return ranks as a table shows them: ``all``, ``0``, ``0-2, 5``.
 
     Args:
         ranks: ascending.
-        size: number of ranks of the job.
+        rank_count: number of ranks of the job.
     """
-    if len(ranks) == size:
+    if len(ranks) == rank_count:
         return "all"
     rows: list[list[int]] = []  # of consecutive ranks
     for rank in ranks:

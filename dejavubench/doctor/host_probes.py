@@ -22,7 +22,7 @@ from dejavubench.doctor.facts.network import (
 from dejavubench.machine.file_system import NETWORK_FILE_SYSTEM, find_traits
 
 
-def first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
+def find_first_ranks(ranks: Sequence[RankFacts]) -> dict[str, int]:
     """Return the first rank of each host."""
     first_by_host: dict[str, int] = {}
     for rank_facts in ranks:
@@ -62,7 +62,7 @@ def probe_folders(
 ) -> list[FolderFacts]:
     """Probe each file system once, by the first rank that can. Collective."""
     own_facts = ranks[collectives.rank]
-    first_by_host = first_ranks(ranks)
+    first_by_host = find_first_ranks(ranks)
     own_folders = (
         [read_folder_facts(path) for path in paths]
         if first_by_host[own_facts.host] == own_facts.rank
@@ -74,10 +74,10 @@ def probe_folders(
     probers: dict[tuple[str, ...], int] = {}
     for rank, folders in enumerate(folders_of_ranks):
         for folder in folders:
-            probers.setdefault(file_system(folder, ranks[rank].machine), rank)
+            probers.setdefault(identify_file_system(folder, ranks[rank].machine), rank)
     own_probes: dict[tuple[str, ...], FolderFacts] = {}
     for folder in own_folders:
-        key = file_system(folder, own_facts.machine)
+        key = identify_file_system(folder, own_facts.machine)
         # Several of this host's folders may lie on one file system: it is probed once.
         if probers[key] == own_facts.rank and key not in own_probes:
             own_probes[key] = probe_folder(folder)
@@ -85,13 +85,13 @@ def probe_folders(
     for probes_of_rank in collectives.allgather(own_probes, "probes of file systems"):
         facts_by_file_system |= probes_of_rank
     probed_folders = [
-        (folder, facts_by_file_system[file_system(folder, own_facts.machine)])
+        (folder, facts_by_file_system[identify_file_system(folder, own_facts.machine)])
         for folder in own_folders
     ]
-    return [with_speed(folder, probed_facts) for folder, probed_facts in probed_folders]
+    return [add_speed(folder, probed_facts) for folder, probed_facts in probed_folders]
 
 
-def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
+def identify_file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     """Return a key that folders on one file system share."""
     # A local device's numbers mean something on its machine alone.
     place = folder.place
@@ -101,7 +101,7 @@ def file_system(folder: FolderFacts, machine: str) -> tuple[str, ...]:
     return (machine, folder.device)
 
 
-def with_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
+def add_speed(folder: FolderFacts, probe: FolderFacts) -> FolderFacts:
     """Return a folder with the result of a probe of its file system."""
     return replace(folder, speed=probe.speed, problem=probe.problem)
 
@@ -114,7 +114,7 @@ def probe_ports(
 ) -> tuple[Listening, NetworkFacts, list[PortCheck]]:
     """Listen on a port of each host, and connect from rank 0's host to the others. Collective."""
     own_facts = ranks[collectives.rank]
-    first_by_host = first_ranks(ranks)
+    first_by_host = find_first_ranks(ranks)
     network = read_network_facts()
     if first_by_host[own_facts.host] != own_facts.rank:
         # The same two collective steps as below, or the other ranks would wait for this one.

@@ -74,7 +74,7 @@ class Link:
         return self.hosts[0] == self.hosts[1]
 
 
-def choose_pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tuple[int, int]]:
+def choose_pairs(hosts: Sequence[str], most_pair_count: int = MOST_PAIRS) -> list[tuple[int, int]]:
     """Return the pairs of ranks to probe: all, or for many ranks a choice.
 
     The choice has rank 0 with the first rank of each other host, then each rank with the next one.
@@ -84,7 +84,7 @@ def choose_pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tup
     """
     ranks = range(len(hosts))
     all_pairs = [(rank, peer) for rank in ranks for peer in ranks if rank < peer]
-    if len(all_pairs) <= most_pairs:
+    if len(all_pairs) <= most_pair_count:
         return all_pairs
     # Every host is in it, and every pair of neighbours: stages of a pipeline are neighbours.
     first_ranks = [hosts.index(host) for host in dict.fromkeys(hosts)]
@@ -92,8 +92,8 @@ def choose_pairs(hosts: Sequence[str], most_pairs: int = MOST_PAIRS) -> list[tup
     chosen_pairs += [(rank, rank + 1) for rank in ranks[:-1]]
     return sorted(
         dict.fromkeys(chosen_pairs).keys()
-        if len(chosen_pairs) <= most_pairs
-        else chosen_pairs[:most_pairs]
+        if len(chosen_pairs) <= most_pair_count
+        else chosen_pairs[:most_pair_count]
     )
 
 
@@ -115,10 +115,10 @@ class LinkProbe:
         try:
             self._begin(peer)
             # Both ranks take the same steps: a deadline on either of them ends the probe of both.
-            exchange_times_s = self._ping_pong(peer, is_first)
-            nbytes = self._pace(peer, is_first)
-            gb_s_forth = self._stream(peer, is_first, nbytes)
-            gb_s_back = self._stream(peer, not is_first, nbytes)
+            exchange_times_s = self._time_exchanges(peer, is_first)
+            nbytes = self._choose_nbytes(peer, is_first)
+            gb_s_forth = self._measure_rate(peer, is_first, nbytes)
+            gb_s_back = self._measure_rate(peer, not is_first, nbytes)
         except DeadlineError:
             problem = f"no answer within {ANSWER_S:g} s"
             return Link(rank_pair, hosts, problem=problem) if is_first else None
@@ -147,7 +147,7 @@ class LinkProbe:
         request = self._comm.Irecv(buffer, peer)
         wait_busy(lambda: bool(request.Test()), ANSWER_S)
 
-    def _ping_pong(self, peer: int, is_leader: bool) -> list[float]:
+    def _time_exchanges(self, peer: int, is_leader: bool) -> list[float]:
         """Return the time of each exchange; none on the rank that answers."""
         buffer = bytearray(SMALL_MESSAGE_NBYTES)
         if not is_leader:
@@ -157,22 +157,22 @@ class LinkProbe:
                 if not buffer[0]:
                     return []
         exchange_times_s: list[float] = []
-        deadline = time.perf_counter() + LATENCY_S
+        deadline_s = time.perf_counter() + LATENCY_S
         goes_on = True
         while goes_on:
             began_s = time.perf_counter()
-            goes_on = began_s < deadline or len(exchange_times_s) <= WARM_EXCHANGES
+            goes_on = began_s < deadline_s or len(exchange_times_s) <= WARM_EXCHANGES
             buffer[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(buffer, peer)
             self._receive(buffer, peer)
             exchange_times_s.append(time.perf_counter() - began_s)
         return exchange_times_s[WARM_EXCHANGES:]
 
-    def _pace(self, peer: int, is_leader: bool) -> int:
+    def _choose_nbytes(self, peer: int, is_leader: bool) -> int:
         """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
         payload = memoryview(self._large_buffer)[:PACING_NBYTES]
-        answer = bytearray(8)
-        rate = 0.0
+        nbytes_message = bytearray(8)
+        bytes_per_s = 0.0
         for _ in range(2):  # the second one counts: TCP begins slowly
             began_s = time.perf_counter()
             if is_leader:
@@ -181,17 +181,19 @@ class LinkProbe:
             else:
                 self._receive(payload, peer)
                 self._send(bytearray(1), peer)
-            rate = PACING_NBYTES / (time.perf_counter() - began_s)
+            bytes_per_s = PACING_NBYTES / (time.perf_counter() - began_s)
         if not is_leader:
-            self._receive(answer, peer)
-            return int.from_bytes(answer, "little")
+            self._receive(nbytes_message, peer)
+            return int.from_bytes(nbytes_message, "little")
         nbytes = LARGE_MESSAGE_NBYTES
-        while nbytes > LEAST_MESSAGE_NBYTES and WINDOWS * WINDOW * nbytes > rate * BANDWIDTH_S:
+        while (
+            nbytes > LEAST_MESSAGE_NBYTES and WINDOWS * WINDOW * nbytes > bytes_per_s * BANDWIDTH_S
+        ):
             nbytes //= 2
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
         return nbytes
 
-    def _stream(self, peer: int, is_sender: bool, nbytes: int) -> float:
+    def _measure_rate(self, peer: int, is_sender: bool, nbytes: int) -> float:
         """Send windows of messages, each answered by one byte; return GB/s on both ranks."""
         messages = [
             memoryview(self._large_buffer)[message_index * LARGE_MESSAGE_NBYTES :][:nbytes]
@@ -200,7 +202,7 @@ class LinkProbe:
         send_or_receive = self._comm.Isend if is_sender else self._comm.Irecv
         window_times_s: list[float] = []
         goes_on = bytearray(b"\1")
-        deadline = time.perf_counter() + BANDWIDTH_S
+        deadline_s = time.perf_counter() + BANDWIDTH_S
         while goes_on[0]:
             began_s = time.perf_counter()
             requests = [send_or_receive(message, peer) for message in messages]
@@ -208,7 +210,7 @@ class LinkProbe:
             if is_sender:
                 self._receive(goes_on, peer)
             else:
-                goes_on[0] = time.perf_counter() < deadline or len(window_times_s) < WINDOWS - 1
+                goes_on[0] = time.perf_counter() < deadline_s or len(window_times_s) < WINDOWS - 1
                 self._send(goes_on, peer)
             window_times_s.append(time.perf_counter() - began_s)
         # The first window may still connect; WINDOWS of them are sent in any case.

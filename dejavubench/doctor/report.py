@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dejavubench import __version__
 from dejavubench.doctor.facts.job import Job
-from dejavubench.doctor.findings import FindingRow, Status, format_ranks, worst_status
+from dejavubench.doctor.findings import FindingRow, Status, find_worst_status, format_ranks
 from dejavubench.units import format_count_of
 
 SCHEMA = 1
@@ -37,7 +37,7 @@ def format_status_counts(rows: Sequence[FindingRow]) -> str:
     counts = [
         f"{sum(row.finding.status is status for row in rows)} {status.name}" for status in Status
     ]
-    return f"{' · '.join(counts)}: {MEANINGS[worst_status(rows)]}."
+    return f"{' · '.join(counts)}: {MEANINGS[find_worst_status(rows)]}."
 
 
 def show(job: Job, rows: Sequence[FindingRow], console: Console) -> None:
@@ -118,7 +118,7 @@ def as_json(job: Job, rows: Sequence[FindingRow]) -> str:
         schema_version=SCHEMA,
         dejavubench=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        status=worst_status(rows).name,
+        status=find_worst_status(rows).name,
         findings=tuple(
             FindingEntry(
                 check=row.check,

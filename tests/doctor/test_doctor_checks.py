@@ -14,16 +14,16 @@ from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import NCCLFacts, NIXLFacts
 from dejavubench.doctor.facts.job import HostFacts, Job, PortCheck, RankFacts
 from dejavubench.doctor.facts.limits import CoreFacts
-from dejavubench.doctor.facts.mpi import SoftwareFacts, facts_without_mpi
+from dejavubench.doctor.facts.mpi import SoftwareFacts, make_facts_without_mpi
 from dejavubench.doctor.facts.network import InfiniBandPort, Listening, NetworkFacts
 from dejavubench.doctor.facts.ucx import UCXFacts
 from dejavubench.doctor.findings import (
     FindingRow,
     Status,
+    find_worst_status,
     format_ranks,
     merge_rows,
     ok,
-    worst_status,
 )
 from dejavubench.machine.cgroups import Quota, Throttling
 from dejavubench.machine.file_system import MountedFolder
@@ -126,7 +126,7 @@ STATES: Mapping[str, BadState] = {
     "no-library": BadState(
         "MPI library",
         BAD,
-        lambda: ranks_with(mpi=facts_without_mpi("no MPI library: cannot load libmpi", {})),
+        lambda: ranks_with(mpi=make_facts_without_mpi("no MPI library: cannot load libmpi", {})),
         ["cannot load libmpi", "one rank"],
     ),
     "another-launcher": BadState(
@@ -466,7 +466,7 @@ def test_healthy_machines_get_no_warning(healthy: Job) -> None:
     all_rows = find_rows(healthy)
     assert [row for row in all_rows if row.finding.status is not OK] == []
     assert [row for row in all_rows if row.finding.advice] == []
-    assert worst_status(all_rows) is OK
+    assert find_worst_status(all_rows) is OK
 
 
 def test_every_check_has_a_bad_state_or_only_informs() -> None:
@@ -482,7 +482,7 @@ def test_nothing_that_a_small_machine_lacks_is_bad() -> None:
     cpu = replace(HOST.cpu, avx512=False, native_bf16=False, amx=False, governor=None)
     host = replace(HOST, ranks=(0,), cpu=cpu, nixl=NIXLFacts(), network=NetworkFacts((), ()))
     all_rows = find_rows(make_job([rank], [host], []))
-    assert worst_status(all_rows) is OK
+    assert find_worst_status(all_rows) is OK
     readings = {row.check: row.finding.reading for row in all_rows}
     assert readings["GPUs"] == "none: models run on the CPU"
     assert readings["NCCL"] == "not needed without a GPU"

@@ -20,7 +20,7 @@ from dejavubench.doctor.facts.disk_probe import measure
 from dejavubench.doctor.facts.folders import FolderFacts
 from dejavubench.doctor.facts.gpu import GPUFacts
 from dejavubench.doctor.facts.nccl_probe import find_connection, find_network_transport
-from dejavubench.doctor.host_probes import file_system, first_ranks, probe_folders
+from dejavubench.doctor.host_probes import find_first_ranks, identify_file_system, probe_folders
 from dejavubench.doctor.links import choose_pairs
 from dejavubench.machine import mpi_library
 from dejavubench.machine.file_system import MountedFolder
@@ -58,17 +58,15 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
         return {"name": "MPICH", "version": "5.0.2"}
 
     monkeypatch.setattr(mpi_library, "run_probe", answer)
-    facts = mpi.facts_of_foreign_launcher(
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"}
-    )
+    facts = mpi.read_foreign_mpi_facts({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"})
     assert facts is not None
     assert (facts.vendor, facts.size, facts.started, facts.thread_level) == (
         *("MPICH 5.0.2", 1, 4),
         None,
     )
-    assert mpi.facts_of_foreign_launcher({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
+    assert mpi.read_foreign_mpi_facts({"PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}) is None
     assert len(probed_modules) == 2
-    assert mpi.facts_of_foreign_launcher({}) is None
+    assert mpi.read_foreign_mpi_facts({}) is None
     assert len(probed_modules) == 2, "alone, no process is started to ask"
 
 
@@ -78,7 +76,9 @@ def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPat
 def test_the_load_is_that_between_two_readings() -> None:
     first_reading = ProcessorTime(busy_s=100.0, interrupt_s=5.0, steal_s=1.0)
     second_reading = ProcessorTime(busy_s=101.5, interrupt_s=5.5, steal_s=1.4)
-    load = cpu.compute_load(first_reading, second_reading, seconds=2.0, cores=2, average_load=1.25)
+    load = cpu.compute_load(
+        first_reading, second_reading, seconds=2.0, core_count=2, average_load=1.25
+    )
     assert (load.cores, load.seconds, load.busy, load.average) == (2, 2.0, 1.0, 1.25)
     assert load.steal == pytest.approx(0.1)
 
@@ -225,10 +225,12 @@ def test_one_disk_of_two_hosts_is_probed_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_network_file_system_is_one_for_all_hosts() -> None:
     nfs = FolderFacts("/n", MountedFolder("/n", "/n", "nfs4", "server:/n"), 5, "0:50")
-    assert file_system(nfs, "one") == file_system(replace(nfs, device="0:51"), "other")
+    assert identify_file_system(nfs, "one") == identify_file_system(
+        replace(nfs, device="0:51"), "other"
+    )
     disk = replace(nfs, place=MountedFolder("/n", "/n", "ext4", "/dev/vda"))
-    assert file_system(disk, "one") != file_system(disk, "other")
-    assert first_ranks([RANK, replace(RANK, rank=1), *two_hosts().ranks[1:]]) == {
+    assert identify_file_system(disk, "one") != identify_file_system(disk, "other")
+    assert find_first_ranks([RANK, replace(RANK, rank=1), *two_hosts().ranks[1:]]) == {
         "node1": 0,
         "node2": 1,
     }
@@ -272,7 +274,7 @@ def test_a_taken_port_is_replaced_and_both_ports_are_reported() -> None:
 
 
 def test_memory_is_read_only_of_the_process_that_told_its_address() -> None:
-    own_memory = cross_memory.own_memory()
+    own_memory = cross_memory.locate_readable_bytes()
     assert cross_memory.find_read_problem(own_memory) is None
     assert cross_memory.find_read_problem(replace(own_memory, pid=2**22 + 1)) == "No such process"
     stranger = replace(own_memory, address=own_memory.address + 1)

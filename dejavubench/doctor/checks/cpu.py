@@ -21,8 +21,8 @@ def judge_features(host: HostFacts) -> Iterator[Finding]:
         "bf16": cpu.native_bf16,
         "AMX": cpu.amx,
     }
-    present_features = [name for name, has in has_feature.items() if has]
-    missing_features = [name for name, has in has_feature.items() if not has]
+    present_features = [name for name, is_present in has_feature.items() if is_present]
+    missing_features = [name for name, is_present in has_feature.items() if not is_present]
     reading = (
         f"{cpu.model}: {', '.join(present_features) or 'none of ' + ', '.join(missing_features)}"
     )

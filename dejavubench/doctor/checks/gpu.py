@@ -65,7 +65,7 @@ def judge_driver(host: HostFacts) -> Iterator[Finding]:
             "Install a CUDA build of torch, or measure with --device cpu.",
         )
     # Within one major version, CUDA's libraries run on older drivers.
-    elif _major(host_gpus.torch_cuda) > _major(host_gpus.driver_cuda):
+    elif _parse_major_version(host_gpus.torch_cuda) > _parse_major_version(host_gpus.driver_cuda):
         yield bad(
             f"{reading}; torch is built for CUDA {host_gpus.torch_cuda}",
             "Update the driver, or install a torch for an older CUDA.",
@@ -74,7 +74,7 @@ def judge_driver(host: HostFacts) -> Iterator[Finding]:
         yield ok(f"{reading}; torch is built for CUDA {host_gpus.torch_cuda}")
 
 
-def _major(version: str) -> int:
+def _parse_major_version(version: str) -> int:
     """Return the major number of a version; 0 if there is none."""
     major_number = version.partition(".")[0]
     return int(major_number) if major_number.isdecimal() else 0

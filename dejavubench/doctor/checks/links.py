@@ -30,7 +30,7 @@ MOST_LATENCY_RATIO = 3.0
 
 def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """Judge each probed pair of ranks; say how many pairs were not probed."""
-    adapters = {
+    infiniband_hosts = {
         host.host
         for host in job.hosts
         if any(port.state == "ACTIVE" for port in host.network.infiniband)
@@ -39,12 +39,12 @@ def judge_links(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     for link in job.links:
         # A link can use InfiniBand only if both ends have it.
         surroundings = Surroundings(
-            set(link.hosts) <= adapters, not busy_hosts.isdisjoint(link.hosts)
+            set(link.hosts) <= infiniband_hosts, not busy_hosts.isdisjoint(link.hosts)
         )
         yield link.ranks, _judge_link(link, surroundings)
-    unprobed_pairs = job.pairs - len(job.links)
-    if unprobed_pairs and job.links:
-        yield job.everyone, ok(f"{unprobed_pairs} other pairs of ranks were not probed")
+    unprobed_count = job.pair_count - len(job.links)
+    if unprobed_count and job.links:
+        yield job.everyone, ok(f"{unprobed_count} other pairs of ranks were not probed")
 
 
 @dataclass(frozen=True)

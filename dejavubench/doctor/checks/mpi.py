@@ -75,15 +75,15 @@ def judge_hosts(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     ranks_of_host: dict[str, list[int]] = defaultdict(list)
     for rank in job.ranks:
         ranks_of_host[rank.host].append(rank.rank)
-    size = len(job.ranks)
+    rank_count = len(job.ranks)
     has_several_hosts = len(ranks_of_host) > 1
     # One more than there are, so that ranks are listed by number and never as "all".
     hosts_text = ", ".join(
-        f"{host} ({format_ranks(ranks, size + 1)})" if has_several_hosts else host
+        f"{host} ({format_ranks(ranks, rank_count + 1)})" if has_several_hosts else host
         for host, ranks in ranks_of_host.items()
     )
     noun = f"{len(ranks_of_host)} hosts" if has_several_hosts else "1 host"
-    reading = f"{format_count_of(size, 'rank')} on {noun}: {hosts_text}"
+    reading = f"{format_count_of(rank_count, 'rank')} on {noun}: {hosts_text}"
     hosts_of_machine: dict[str, set[str]] = defaultdict(set)
     for rank in job.ranks:
         hosts_of_machine[rank.machine].add(rank.host)

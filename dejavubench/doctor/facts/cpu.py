@@ -75,25 +75,25 @@ class LoadFacts:
 
 def read_load_facts(seconds: float, root: Path = ROOT) -> LoadFacts:
     """Sleep and return what the host did meanwhile. All ranks must sleep as well."""
-    cores = os.cpu_count() or 1
+    core_count = os.cpu_count() or 1
     try:
-        time_before = read_processor_time(range(cores), root)
+        time_before = read_processor_time(range(core_count), root)
         began_s = time.perf_counter()
         time.sleep(seconds)
-        time_after = read_processor_time(range(cores), root)
+        time_after = read_processor_time(range(core_count), root)
         elapsed_s = time.perf_counter() - began_s
         average_load = read_load_average(root)
     except NotReadableError as error:
         time.sleep(seconds)  # other hosts may be able to read theirs
-        return LoadFacts(cores, seconds, unreadable=str(error))
-    return compute_load(time_before, time_after, elapsed_s, cores, average_load)
+        return LoadFacts(core_count, seconds, unreadable=str(error))
+    return compute_load(time_before, time_after, elapsed_s, core_count, average_load)
 
 
 def compute_load(
     time_before: ProcessorTime,
     time_after: ProcessorTime,
     seconds: float,
-    cores: int,
+    core_count: int,
     average_load: float,
 ) -> LoadFacts:
     """Return the load between two readings of a host's processors."""
@@ -102,4 +102,6 @@ def compute_load(
         time_after.busy_s - time_before.busy_s + time_after.interrupt_s - time_before.interrupt_s
     )
     steal_s = time_after.steal_s - time_before.steal_s
-    return LoadFacts(cores, seconds, busy_s / seconds, steal_s / seconds / cores, average_load)
+    return LoadFacts(
+        core_count, seconds, busy_s / seconds, steal_s / seconds / core_count, average_load
+    )

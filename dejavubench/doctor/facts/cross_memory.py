@@ -29,7 +29,7 @@ class ReadableMemory:
 _readable_bytes = ctypes.create_string_buffer(OFFERED_BYTES, len(OFFERED_BYTES))
 
 
-def own_memory() -> ReadableMemory:
+def locate_readable_bytes() -> ReadableMemory:
     """Return the place of this process's readable bytes."""
     return ReadableMemory(os.getpid(), ctypes.addressof(_readable_bytes))
 
@@ -44,10 +44,10 @@ def find_read_problem(memory: ReadableMemory) -> str | None:
     own_vector = _IOVec(ctypes.addressof(buffer), len(OFFERED_BYTES))
     peer_vector = _IOVec(memory.address, len(OFFERED_BYTES))
     read_memory.restype = ctypes.c_ssize_t
-    count = read_memory(
+    read_nbytes = read_memory(
         ctypes.c_int(memory.pid), ctypes.byref(own_vector), 1, ctypes.byref(peer_vector), 1, 0
     )
-    if count < 0:
+    if read_nbytes < 0:
         return os.strerror(ctypes.get_errno())
     # Ranks in containers of their own have process numbers of their own: a stranger may answer.
     return None if buffer.raw == OFFERED_BYTES else "another process has this process number"

@@ -61,7 +61,7 @@ def _time_writes(
 ) -> list[float]:
     """Return the seconds of each write with its fdatasync."""
     write_times_s: list[float] = []
-    deadline = time.perf_counter() + seconds
+    deadline_s = time.perf_counter() + seconds
     while True:
         offset = len(write_times_s) * len(block) % file_nbytes
         began_s = time.perf_counter()
@@ -71,7 +71,7 @@ def _time_writes(
         os.fdatasync(descriptor)
         now_s = time.perf_counter()
         write_times_s.append(now_s - began_s)
-        if now_s >= deadline:
+        if now_s >= deadline_s:
             return write_times_s
 
 

@@ -161,30 +161,30 @@ def read_gpu_facts() -> GPUHostFacts:
 def ask_smi() -> str:
     """Ask ``nvidia-smi`` for :data:`DEVICE_QUERY`, in the words that its version understands."""
     try:
-        return run_command(_smi_command(DEVICE_QUERY), TOOL_TIMEOUT_S)
+        return run_command(_make_smi_command(DEVICE_QUERY), TOOL_TIMEOUT_S)
     except ProbeError:  # it refuses the whole query for one name that it does not know
         return run_command(
-            _smi_command([OLDER_FIELD_NAMES.get(name, name) for name in DEVICE_QUERY]),
+            _make_smi_command([OLDER_FIELD_NAMES.get(name, name) for name in DEVICE_QUERY]),
             TOOL_TIMEOUT_S,
         )
 
 
-def _smi_command(fields: Sequence[str]) -> list[str]:
+def _make_smi_command(fields: Sequence[str]) -> list[str]:
     return ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
 
 
 def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFacts, ...], str]:
     """Return the GPUs with what ``nvidia-smi`` says of each, and the driver's version."""
-    values_by_uuid = {}
+    fields_by_uuid = {}
     for line in text.splitlines():
-        values = [value.strip() for value in line.split(",")]
-        if len(values) == len(DEVICE_QUERY):
-            values_by_uuid[values[0]] = values
+        fields = [value.strip() for value in line.split(",")]
+        if len(fields) == len(DEVICE_QUERY):
+            fields_by_uuid[fields[0]] = fields
     # By UUID: nvidia-smi lists all GPUs, and CUDA_VISIBLE_DEVICES may have reordered ours.
     gpus_with_answers = []
     for gpu in gpus:
         _, _, used_mib, busy_percent, throttle_mask, link_width, most_link_width = (
-            values_by_uuid.get(gpu.uuid, [""] * len(DEVICE_QUERY))
+            fields_by_uuid.get(gpu.uuid, [""] * len(DEVICE_QUERY))
         )
         link_widths = (_parse_number(link_width), _parse_number(most_link_width))
         gpus_with_answers.append(
@@ -200,7 +200,7 @@ def add_smi_answers(gpus: tuple[GPUFacts, ...], text: str) -> tuple[tuple[GPUFac
                 else (link_widths[0], link_widths[1]),
             )
         )
-    drivers = {values[1] for values in values_by_uuid.values()}
+    drivers = {fields[1] for fields in fields_by_uuid.values()}
     return tuple(gpus_with_answers), ", ".join(sorted(drivers))
 
 

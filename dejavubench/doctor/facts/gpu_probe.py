@@ -25,8 +25,8 @@ def read_devices() -> dict[str, object]:
     driver = ctypes.CDLL(CUDA_DRIVER)
     return {
         "devices": [asdict(device) for device in devices],
-        "driver_cuda": _version(driver),
-        "torch_cuda": _torch_cuda(),
+        "driver_cuda": _read_driver_cuda(driver),
+        "torch_cuda": _read_torch_cuda(),
         "peers": [
             list(device_pair)
             for device_pair in permutations(range(len(devices)), 2)
@@ -35,7 +35,7 @@ def read_devices() -> dict[str, object]:
     }
 
 
-def _version(driver: ctypes.CDLL) -> str:
+def _read_driver_cuda(driver: ctypes.CDLL) -> str:
     version = ctypes.c_int()  # 12040 is 12.4
     driver.cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
@@ -48,7 +48,7 @@ def _can_access_peer(driver: ctypes.CDLL, device: int, peer: int) -> bool:
     return error == 0 and bool(answer.value)
 
 
-def _torch_cuda() -> str | None:
+def _read_torch_cuda() -> str | None:
     import torch
 
     return torch.version.cuda

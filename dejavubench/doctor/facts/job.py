@@ -100,7 +100,7 @@ class Job:
     Attributes:
         ranks: each rank of the job.
         hosts: each host of the job.
-        links: the links that were probed; ``pairs`` is the number of all pairs of ranks.
+        links: the links that were probed; ``pair_count`` is the number of all pairs of ranks.
         ports: the connections between hosts that were tried.
         missing: why each destination cannot run here, by its name; None if it can.
         problem: why the examination ended early.
@@ -119,6 +119,6 @@ class Job:
         return tuple(rank.rank for rank in self.ranks)
 
     @property
-    def pairs(self) -> int:
+    def pair_count(self) -> int:
         """Number of pairs of different ranks."""
         return len(self.ranks) * (len(self.ranks) - 1) // 2

@@ -52,13 +52,13 @@ def read_memory_facts(
         shm_nbytes = 0
     # Absent, not 0, in kernels without Yama: then any process of this user may read another.
     scope_text = _read_text(root / "proc/sys/kernel/yama/ptrace_scope")
-    total = _read_total(root)
+    total_nbytes = _read_total(root)
     group_rooms = read_memory_room(root)
     return MemoryFacts(
         available=measure_available_nbytes(root),
-        total=total,
+        total=total_nbytes,
         # Version 1 of control groups writes a number of exabytes where there is no limit.
-        group_room=min((room for room in group_rooms if room < total), default=None),
+        group_room=min((room for room in group_rooms if room < total_nbytes), default=None),
         huge_pages=_find_chosen(_read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         shm_size=shm_nbytes,
         shm_free=int(free_nbytes),

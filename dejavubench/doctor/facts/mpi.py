@@ -57,7 +57,7 @@ class SoftwareFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def facts_without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MPIFacts:
+def make_facts_without_mpi(problem: str, environment: Mapping[str, str] = os.environ) -> MPIFacts:
     """Return the facts of a rank that has no MPI library."""
     return MPIFacts(
         problem=problem,
@@ -66,7 +66,7 @@ def facts_without_mpi(problem: str, environment: Mapping[str, str] = os.environ)
     )
 
 
-def facts_of_foreign_launcher(environment: Mapping[str, str] = os.environ) -> MPIFacts | None:
+def read_foreign_mpi_facts(environment: Mapping[str, str] = os.environ) -> MPIFacts | None:
     """Return the facts of a rank whose launcher does not belong to its MPI library; else None.
 
     The library is not started: some end the process, others make each rank a world of its own.
