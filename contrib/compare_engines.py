@@ -587,7 +587,7 @@ def main(
     Exit status: 1 if an engine fails or computes something else, 2 if nothing can be compared.
     """
     try:
-        spec = specs.spec(model)
+        spec = specs.find_spec(model)
     except ValueError as error:
         fail_usage(f"--model: {error}")
     with tempfile.TemporaryDirectory() as temporary_folder, ExitStack() as stack:

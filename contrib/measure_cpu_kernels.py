@@ -49,8 +49,8 @@ from dejavubench.models.backends.protocol import ACTIVATIONS, Activation
 from dejavubench.models.dtypes import compute_dtype, dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.hub.specs import spec
-from dejavubench.models.weights import random_weights
+from dejavubench.models.hub.specs import find_spec
+from dejavubench.models.weights import make_random_weights
 
 WARM_UP = 2
 """Rounds that are not counted."""
@@ -281,9 +281,9 @@ def main(
 ) -> None:
     """Print a Markdown table: each piece's median token, and its ratio to the program as it is."""
     torch.set_num_threads(thread_count)
-    dtype, sizes = dtype_of(data_type), spec(name)
+    dtype, sizes = dtype_of(data_type), find_spec(name)
     model = GPT(sizes, Shard(), dtype, compute_dtype(dtype))
-    model.load(random_weights(sizes, 0))
+    model.load(make_random_weights(sizes, 0))
     print("| threads | batch | arm | token ms | ratio | quartiles |")
     print("| ---: | ---: | --- | ---: | ---: | --- |")
     for requests in map(int, batch.split(",")):

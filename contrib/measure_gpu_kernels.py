@@ -30,7 +30,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.checkpoint import read_spec
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.hub.specs import spec as named_spec
+from dejavubench.models.hub.specs import find_spec as named_spec
 
 REPLAYS = 20
 """Steps of one arm in one round."""

@@ -181,7 +181,7 @@ def _make_setup(
         source: the sources' setup; None to return it.
     """
     from dejavubench.dejavulib.exchange import Setup
-    from dejavubench.models.hub.model_spec import even_cuts
+    from dejavubench.models.hub.model_spec import cut_evenly
 
     tensor = options.get(f"{side}tensor_para_size", source.tensor_parallel if source else 1)
     microbatch = options.get(f"{side}ubatch_size", point.ubatch_size)
@@ -195,7 +195,7 @@ def _make_setup(
         )
     if cuts is None:
         default_cuts = source.layer_cuts if source else (0, point.layer_num)
-        cuts = default_cuts if stages is None else even_cuts(point.layer_num, stages)
+        cuts = default_cuts if stages is None else cut_evenly(point.layer_num, stages)
     elif cuts[-1] != point.layer_num:
         raise BadInput(f"{flags}layer-cuts: the last cut must be {point.layer_num}")
     elif stages not in (None, len(cuts) - 1):

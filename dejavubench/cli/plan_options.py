@@ -19,7 +19,7 @@ def _parse_spec(value: str) -> model_spec.ModelSpec:
         raise ValueError(
             f"{specs.CUSTOM} has no sizes of its own; use one of {', '.join(specs.SPECS)}"
         )
-    return specs.spec(value)
+    return specs.find_spec(value)
 
 
 def _parse_cuts(value: Any) -> Any:

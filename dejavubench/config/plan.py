@@ -136,11 +136,11 @@ class Plan:
         if self.checkpoint is not None:
             return self.checkpoint.spec
         if name != specs.CUSTOM:
-            return specs.spec(name)
+            return specs.find_spec(name)
         experiment = self.experiment
         # A custom model has no context of its own: its longest request must fit.
         context = self._count_positions(None, max(self.prompt_lens), max(experiment.output_len))
-        return specs.custom(
+        return specs.make_custom_spec(
             experiment.layer_num,
             experiment.head_num,
             experiment.size_per_head,

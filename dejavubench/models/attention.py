@@ -20,15 +20,15 @@ QUERIES_PER_BLOCK = 128
 its own last query."""
 
 
-def alibi_slopes(heads: int) -> Tensor:
+def alibi_slopes(head_count: int) -> Tensor:
     """Return the slope of each of the model's heads, [heads] in fp32.
 
-    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/heads). If ``heads`` is no
+    Press et al. 2022 (arXiv 2108.12409): a geometric series from 2^(-8/n). If their number n is no
     power of two, every other slope of the next longer series fills up, as in BLOOM.
     """
-    power = 1 << (heads.bit_length() - 1)  # the largest power of two that is not more
+    power = 1 << (head_count.bit_length() - 1)  # the largest power of two that is not more
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
-    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (heads - power), 2)]
+    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (head_count - power), 2)]
     return torch.tensor(slopes)
 
 
@@ -122,18 +122,18 @@ class Attention:
             bias = torch.where(is_hidden, float("-inf"), bias)
         return self._backend.attend(q[:, :, block.slice], k[:, :, :stop], v[:, :, :stop], bias)
 
-    def _reserve_bias(self, positions: int) -> None:
+    def _reserve_bias(self, position_count: int) -> None:
         """Make the table of biases as wide as the cache: [1, 1 or H, QUERIES_PER_BLOCK, positions].
 
         The last row and the last column are the newest query and its own key. A bias depends on
         their distance alone, so the lower right corner of this one table serves any number of
         queries after any position.
         """
-        if self._bias_table.shape[-1] >= positions:
+        if self._bias_table.shape[-1] >= position_count:
             return
         keys, queries = (
             torch.arange(1 - count, 1, device=self._device)
-            for count in (positions, QUERIES_PER_BLOCK)
+            for count in (position_count, QUERIES_PER_BLOCK)
         )
         distance = keys - queries[:, None]
         slopes = self._slopes if self._slopes is not None else torch.zeros(1, device=self._device)

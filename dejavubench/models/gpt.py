@@ -22,7 +22,7 @@ from torch import Tensor
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Span
 from dejavubench.models.attention import Attention, CachedStep
 from dejavubench.models.backends.protocol import QKV, HeadNorms, KernelNeeds, Say, identity
-from dejavubench.models.backends.select import backend_for
+from dejavubench.models.backends.select import choose_backend
 from dejavubench.models.embedding_and_head import Embedding, OutputHead
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
@@ -93,7 +93,7 @@ class GPT:
         self.device = torch.device(device)
         self.is_first_stage = shard.is_first_stage
         self.is_last_stage = shard.is_last_stage
-        self.backend = backend_for(self.device)
+        self.backend = choose_backend(self.device)
         self.kv_heads = shard.heads(spec)
         self.vocab_rows = shard.vocab(spec)
         weights = WorkerWeights(
@@ -181,10 +181,12 @@ class GPT:
 
     def _split_heads(self, layer: Layer, qkv: Tensor, position: int | Tensor) -> QKV:
         """Cut [B, n, (H + 2·G)·D] into queries [B, H, n, D], keys and values [B, G, n, D]."""
-        keys = self.kv_heads.size
-        requests, positions, _ = qkv.shape
-        rows = qkv.view(requests, positions, -1, self.spec.size_per_head).transpose(1, 2)
-        q, k, v = rows.split_with_sizes((keys * self.spec.group, keys, keys), dim=1)
+        kv_head_count = self.kv_heads.size
+        request_count, position_count, _ = qkv.shape
+        rows = qkv.view(request_count, position_count, -1, self.spec.size_per_head).transpose(1, 2)
+        q, k, v = rows.split_with_sizes(
+            (kv_head_count * self.spec.group, kv_head_count, kv_head_count), dim=1
+        )
         if self.rotary is not None or layer.head_norms is not None:
             angles = None if self.rotary is None else self.rotary.angles(position)
             q, k = self.backend.norm_and_rotate(q, k, layer.head_norms, angles)
@@ -207,11 +209,11 @@ class GPT:
     @torch.inference_mode()
     def greedy(self, logits: Tensor) -> ChosenTokens:
         """Return each request's most likely token of the vocabulary; of equals the lowest."""
-        value, index = self.backend.largest(logits)
+        value, token = self.backend.largest(logits)
         if self.shard.tensor_size == 1:
-            return ChosenTokens(index, value)
+            return ChosenTokens(token, value)
         # One message holds both: values and tokens are exact in fp64.
-        own_best = torch.stack([value.double(), (index + self.vocab_rows.start).double()])
+        own_best = torch.stack([value.double(), (token + self.vocab_rows.start).double()])
         all_ranks = self.collectives.all_gather(own_best)  # [tensor_size, 2, B]
         winner = all_ranks[:, 0].argmax(0, keepdim=True)  # the first of equals
         return ChosenTokens(all_ranks[:, 1].gather(0, winner)[0].long(), value)
@@ -222,15 +224,15 @@ class GPT:
         own_logits = logits.float()
         if self.shard.tensor_size == 1:
             return own_logits
-        rows = [
+        row_counts = [
             replace(self.shard, tensor_rank=rank).vocab(self.spec).size
             for rank in range(self.shard.tensor_size)
         ]
         # A gather takes equal shapes; the first ranks may hold one row more.
-        padded_logits = F.pad(own_logits, (0, max(rows) - own_logits.shape[-1]))
+        padded_logits = F.pad(own_logits, (0, max(row_counts) - own_logits.shape[-1]))
         all_parts = self.collectives.all_gather(padded_logits)  # [tensor_size, B, most rows]
         return torch.cat(
-            [part[:, :size] for part, size in zip(all_parts, rows, strict=True)], dim=-1
+            [part[:, :size] for part, size in zip(all_parts, row_counts, strict=True)], dim=-1
         )
 
     # ---- weights and cache ----
@@ -294,14 +296,14 @@ class GPT:
                 f"{self.spec.name} attends to {self.spec.context} positions at most, "
                 f"not {positions}"
             )
-        heads = self.kv_heads.size
-        size = self.spec.size_per_head
+        head_count = self.kv_heads.size
+        head_size = self.spec.size_per_head
         return KVGeometry(
             layers=len(self.layers),
             requests=requests,
-            heads=heads,
+            heads=head_count,
             positions=positions,
-            head_size=size,
+            head_size=head_size,
             itemsize=self.dtype.itemsize,
             layout=layout,
         )

@@ -67,11 +67,13 @@ def _read_pieces(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the cut as it is kept, some rows at a time, each with its rows in the memory."""
     rows, *other_axes = weight_slice.cut
-    step = max(1, PIECE // (weight_slice.memory.element_size() * weight_slice.memory[0].numel()))
+    rows_at_once = max(
+        1, PIECE // (weight_slice.memory.element_size() * weight_slice.memory[0].numel())
+    )
     if stored_tensor.interleaved:  # whole heads
-        step = max(1, step // stored_tensor.interleaved) * stored_tensor.interleaved
-    for begin in range(rows.start, rows.stop, step):
-        end = min(begin + step, rows.stop)
+        rows_at_once = max(1, rows_at_once // stored_tensor.interleaved) * stored_tensor.interleaved
+    for begin in range(rows.start, rows.stop, rows_at_once):
+        end = min(begin + rows_at_once, rows.stop)
         # Opened anew each time: what was read of a mapped file counts as this process's memory
         # while it is open.
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -114,15 +116,15 @@ def _describe_not_finite(
 ) -> str:
     """Return the message for a tensor whose loaded values are not all finite."""
     tensor_text = f"{path}: tensor {stored_tensor.name}"
-    bad_values = 0
+    bad_count = 0
     largest_value = 0.0
     for _, piece in _read_pieces(weight_slice, path, stored_tensor):
-        bad_values += int(piece.isfinite().logical_not().sum())
-        if not bad_values:
+        bad_count += int(piece.isfinite().logical_not().sum())
+        if not bad_count:
             largest_value = max(largest_value, float(piece.abs().max()))
-    if bad_values:
+    if bad_count:
         return (
-            f"{tensor_text}: {bad_values} of {weight_slice.memory.numel()} values are NaN or "
+            f"{tensor_text}: {bad_count} of {weight_slice.memory.numel()} values are NaN or "
             "infinite in the file: it is damaged"
         )
     narrow_type = next(

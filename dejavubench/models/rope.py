@@ -11,7 +11,7 @@ from dejavubench.models.backends.protocol import Angles
 from dejavubench.models.hub.model_spec import RopeSpec
 
 
-def frequencies(rope: RopeSpec, size: int) -> Tensor:
+def compute_frequencies(rope: RopeSpec, size: int) -> Tensor:
     """Return the radians per position of each of a head's ``size`` / 2 pairs, in fp32.
 
     As in transformers (``modeling_rope_utils``): ``linear`` slows all down alike, ``llama3`` and
@@ -29,7 +29,7 @@ def frequencies(rope: RopeSpec, size: int) -> Tensor:
         return kept_share * plain_frequencies + (1 - kept_share) * plain_frequencies / rope.factor
     if rope.kind == "yarn":
         last_fast_pair, first_slow_pair = (
-            _place(rope, size, turns) for turns in (rope.high, rope.low)
+            _find_pair(rope, size, turns) for turns in (rope.high, rope.low)
         )
         start = max(floor(last_fast_pair), 0)
         stop = min(ceil(first_slow_pair), size - 1)
@@ -40,7 +40,7 @@ def frequencies(rope: RopeSpec, size: int) -> Tensor:
     return plain_frequencies
 
 
-def _place(rope: RopeSpec, size: int, turns: float) -> float:
+def _find_pair(rope: RopeSpec, size: int, turns: float) -> float:
     """Return which pair makes ``turns`` turns within the context that the model was trained on."""
     return size * log(rope.original_context / (turns * 2 * pi)) / (2 * log(rope.theta))
 
@@ -53,16 +53,16 @@ class Rotary:
     """
 
     def __init__(self, rope: RopeSpec, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._frequencies = frequencies(rope, size).to(device)
+        self._frequencies = compute_frequencies(rope, size).to(device)
         self._attention = rope.attention
         self._dtype = dtype
         # Cosines and sines of each position.
         self._table = torch.empty(2, 0, size, dtype=dtype, device=device)
 
-    def reserve(self, positions: int) -> None:
+    def reserve(self, position_count: int) -> None:
         """Make the table as long as the cache."""
-        if self._table.shape[1] < positions:
-            positions_of_table = torch.arange(positions, device=self._frequencies.device)
+        if self._table.shape[1] < position_count:
+            positions_of_table = torch.arange(position_count, device=self._frequencies.device)
             angles = torch.outer(positions_of_table.float(), self._frequencies).repeat(1, 2)
             self._table = (self._attention * torch.stack([angles.cos(), angles.sin()])).to(
                 self._dtype

@@ -33,7 +33,7 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def uniform(seed: int, requests: Tensor, token_number: int | Tensor) -> Tensor:
+def draw_uniform(seed: int, requests: Tensor, token_number: int | Tensor) -> Tensor:
     """Return a random number in [0, 1) for each request's token ``token_number``, fp64 [B].
 
     Args:
@@ -68,10 +68,10 @@ def filter_probabilities(logits: Tensor, sampling: SamplingOptions) -> Tensor:
 
 def draw(logits: Tensor, sampling: SamplingOptions, draws: Tensor) -> Tensor:
     """Return the tokens [B] whose shares of [0, 1) hold the numbers ``draws`` [B]."""
-    return _find_tokens(_share_ends(logits, sampling), draws)
+    return _find_tokens(_compute_share_ends(logits, sampling), draws)
 
 
-def _share_ends(logits: Tensor, sampling: SamplingOptions) -> Tensor:
+def _compute_share_ends(logits: Tensor, sampling: SamplingOptions) -> Tensor:
     """Return the end of each token's share of the interval, [B, vocabulary] in fp64."""
     return filter_probabilities(logits, sampling).double().cumsum(-1)
 
@@ -105,7 +105,7 @@ class Sampler:
         """
         if self.sampling is None:
             return self.model.greedy(logits)
-        draws = uniform(self.sampling.seed, self.requests, position - self.input_len)
-        ends = _share_ends(self.model.gather_logits(logits), self.sampling)
+        draws = draw_uniform(self.sampling.seed, self.requests, position - self.input_len)
+        ends = _compute_share_ends(self.model.gather_logits(logits), self.sampling)
         # A view of the last ends would keep all ends alive.
         return ChosenTokens(_find_tokens(ends, draws), ends[:, -1].clone())

@@ -71,12 +71,12 @@ BIAS = 0.02
 """Standard deviation of biases."""
 
 
-def recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
+def list_recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
     """Return how every tensor of the unsplit model is drawn, by name."""
     scales = NORM_FIRST if spec.norm_first else NORM_AFTER
     gains = {**GAINS, "out": scales.out, "down": scales.down}
 
-    def recipe(name: str, shape: tuple[int, ...]) -> TensorRecipe:
+    def choose_recipe(name: str, shape: tuple[int, ...]) -> TensorRecipe:
         tensor, parameter = name.rsplit(".", 2)[-2:] if "." in name else (name, "table")
         if parameter == "table":
             return TensorRecipe(shape, scales.embed)
@@ -89,10 +89,10 @@ def recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
             shape, gains.get(tensor, 1.0) / sqrt(shape[1]), opposed=tensor == "down"
         )
 
-    return {name: recipe(name, shape) for name, shape in spec.tensors.items()}
+    return {name: choose_recipe(name, shape) for name, shape in spec.tensors.items()}
 
 
-def random_weights(
+def make_random_weights(
     spec: ModelSpec,
     seed: int,
     device: torch.device | str = "cpu",
@@ -107,7 +107,7 @@ def random_weights(
         device, dtype: device and type that tensors are drawn on and in. A CUDA device draws in the
             model's own type, so that it never holds a tensor twice. Its values are not a CPU's.
     """
-    all_recipes = recipes(spec)
+    all_recipes = list_recipes(spec)
 
     def read_full(name: str) -> Tensor:
         """Draw the full tensor of a name, from a generator of its own."""
@@ -117,13 +117,13 @@ def random_weights(
         # A generator for each tensor: the order of loading, and the split, do not matter.
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
-        *rows, columns = recipe.shape
-        width = (columns + 1) // 2 if recipe.opposed else columns
+        *rows, column_count = recipe.shape
+        width = (column_count + 1) // 2 if recipe.opposed else column_count
         drawn_values = torch.empty(*rows, width, device=device, dtype=dtype)
         # Uniform on ±1 has a variance of 1/3.
         drawn_values.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
         return (
-            torch.stack((drawn_values, -drawn_values), dim=-1).flatten(-2)[..., :columns]
+            torch.stack((drawn_values, -drawn_values), dim=-1).flatten(-2)[..., :column_count]
             if recipe.opposed
             else drawn_values
         )
@@ -150,7 +150,7 @@ DEFAULTS = {field.name: field.default for field in fields(ModelSpec)}
 """Default of each field of a specification."""
 
 
-def weights_identity(
+def identify_weights(
     spec: ModelSpec,
     seed: int,
     dtype: torch.dtype,

@@ -60,9 +60,9 @@ class WorkerWeights:
         self._compute_dtype = compute_dtype
         self._device = device
         self._cuts: dict[str, Cut] = shard.outer_cuts(spec)
-        of_layer = shard.layer_cuts(spec)
+        layer_cuts = shard.layer_cuts(spec)
         for layer in range(*shard.layers(spec)):
-            self._cuts |= {f"layers.{layer}.{name}": cut for name, cut in of_layer.items()}
+            self._cuts |= {f"layers.{layer}.{name}": cut for name, cut in layer_cuts.items()}
 
     def has(self, name: str) -> bool:
         """Return whether this worker holds some of the tensor ``name``."""
@@ -71,11 +71,11 @@ class WorkerWeights:
     def tensor(self, *tensor_names: str) -> Tensor:
         """Return one new tensor of the cuts of all these tensors, rows one below the other."""
         cuts = [self._cuts[name] for name in tensor_names]
-        rows = sum(cut[0].size for cut in cuts)
-        columns = [span.size for span in cuts[0][1:]]
+        row_count = sum(cut[0].size for cut in cuts)
+        inner_shape = [span.size for span in cuts[0][1:]]
         # One tensor for queries, keys and values lets one product serve all three.
-        dtype = self._dtype if columns else self._compute_dtype
-        joined_tensor = torch.empty((rows, *columns), dtype=dtype, device=self._device)
+        dtype = self._dtype if inner_shape else self._compute_dtype
+        joined_tensor = torch.empty((row_count, *inner_shape), dtype=dtype, device=self._device)
         memories = joined_tensor.split([cut[0].size for cut in cuts])
         for name, memory, cut in zip(tensor_names, memories, cuts, strict=True):
             self.slices.append(WeightSlice(name, memory, tuple(span.slice for span in cut)))
@@ -83,12 +83,12 @@ class WorkerWeights:
 
     def linear(self, *tensor_names: str) -> Linear:
         """Return one linear of the outputs of all of ``tensor_names``, in this order."""
-        weight = self.tensor(*_with_suffix(tensor_names, "weight"))
+        weight = self.tensor(*_add_suffix(tensor_names, "weight"))
         has_bias = self.has(f"{tensor_names[0]}.bias")
         return Linear(
             self.backend,
             weight,
-            self.tensor(*_with_suffix(tensor_names, "bias")) if has_bias else None,
+            self.tensor(*_add_suffix(tensor_names, "bias")) if has_bias else None,
         )
 
     def norm(self, name: str) -> LayerNorm | RMSNorm:
@@ -107,5 +107,5 @@ class WorkerWeights:
         )
 
 
-def _with_suffix(tensor_names: Sequence[str], suffix: str) -> list[str]:
+def _add_suffix(tensor_names: Sequence[str], suffix: str) -> list[str]:
     return [f"{name}.{suffix}" for name in tensor_names]

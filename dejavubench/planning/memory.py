@@ -15,8 +15,8 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point, SetupSizes
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout
 from dejavubench.dejavulib.schedule import MOST_FETCHED_NBYTES
-from dejavubench.models.hub.model_spec import ModelSpec, even_cuts
-from dejavubench.models.hub.shard import most_parameters
+from dejavubench.models.hub.model_spec import ModelSpec, cut_evenly
+from dejavubench.models.hub.shard import count_most_parameters
 from dejavubench.planning.devices import DeviceNumbers
 from dejavubench.planning.staging import MIB, Staging, sink_staging, source_staging
 from dejavubench.planning.traffic import requests_in_common
@@ -93,7 +93,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     is_swapping = any(arm.is_swapping for arm in plan.running)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
     cache_nbytes = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes
-    weights_nbytes = point.itemsize * most_parameters(
+    weights_nbytes = point.itemsize * count_most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
     most_positions = max(point.input_len, point.most_flushed)
@@ -190,10 +190,10 @@ def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> in
 @functools.cache
 def _most_overlaps(length: int, source_parts: int, sink_parts: int) -> int:
     """Return the most parts of the sources that one of the sinks' overlaps; all cuts are even."""
-    source_cuts = even_cuts(length, source_parts)
+    source_cuts = cut_evenly(length, source_parts)
     return max(
         bisect_left(source_cuts, stop) - bisect_right(source_cuts, start) + 1
-        for start, stop in pairwise(even_cuts(length, sink_parts))
+        for start, stop in pairwise(cut_evenly(length, sink_parts))
     )
 
 
@@ -203,7 +203,7 @@ def _most_overlaps(length: int, source_parts: int, sink_parts: int) -> int:
 def _sink_weights_nbytes(point: Point) -> int:
     """Return the weights that a sink holds if it continues the request."""
     sizes = point.sinks or point.sources
-    return point.itemsize * most_parameters(
+    return point.itemsize * count_most_parameters(
         point.spec, sizes.tensor_para_size, sizes.pipeline_para_size
     )
 

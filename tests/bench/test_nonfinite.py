@@ -20,12 +20,12 @@ from dejavubench.bench.engine.prompts import Prompts
 from dejavubench.bench.engine.steps import steps_of
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models import loading
-from dejavubench.models.backends.cpu.backend import largest
+from dejavubench.models.backends.cpu.backend import find_largest
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.hub.tensor_file import CheckpointError
 from dejavubench.models.sampling_options import SamplingOptions
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from dejavubench.parallel.collectives import Collectives
 from helpers.jobs import args, run
 from helpers.model_folders import INDEX, WHOLE, Tensors, edit, shard, tiny
@@ -162,7 +162,7 @@ def test_a_step_whose_logits_are_no_numbers_is_located(
     sampling: SamplingOptions | None, spoil: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One value in one step, which no later step would show."""
-    model = build(GPT2, random_weights(GPT2, 0))
+    model = build(GPT2, make_random_weights(GPT2, 0))
     run_iteration(model, sampling)
     forward = GPT.forward
 
@@ -188,7 +188,7 @@ def test_the_largest_logit_shows_whatever_is_no_number(size: int, dtype: torch.d
         for place in (0, size // 2, size - 1):
             logits = torch.randn(2, size).to(dtype)
             logits[1, place] = value
-            values, position = largest(logits)
+            values, position = find_largest(logits)
             assert values.isfinite().tolist() == [True, False]
             assert position[1] == place
 

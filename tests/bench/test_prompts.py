@@ -19,7 +19,7 @@ from dejavubench.errors import UsageError
 from dejavubench.models.attention import QUERIES_PER_BLOCK
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from helpers.jobs import QUICK, args, read_tokens, run
 from helpers.reference_models import (
     BLOOM,
@@ -341,12 +341,12 @@ def test_each_request_of_a_padded_batch_gets_what_it_gets_alone(
 @pytest.mark.parametrize("spec", [GPT2, BLOOM, OPT_POST], ids=lambda spec: spec.name)
 def test_padding_may_be_longer_than_a_block(spec: ModelSpec) -> None:
     lengths = [QUERIES_PER_BLOCK + 45, 3, QUERIES_PER_BLOCK + 1]
-    require_requests_as_alone(build(spec, random_weights(spec, 0)), lengths, KVLayout.HND, 4)
+    require_requests_as_alone(build(spec, make_random_weights(spec, 0)), lengths, KVLayout.HND, 4)
 
 
 def test_a_batch_needs_the_mask_of_its_padding() -> None:
     """Without its mask, padding changes the logits: else the test above would see nothing."""
-    model = build(GPT2, random_weights(GPT2, 0))
+    model = build(GPT2, make_random_weights(GPT2, 0))
     batch = Prompts.pad([(1, 2, 3), (4,)], torch.arange(2), 3)
     caches = [cache_of_nan(model, requests=2, positions=8) for _ in range(2)]
     masked = model.forward(batch.tokens, caches[0], 0, prompt_start=batch.prompt_start)

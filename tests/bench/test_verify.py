@@ -35,7 +35,9 @@ FIRST_LAYER, FIRST_HEAD = 3, 2
 
 def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
     """Return worker 3 of two stages × two tensor ranks: 2 layers, 2 heads, 7 of 9 positions."""
-    spec = specs.custom(layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16)
+    spec = specs.make_custom_spec(
+        layer_num=5, head_num=4, size_per_head=16, vocab_size=10, context=16
+    )
     point = Point(
         "p000",
         spec,

@@ -11,7 +11,7 @@ from dejavubench.planning.traffic import Traffic, plan_traffic
 def traffic_between(
     source: Setup, sink: Setup, requests: int, layout: LayoutName = "hnd", output_len: int = 4
 ) -> Traffic:
-    spec = specs.custom(
+    spec = specs.make_custom_spec(
         layer_num=source.layer_cuts[-1],
         head_num=source.heads,
         size_per_head=8,

@@ -19,7 +19,7 @@ from llvmlite import binding
 from numba import carray
 
 from dejavubench.models.backends.cpu import code_file, code_folder, compile_lock
-from dejavubench.models.backends.cpu.code_cache import Kernel, provide
+from dejavubench.models.backends.cpu.code_cache import Kernel, provide_kernels
 from dejavubench.models.backends.cpu.code_folder import FOLDER_VARIABLE
 from dejavubench.models.backends.cpu.threads import compiled_kernel, make_job_type
 from dejavubench.models.backends.cpu.threads import run_on_all_threads as run_kernel
@@ -55,7 +55,7 @@ def make_kernel(
     """Build a kernel and run it; return it and the messages about it."""
     messages: list[str] = []
     built = Kernel(name, build)
-    provide([built], messages.append)
+    provide_kernels([built], messages.append)
     assert run_built(built) == 42
     return built, messages
 
@@ -88,10 +88,10 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert code_folder.cache_folder() == tmp_path / "dejavubench" / "kernels"
+    assert code_folder.find_cache_folder() == tmp_path / "dejavubench" / "kernels"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative, so it does not count")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert code_folder.cache_folder() == Path("/home/someone/.cache/dejavubench/kernels")
+    assert code_folder.find_cache_folder() == Path("/home/someone/.cache/dejavubench/kernels")
 
 
 # ---- another kernel, another machine, another program ----
@@ -100,23 +100,23 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_kernels_file_name_tells_apart_whatever_changes_its_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = {code_file.file_name("one"), code_file.file_name("two")}
+    keys = {code_file.make_file_name("one"), code_file.make_file_name("two")}
     monkeypatch.setenv("NUMBA_OPT", "1")
-    keys.add(code_file.file_name("one"))
+    keys.add(code_file.make_file_name("one"))
     monkeypatch.setattr(code_file, "read_cpu_flags", lambda: frozenset({"avx2"}))
-    keys.add(code_file.file_name("one"))
+    keys.add(code_file.make_file_name("one"))
     for name in ("numba", "llvmlite"):
-        code_file._static_key.cache_clear()
+        code_file._describe_process.cache_clear()
         monkeypatch.setattr(
             code_file, "version", lambda package, name=name: "0.0" if package == name else "1.0"
         )
-        keys.add(code_file.file_name("one"))
-    for call in ("get_host_cpu_name", "source_digest"):
-        code_file._static_key.cache_clear()
+        keys.add(code_file.make_file_name("one"))
+    for call in ("get_host_cpu_name", "hash_sources"):
+        code_file._describe_process.cache_clear()
         owner = binding if call == "get_host_cpu_name" else code_file
         monkeypatch.setattr(owner, call, lambda: "another")
-        keys.add(code_file.file_name("one"))
-    code_file._static_key.cache_clear()
+        keys.add(code_file.make_file_name("one"))
+    code_file._describe_process.cache_clear()
     assert len(keys) == 8
 
 
@@ -125,12 +125,12 @@ def test_a_helper_that_a_kernel_calls_is_looked_at(tmp_path: Path) -> None:
     package = Path(code_file.__file__).parent
     copy = tmp_path / "models"
     shutil.copytree(package, copy)
-    assert code_file.source_digest(copy) == code_file.source_digest()
+    assert code_file.hash_sources(copy) == code_file.hash_sources()
     helper = copy / "elementwise.py"
     helper.write_text(
         helper.read_text().replace("max(x[i], np.float32(0))", "max(x[i], np.float32(1))")
     )
-    assert code_file.source_digest(copy) != code_file.source_digest()
+    assert code_file.hash_sources(copy) != code_file.hash_sources()
 
 
 def test_no_module_that_kernels_import_is_left_out_of_the_digest() -> None:
@@ -212,14 +212,14 @@ def test_a_damaged_file_is_said_and_replaced(folder: Path, damaged_part: str) ->
 def test_another_kernels_file_is_not_taken(folder: Path) -> None:
     make_kernel(name="another")
     (file,) = folder.iterdir()
-    file.rename(folder / code_file.file_name("forty-two"))
+    file.rename(folder / code_file.make_file_name("forty-two"))
     assert "another kernel's" in make_kernel()[1][0]
 
 
 def test_code_that_needs_what_is_not_here_is_not_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(code_file, "outer_symbols", lambda module: ["no_such_function"])
+    monkeypatch.setattr(code_file, "list_outer_symbols", lambda module: ["no_such_function"])
     make_kernel()
     assert "calls no_such_function" in make_kernel()[1][0]
 
@@ -285,7 +285,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_torn(
     monkeypatch.setattr(Path, "replace", full)
     messages: list[str] = []
     kernels = [Kernel(name, compile_kernel) for name in ("one", "two")]
-    provide(kernels, messages.append)
+    provide_kernels(kernels, messages.append)
     assert [run_built(built_kernel) for built_kernel in kernels] == [42, 42]
     assert [line.rpartition(": ")[2] for line in messages[1:]] == ["No space left on device"]
     assert files(folder) == []
@@ -319,7 +319,7 @@ def test_a_process_that_takes_too_long_is_not_waited_for(
     monkeypatch.setattr(compile_lock, "PATIENCE_S", 0.3)
     monkeypatch.setattr(compile_lock, "NOTE_AFTER_S", 0.1)
     folder.mkdir(mode=0o700)
-    with (folder / f"{code_file.file_name('forty-two')}.lock").open("w") as lock_of_another:
+    with (folder / f"{code_file.make_file_name('forty-two')}.lock").open("w") as lock_of_another:
         fcntl.flock(lock_of_another, fcntl.LOCK_EX)
         messages = make_kernel()[1]
     assert messages.count("another process compiles this kernel; waiting up to 0.3 s for it") == 1

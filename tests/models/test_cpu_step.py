@@ -33,8 +33,8 @@ from dejavubench.models.backends.cpu.backend import CpuBackend
 from dejavubench.models.backends.protocol import ACTIVATIONS, QKV, Activation
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.hub.specs import custom
-from dejavubench.models.weights import random_weights
+from dejavubench.models.hub.specs import make_custom_spec
+from dejavubench.models.weights import make_random_weights
 from helpers.paths import ROOT, TESTS
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -233,9 +233,9 @@ def test_types_that_a_kernel_would_misread_are_refused(x: str, weight: str, bias
 
 
 def test_no_step_waits_for_its_kernels() -> None:
-    spec = custom(layer_num=2, head_num=4, size_per_head=16, vocab_size=100, context=64)
+    spec = make_custom_spec(layer_num=2, head_num=4, size_per_head=16, vocab_size=100, context=64)
     model = GPT(spec, Shard(), torch.bfloat16, torch.float32)
-    model.load(random_weights(spec, 0))
+    model.load(make_random_weights(spec, 0))
     for requests, new in ((1, 3), (3, 9), (2, 20)):
         model.compile(KVLayout.HND, requests, requests * new)
         compiled = (

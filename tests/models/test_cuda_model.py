@@ -15,7 +15,7 @@ from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.sampling import Sampler
 from dejavubench.models.sampling_options import SamplingOptions
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from helpers.gpu_marks import needs_gpus
 
 pytestmark = [
@@ -78,7 +78,7 @@ SPECS = {
 
 def build(spec: ModelSpec, dtype: torch.dtype) -> GPT:
     model = GPT(spec, Shard(), dtype, dtype, device="cuda")
-    model.load(random_weights(spec, 0))  # the CPU's values
+    model.load(make_random_weights(spec, 0))  # the CPU's values
     return model
 
 
@@ -93,7 +93,7 @@ def prompt(spec: ModelSpec) -> torch.Tensor:
 def test_the_prompt_gives_what_the_cpu_gives(family: str, layout: KVLayout) -> None:
     spec, tokens = SPECS[family], prompt(SPECS[family])
     theirs = GPT(spec, Shard(), torch.float32, torch.float32)
-    theirs.load(random_weights(spec, 0))
+    theirs.load(make_random_weights(spec, 0))
     ours = build(spec, torch.float32)
     logits, caches = [], []
     for model, device in ((theirs, "cpu"), (ours, "cuda")):
@@ -234,11 +234,13 @@ def test_checks_tell_of_logits_that_are_no_numbers(
 
 
 def test_weights_are_drawn_on_the_device_in_their_type_and_cut_alike_for_every_split() -> None:
-    full = random_weights(GPT2, 3, "cuda", torch.float16)
+    full = make_random_weights(GPT2, 3, "cuda", torch.float16)
     weight = full("layers.0.up.weight")
     assert weight.is_cuda
     assert weight.dtype == torch.float16
-    assert torch.equal(weight, random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight"))
+    assert torch.equal(
+        weight, make_random_weights(GPT2, 3, "cuda", torch.float16)("layers.0.up.weight")
+    )
     assert 0.9 < float(weight.float().std()) * GPT2.hidden**0.5 < 1.1
     half = GPT(
         GPT2, Shard(tensor_rank=1, tensor_size=2), torch.float16, torch.float16, device="cuda"

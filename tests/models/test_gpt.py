@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dejavubench.dejavulib.kv_cache import KVLayout
 from dejavubench.models.attention import QUERIES_PER_BLOCK, alibi_slopes
-from dejavubench.models.backends.cpu.backend import largest
+from dejavubench.models.backends.cpu.backend import find_largest
 from dejavubench.models.dtypes import compute_dtype, dtype_of, name_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from helpers.reference_models import (
     BATCH,
     BLOOM,
@@ -70,7 +70,7 @@ SPECS = [GPT2, BLOOM, OPT_POST]
 def test_a_prompt_in_pieces_has_the_logits_and_cache_of_the_whole(spec: ModelSpec) -> None:
     """Also longer than one block of biases, and with pieces that begin in the middle."""
     length = QUERIES_PER_BLOCK + 45
-    model = build(spec, random_weights(spec, 0))
+    model = build(spec, make_random_weights(spec, 0))
     tokens = prompts(length=length)
     whole_cache, pieces_cache = (
         cache_of_nan(model, BATCH, length + 7),
@@ -89,7 +89,7 @@ def test_a_prompt_in_pieces_has_the_logits_and_cache_of_the_whole(spec: ModelSpe
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: KVLayout) -> None:
-    model = build(spec, random_weights(spec, 0))
+    model = build(spec, make_random_weights(spec, 0))
     cache = cache_of_nan(model, BATCH, PROMPT + 1, layout)
     for tokens, position in ((prompts(), 0), (prompts(length=1), PROMPT)):
         copies: dict[int, tuple[Tensor, Tensor]] = {}
@@ -109,7 +109,7 @@ def test_on_layer_comes_when_keys_and_values_are_final(spec: ModelSpec, layout: 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dtype) -> None:
-    weights = random_weights(GPT2, 0)
+    weights = make_random_weights(GPT2, 0)
     full, half = build(GPT2, weights), build(GPT2, weights, dtype=dtype)
     assert torch.equal(half.layers[0].up.weight, full.layers[0].up.weight.to(dtype))
     assert half.layers[0].up.bias is not None
@@ -128,11 +128,11 @@ def test_weights_and_cache_of_a_half_type_are_multiplied_in_fp32(dtype: torch.dt
 
 def test_a_model_computes_in_bf16_where_asked() -> None:
     model = GPT(BLOOM, Shard(), torch.bfloat16, torch.bfloat16)
-    model.load(random_weights(BLOOM, 0))
+    model.load(make_random_weights(BLOOM, 0))
     cache = cache_of_nan(model, BATCH, PROMPT + 1)
     prompt = model.forward(prompts(), cache, 0)
     token = model.forward(prompts(length=1), cache, PROMPT)
-    exact = build(BLOOM, random_weights(BLOOM, 0))
+    exact = build(BLOOM, make_random_weights(BLOOM, 0))
     exact_cache = cache_of_nan(exact, BATCH, PROMPT + 1)
     assert prompt.dtype == token.dtype == torch.bfloat16
     require_close(prompt.float(), exact.forward(prompts(), exact_cache, 0), within=0.1)
@@ -140,7 +140,7 @@ def test_a_model_computes_in_bf16_where_asked() -> None:
 
 
 def test_a_stage_does_not_change_its_input() -> None:
-    stage = build(GPT2, random_weights(GPT2, 0), Shard(stage=1, stages=2))
+    stage = build(GPT2, make_random_weights(GPT2, 0), Shard(stage=1, stages=2))
     hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
     hidden_copy = hidden.clone()
     stage.forward(hidden, cache_of_nan(stage, BATCH, PROMPT), 0)
@@ -152,7 +152,7 @@ def test_a_stage_does_not_change_its_input() -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_stages_in_a_row_compute_what_the_whole_model_does(spec: ModelSpec) -> None:
-    weights = random_weights(spec, 3)
+    weights = make_random_weights(spec, 3)
     full_model = build(spec, weights)
     expected = full_model.forward(prompts(), cache_of_nan(full_model, BATCH, PROMPT), 0)
     stage_output = prompts()
@@ -170,7 +170,7 @@ def test_the_largest_is_the_first_of_equals(size: int, dtype: torch.dtype) -> No
     logits = torch.randint(-20, 20, (50, size), generator=torch.Generator().manual_seed(size)).to(
         dtype
     )
-    value, place = largest(logits)
+    value, place = find_largest(logits)
     assert torch.equal(value, logits.amax(-1))
     assert place.tolist() == [row.index(max(row)) for row in logits.tolist()]
 
@@ -244,7 +244,7 @@ def test_impossible_splits_are_refused(make: Callable[[], object], message: str)
 
 
 def test_positions_that_do_not_fit_are_refused() -> None:
-    model = build(GPT2, random_weights(GPT2, 0))
+    model = build(GPT2, make_random_weights(GPT2, 0))
     with pytest.raises(ValueError, match="attends to 256 positions at most, not 257"):
         model.kv_geometry(requests=1, positions=257, layout=KVLayout.HND)
     cache = cache_of_nan(model, BATCH, PROMPT)

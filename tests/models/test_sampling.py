@@ -17,9 +17,9 @@ from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.sampling import Sampler, draw, filter_probabilities, uniform
+from dejavubench.models.sampling import Sampler, draw, draw_uniform, filter_probabilities
 from dejavubench.models.sampling_options import SamplingOptions
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from helpers.jobs import QUICK, args, run
 from helpers.reference_models import GPT2, VOCAB, Gathered, build, cache_of_nan, prompts
 
@@ -71,7 +71,7 @@ def require_likely_counts(counts: Tensor, expected: Tensor) -> None:
 def test_tokens_come_as_often_as_they_are_likely() -> None:
     sampling = SamplingOptions(temperature=1.3, top_k=12, top_p=0.9, seed=7)
     logits = random_logits(1)
-    draws = uniform(seed=sampling.seed, requests=torch.arange(MANY), token_number=3)
+    draws = draw_uniform(seed=sampling.seed, requests=torch.arange(MANY), token_number=3)
     tokens = draw(logits.expand(MANY, -1), sampling, draws)
     likely = filter_probabilities(logits, sampling)[0]
     require_likely_counts(torch.bincount(tokens, minlength=VOCAB), likely / likely.sum())
@@ -81,12 +81,12 @@ def test_tokens_come_as_often_as_they_are_likely() -> None:
 def test_draws_are_uniform_and_independent(along: str) -> None:
     many, zero = torch.arange(MANY), torch.zeros(1, dtype=torch.long)
     if along == "requests":
-        drawn = uniform(seed=1, requests=many, token_number=0)
+        drawn = draw_uniform(seed=1, requests=many, token_number=0)
     elif along == "tokens":
-        drawn = uniform(seed=1, requests=zero, token_number=many)
+        drawn = draw_uniform(seed=1, requests=zero, token_number=many)
     else:
         drawn = torch.cat(
-            [uniform(seed=seed, requests=zero, token_number=0) for seed in range(MANY // 10)]
+            [draw_uniform(seed=seed, requests=zero, token_number=0) for seed in range(MANY // 10)]
         ).repeat(10)[:MANY]
     assert 0 <= drawn.min() < 0.01
     assert 0.99 < drawn.max() < 1
@@ -123,7 +123,7 @@ def sample_tokens(
 
 def test_a_request_draws_the_same_in_any_batch_and_another_by_another_seed() -> None:
     model, sampling = (
-        build(GPT2, random_weights(GPT2, 0)),
+        build(GPT2, make_random_weights(GPT2, 0)),
         SamplingOptions(temperature=1.0, top_k=None, top_p=0.95, seed=5),
     )
     tokens, request_numbers = prompts(requests=4), torch.arange(4)

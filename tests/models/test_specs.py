@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dejavubench.models.hub.model_spec import ModelSpec
-from dejavubench.models.hub.specs import SPECS, custom, spec
+from dejavubench.models.hub.specs import SPECS, find_spec, make_custom_spec
 from helpers.paths import ROOT
 
 PUBLISHED = {
@@ -43,7 +43,7 @@ def test_every_named_model_has_a_published_count() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
-    assert spec(name).parameters == PUBLISHED[name]
+    assert find_spec(name).parameters == PUBLISHED[name]
 
 
 GATED_MODELS = {
@@ -123,8 +123,8 @@ def _transformers_model(sizes: ModelSpec) -> torch.nn.Module:
     ],
 )
 def test_transformers_builds_as_many_parameters(name: str) -> None:
-    model = _transformers_model(spec(name))
-    assert sum(parameter.numel() for parameter in model.parameters()) == spec(name).parameters
+    model = _transformers_model(find_spec(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == find_spec(name).parameters
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_transformers_builds_as_many_parameters(name: str) -> None:
 )
 def test_a_misspelt_name_gets_close_matches(name: str, close: str) -> None:
     with pytest.raises(ValueError, match=f"unknown model '{name}'; did you mean .*{close}"):
-        spec(name)
+        find_spec(name)
 
 
 @pytest.mark.parametrize(
@@ -163,19 +163,21 @@ def test_names_as_hubs_spell_them_and_paths_get_the_right_hint(
 ) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="unknown model") as raised:
-        spec(name)
+        find_spec(name)
     assert hint in str(raised.value)
     assert str(raised.value).isprintable()
 
 
 def test_a_name_like_no_other_gets_all_names() -> None:
     with pytest.raises(ValueError, match=r"known are gpt2, .* qwen3-32b and custom"):
-        spec("xyzzy")
+        find_spec("xyzzy")
 
 
 def test_a_model_of_custom_size_is_a_gpt2() -> None:
-    gpt2 = spec("gpt2")
-    free = custom(gpt2.layer_num, gpt2.head_num, gpt2.size_per_head, gpt2.vocab_size, context=1024)
+    gpt2 = find_spec("gpt2")
+    free = make_custom_spec(
+        gpt2.layer_num, gpt2.head_num, gpt2.size_per_head, gpt2.vocab_size, context=1024
+    )
     assert free.parameters == gpt2.parameters
     assert free.name == "custom"
 
@@ -184,9 +186,9 @@ def test_a_model_of_custom_size_is_a_gpt2() -> None:
     ("stages", "cuts"), [(1, (0, 12)), (5, (0, 3, 6, 8, 10, 12)), (12, tuple(range(13)))]
 )
 def test_layers_are_cut_evenly(stages: int, cuts: tuple[int, ...]) -> None:
-    assert spec("gpt2").layer_cuts(stages) == cuts
+    assert find_spec("gpt2").layer_cuts(stages) == cuts
 
 
 def test_more_stages_than_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="gpt2 has 12 layers"):
-        spec("gpt2").layer_cuts(13)
+        find_spec("gpt2").layer_cuts(13)

@@ -13,7 +13,7 @@ from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.weights import random_weights, recipes, weights_identity
+from dejavubench.models.weights import identify_weights, list_recipes, make_random_weights
 
 GPT2 = ModelSpec(
     "small", layer_num=6, head_num=8, size_per_head=16, vocab_size=1000, context=128, ffn_size=512
@@ -56,16 +56,16 @@ def build(
     seed: int = 0,
 ) -> GPT:
     model = GPT(spec, shard, dtype, torch.float32)
-    model.load(random_weights(spec, seed))
+    model.load(make_random_weights(spec, seed))
     return model
 
 
 @each_family
 def test_every_tensor_is_used_once_and_counts_as_published(spec: ModelSpec) -> None:
     model = build(spec)
-    assert sorted(place.name for place in model.weight_slices) == sorted(recipes(spec))
+    assert sorted(place.name for place in model.weight_slices) == sorted(list_recipes(spec))
     held_shapes = {place.name: tuple(place.memory.shape) for place in model.weight_slices}
-    recipe_shapes = {name: recipe.shape for name, recipe in recipes(spec).items()}
+    recipe_shapes = {name: recipe.shape for name, recipe in list_recipes(spec).items()}
     assert held_shapes == recipe_shapes
     assert model.parameters == spec.parameters
 
@@ -90,9 +90,10 @@ def test_gpt2_has_its_published_124_million_parameters() -> None:
 def test_shards_are_cuts_of_the_same_full_tensors(
     spec: ModelSpec, stages: int, tensor_size: int
 ) -> None:
-    full = random_weights(spec, 5)
+    full = make_random_weights(spec, 5)
     covered = {
-        name: torch.zeros(recipe.shape, dtype=torch.int) for name, recipe in recipes(spec).items()
+        name: torch.zeros(recipe.shape, dtype=torch.int)
+        for name, recipe in list_recipes(spec).items()
     }
     for stage in range(stages):
         for tensor_rank in range(tensor_size):
@@ -114,34 +115,34 @@ def test_shards_are_cuts_of_the_same_full_tensors(
 
 def test_weights_are_drawn_by_seed_and_name_alone() -> None:
     name = "layers.1.up.weight"
-    draw = random_weights(GPT2, 7)
+    draw = make_random_weights(GPT2, 7)
     weight = draw(name)
-    assert torch.equal(weight, random_weights(GPT2, 7)(name))
+    assert torch.equal(weight, make_random_weights(GPT2, 7)(name))
     draw("layers.0.up.weight")
     assert torch.equal(weight, draw(name))
     assert not torch.equal(weight, draw("layers.0.up.weight"))
-    assert not torch.equal(weight, random_weights(GPT2, 8)(name))
-    assert weight.std().item() == pytest.approx(recipes(GPT2)[name].std, rel=0.02)
+    assert not torch.equal(weight, make_random_weights(GPT2, 8)(name))
+    assert weight.std().item() == pytest.approx(list_recipes(GPT2)[name].std, rel=0.02)
     with pytest.raises(KeyError):
         draw("layers.99.up.weight")
 
 
 def test_weights_have_the_same_bits_on_every_machine() -> None:
     """Golden values: records and cache files name the weights by them."""
-    draw = random_weights(GPT2, 0)
+    draw = make_random_weights(GPT2, 0)
     for name, golden in GOLDEN.items():
         assert [value.hex() for value in draw(name)[0, :2].tolist()] == golden
-    assert weights_identity(GPT2, 0, torch.float32) == GOLDEN_IDENTITY
+    assert identify_weights(GPT2, 0, torch.float32) == GOLDEN_IDENTITY
 
 
 def test_identity_tells_weights_apart() -> None:
-    mine = weights_identity(GPT2, 0, torch.float32)
-    assert mine == weights_identity(replace(GPT2, name="another name"), 0, torch.float32)
+    mine = identify_weights(GPT2, 0, torch.float32)
+    assert mine == identify_weights(replace(GPT2, name="another name"), 0, torch.float32)
     other_identities = [
-        weights_identity(GPT2, 1, torch.float32),
-        weights_identity(GPT2, 0, torch.bfloat16),
-        weights_identity(replace(GPT2, layer_num=7), 0, torch.float32),
-        weights_identity(OPT, 0, torch.float32),
+        identify_weights(GPT2, 1, torch.float32),
+        identify_weights(GPT2, 0, torch.bfloat16),
+        identify_weights(replace(GPT2, layer_num=7), 0, torch.float32),
+        identify_weights(OPT, 0, torch.float32),
     ]
     assert len({mine, *other_identities}) == 5
     assert all(

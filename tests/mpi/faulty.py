@@ -53,7 +53,7 @@ POLLS = [
 ]
 
 CALLS: dict[str, list[tuple[Any, str]]] = {
-    "source load": [(models, "random_weights")],
+    "source load": [(models, "make_random_weights")],
     "source prompt": STEPS,
     "source tokens": STEPS,
     "source drain": POLLS,

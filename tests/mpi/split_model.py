@@ -16,7 +16,7 @@ from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.shard import Shard
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 from dejavubench.parallel.collectives import (
     MPICollectives,
     sleeping_barrier,
@@ -122,7 +122,7 @@ def run_unsplit(
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Return new tokens [step][request] and last logits [request][vocabulary] of a microbatch."""
     model = GPT(SPECS[family], Shard(), torch.float32, torch.float32)
-    model.load(random_weights(SPECS[family], seed))
+    model.load(make_random_weights(SPECS[family], seed))
     cache = cache_for(model, layout)
     logits = model.forward(prompt_of(microbatch), cache, 0)
     tokens = [model.greedy(logits).tokens]
@@ -138,7 +138,7 @@ def compare(family: str, layout: KVLayout, tensor_size: int, stages: int, wait: 
     seed = sleeping_bcast(world, 11 if world.rank == 0 else None)
     mpi = MPICollectives(world, place, spin=wait == "spin")
     model = GPT(SPECS[family], Shard(*place.shard()), torch.float32, torch.float32, mpi)
-    model.load(random_weights(SPECS[family], seed))
+    model.load(make_random_weights(SPECS[family], seed))
     model.compile(layout, REQUESTS, REQUESTS * PROMPT)
     sleeping_barrier(world)  # so that none spins while another compiles
     tokens, logits = run_split(model, stages, mpi, layout)

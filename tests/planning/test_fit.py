@@ -18,8 +18,8 @@ from dejavubench.machine.cpu import BF16_FLAGS, parse_cpu_flags
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.models.gpt import GPT
-from dejavubench.models.hub.shard import Shard, most_parameters
-from dejavubench.models.hub.specs import SPECS, custom
+from dejavubench.models.hub.shard import Shard, count_most_parameters
+from dejavubench.models.hub.specs import SPECS, make_custom_spec
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
 from dejavubench.planning.fit import HostResources
@@ -44,12 +44,14 @@ def plan_of(**values: Any) -> Plan:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_one_worker_holds_the_whole_model(name: str) -> None:
-    assert most_parameters(SPECS[name], tensor_size=1, stages=1) == SPECS[name].parameters
+    assert (
+        count_most_parameters(SPECS[name], tensor_size=1, stage_count=1) == SPECS[name].parameters
+    )
 
 
 @pytest.mark.parametrize(("tensor_size", "stages"), [(1, 2), (2, 1), (2, 3), (4, 5)])
 def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stages: int) -> None:
-    sizes = custom(layer_num=5, head_num=4, size_per_head=8, vocab_size=512, context=64)
+    sizes = make_custom_spec(layer_num=5, head_num=4, size_per_head=8, vocab_size=512, context=64)
     shards = [
         Shard(stage, stages, rank, tensor_size)
         for stage in range(stages)
@@ -59,7 +61,7 @@ def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stag
         parameters = [
             GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards
         ]
-    assert most_parameters(sizes, tensor_size, stages) == max(parameters)
+    assert count_most_parameters(sizes, tensor_size, stages) == max(parameters)
 
 
 def test_cache_is_of_all_microbatches_in_flight() -> None:
@@ -323,7 +325,7 @@ def test_a_sink_that_goes_on_has_model_and_cache_on_its_gpu() -> None:
     receiving, going_on = plan_of(**values), plan_of(**values, handoff=True)
     needs = memory.estimate_memory(going_on, going_on.points[0])
     assert memory.estimate_memory(receiving, receiving.points[0]).sink.device_nbytes == 0
-    model_nbytes = 2 * most_parameters(going_on.points[0].spec, 1, 1)
+    model_nbytes = 2 * count_most_parameters(going_on.points[0].spec, 1, 1)
     assert needs.sink.device_nbytes > model_nbytes + memory.arriving_nbytes(going_on.points[0])
     assert needs.sink.device_nbytes < 1.2 * needs.source.device_nbytes
 

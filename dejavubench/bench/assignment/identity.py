@@ -7,7 +7,7 @@ import hashlib
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.models.dtypes import dtype_of
-from dejavubench.models.weights import weights_identity
+from dejavubench.models.weights import identify_weights
 
 
 def stream_identity(
@@ -34,7 +34,7 @@ def identity_of_weights(plan: Plan, point: Point, device: str) -> str:
     types = (point.data_type, plan.weights_data_type)
     if plan.checkpoint is not None:
         return _digest(plan.checkpoint.identity, *types)
-    return weights_identity(
+    return identify_weights(
         point.spec, plan.experiment.seed, dtype_of(point.data_type), device, plan.weights_data_type
     )
 

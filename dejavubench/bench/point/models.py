@@ -14,7 +14,7 @@ from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard
 from dejavubench.models.loading import load_checkpoint
-from dejavubench.models.weights import random_weights
+from dejavubench.models.weights import make_random_weights
 
 
 class Models:
@@ -70,10 +70,11 @@ def load_model(context: RunContext, point: Point) -> GPT:
         load_checkpoint(model, plan.checkpoint, rounded_to)
     elif device.type == "cuda":  # drawn there, which is much faster than on the host
         model.load(
-            random_weights(point.spec, plan.experiment.seed, device, multiplied_dtype), rounded_to
+            make_random_weights(point.spec, plan.experiment.seed, device, multiplied_dtype),
+            rounded_to,
         )
     else:
-        model.load(random_weights(point.spec, plan.experiment.seed), rounded_to)
+        model.load(make_random_weights(point.spec, plan.experiment.seed), rounded_to)
     return model
 
 

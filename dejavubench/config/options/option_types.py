@@ -189,7 +189,7 @@ def as_models(value: Any) -> Any:
     names = as_list(value)
     for name in names:
         if name != specs.CUSTOM:
-            specs.spec(name if isinstance(name, str) else shown(name))
+            specs.find_spec(name if isinstance(name, str) else shown(name))
     return names
 
 

@@ -23,12 +23,12 @@ def norm_and_rotate(
         q = rms_norm(q, norms.query_weight, norms.eps)
         k = rms_norm(k, norms.key_weight, norms.eps)
     if angles is not None:
-        cosine, sine = _of_positions(angles, q.shape[2])
+        cosine, sine = _select_positions(angles, q.shape[2])
         q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
     return q, k
 
 
-def _of_positions(angles: Angles, new_positions: int) -> Tensor:
+def _select_positions(angles: Angles, new_positions: int) -> Tensor:
     """Return the cosines and sines of the new positions, [2, n, D]."""
     first_position = angles.position
     rows = (

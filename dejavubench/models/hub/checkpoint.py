@@ -15,16 +15,21 @@ from pathlib import Path
 
 from dejavubench.models.hub.families import FAMILIES, Family, StoredTensor
 from dejavubench.models.hub.folder_kinds import (
-    instead_of_plain_weights,
-    model_name,
+    find_model_name,
+    make_unsupported_type_error,
+    recognise_other_weights,
     refuse_other_kinds,
     refuse_types,
-    unsupported_type,
 )
 from dejavubench.models.hub.model_config import CONFIG, ModelConfig
 from dejavubench.models.hub.model_spec import ModelSpec
 from dejavubench.models.hub.tensor_file import CheckpointError
-from dejavubench.models.hub.weight_files import INDEX, WeightFiles, find_weights, present_headers
+from dejavubench.models.hub.weight_files import (
+    INDEX,
+    WeightFiles,
+    find_weights,
+    read_present_headers,
+)
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_spec"]
 
@@ -65,7 +70,7 @@ def read_spec(folder: Path) -> ModelSpec:
     """
     with _as_checkpoint_error(folder):
         family, _, spec = _read_family_and_spec(folder)
-        refuse_types(present_headers(folder), family.spared)
+        refuse_types(read_present_headers(folder), family.spared)
         return spec
 
 
@@ -117,7 +122,7 @@ def _read_family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]
     model_type = config.content.get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
-        raise unsupported_type(config, FAMILIES)
+        raise make_unsupported_type_error(config, FAMILIES)
     # Refused here, and not ignored: the tokens would be wrong without any error.
     for key, required_value in family.requires.items():
         value = config.content.get(key, required_value)
@@ -126,7 +131,7 @@ def _read_family_and_spec(folder: Path) -> tuple[Family, ModelConfig, ModelSpec]
                 f"{config.path}: {model_type} with {key} {value!r} is not supported, "
                 f"only {required_value!r}"
             )
-    return family, config, family.read_spec(model_name(folder), config)
+    return family, config, family.read_spec(find_model_name(folder), config)
 
 
 @contextmanager
@@ -187,7 +192,7 @@ class _Search:
                 f"{self.config.path.parent}: {self._explain_missing(own_name, tensor.name)}"
             )
         header = tensors[tensor.name]
-        expected_shape = _expected_shape(tensor, shape)
+        expected_shape = _compute_expected_shape(tensor, shape)
         if header.shapes[tensor.name] != expected_shape:
             stored_shape = " × ".join(map(str, header.shapes[tensor.name]))
             raise CheckpointError(
@@ -202,7 +207,7 @@ class _Search:
             file = self.weights.strays[name].path.name
             return f"tensor {name} is in {file}, but {INDEX} assigns it to no file"
         missing_text = f"tensor {name} is in none of its files"
-        if kind := instead_of_plain_weights(self.weights.tensors, self.config):
+        if kind := recognise_other_weights(self.weights.tensors, self.config):
             return f"{missing_text}: {kind}"
         if own_name == "head":
             tie_advice = f"set tie_word_embeddings to true in {CONFIG}"
@@ -223,7 +228,7 @@ class _Search:
         first_unused = unused_tensors[0]
         verb = f"and {len(unused_tensors) - 1} others are" if len(unused_tensors) > 1 else "is"
         model_type = self.config.content["model_type"]
-        reason = instead_of_plain_weights(tensors, self.config)
+        reason = recognise_other_weights(tensors, self.config)
         if reason is None and first_unused.endswith(".bias"):
             reason = f"{CONFIG} describes a {model_type} model without this bias"
         if reason is None and first_unused in self.weights.strays:
@@ -240,7 +245,7 @@ class _Search:
         tensors = self.weights.tensors
         if not self.spec.tied or HEAD not in tensors or embedding == HEAD:
             return
-        if not tensors[HEAD].same_tensor(HEAD, tensors[embedding], embedding):
+        if not tensors[HEAD].has_same_tensor(HEAD, tensors[embedding], embedding):
             raise CheckpointError(
                 f"{tensors[HEAD].path}: tensor {HEAD} differs from {embedding}, but "
                 f"tie_word_embeddings in {CONFIG} makes them one; set it to false, or remove the "
@@ -248,7 +253,7 @@ class _Search:
             )
 
 
-def _expected_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _compute_expected_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     rows, *columns = shape
     whole_shape = (rows if tensor.third is None else 3 * rows, *columns)
     return whole_shape[::-1] if tensor.transposed else whole_shape

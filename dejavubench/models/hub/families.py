@@ -57,51 +57,51 @@ class Family:
 
 
 def _read_gpt2_spec(name: str, config: ModelConfig) -> ModelSpec:
-    hidden = config.size("n_embd")
-    heads, size = config.heads(hidden, "n_head")
+    hidden = config.read_size("n_embd")
+    head_count, head_size = config.read_heads(hidden, "n_head")
     return ModelSpec(
         name=name,
-        layer_num=config.size("n_layer"),
-        head_num=heads,
-        size_per_head=size,
-        vocab_size=config.size("vocab_size"),
-        context=config.size("n_positions"),
-        ffn_size=config.size("n_inner", default=4 * hidden),
+        layer_num=config.read_size("n_layer"),
+        head_num=head_count,
+        size_per_head=head_size,
+        vocab_size=config.read_size("vocab_size"),
+        context=config.read_size("n_positions"),
+        ffn_size=config.read_size("n_inner", default=4 * hidden),
     )
 
 
 def _read_opt_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of OPT; its 350m alone has norms behind and a projected embedding."""
-    hidden = config.size("hidden_size")
-    heads, size = config.heads(hidden, "num_attention_heads")
-    embed = config.size("word_embed_proj_dim", default=hidden)
+    hidden = config.read_size("hidden_size")
+    head_count, head_size = config.read_heads(hidden, "num_attention_heads")
+    embed = config.read_size("word_embed_proj_dim", default=hidden)
     return ModelSpec(
         name=name,
-        layer_num=config.size("num_hidden_layers"),
-        head_num=heads,
-        size_per_head=size,
-        vocab_size=config.size("vocab_size"),
-        context=config.size("max_position_embeddings"),
-        ffn_size=config.size("ffn_dim"),
+        layer_num=config.read_size("num_hidden_layers"),
+        head_num=head_count,
+        size_per_head=head_size,
+        vocab_size=config.read_size("vocab_size"),
+        context=config.read_size("max_position_embeddings"),
+        ffn_size=config.read_size("ffn_dim"),
         position_offset=2,
         activation="relu",
-        norm_first=config.flag("do_layer_norm_before", True),
+        norm_first=config.read_flag("do_layer_norm_before", True),
         embed_size=None if embed == hidden else embed,
     )
 
 
 def _read_bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of BLOOM, whose keys have older and newer spellings."""
-    hidden = config.size("hidden_size", "n_embed")
-    heads, size = config.heads(hidden, "n_head", "num_attention_heads")
-    layers = config.size("n_layer", "num_hidden_layers")
-    vocab = config.size("vocab_size")
+    hidden = config.read_size("hidden_size", "n_embed")
+    head_count, head_size = config.read_heads(hidden, "n_head", "num_attention_heads")
+    layer_count = config.read_size("n_layer", "num_hidden_layers")
+    vocab_size = config.read_size("vocab_size")
     return ModelSpec(
         name=name,
-        layer_num=layers,
-        head_num=heads,
-        size_per_head=size,
-        vocab_size=vocab,
+        layer_num=layer_count,
+        head_num=head_count,
+        size_per_head=head_size,
+        vocab_size=vocab_size,
         context=None,
         ffn_size=4 * hidden,
         position="alibi",
@@ -111,44 +111,48 @@ def _read_bloom_spec(name: str, config: ModelConfig) -> ModelSpec:
 
 def _read_llama_spec(name: str, config: ModelConfig) -> ModelSpec:
     """Return the sizes of Llama, Mistral, Qwen2 and Qwen3, which differ little."""
-    hidden = config.size("hidden_size")
-    heads = config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise CheckpointError(f"{config.path}: {kv_heads} KV heads do not divide {heads} heads")
-    size = config.size("head_dim", default=0 if hidden % heads else hidden // heads)
-    if size % 2:
+    hidden = config.read_size("hidden_size")
+    head_count = config.read_size("num_attention_heads")
+    kv_head_count = config.read_size("num_key_value_heads", default=head_count)
+    if head_count % kv_head_count:
         raise CheckpointError(
-            f"{config.path}: rotary embeddings need an even size of a head, not {size}"
+            f"{config.path}: {kv_head_count} KV heads do not divide {head_count} heads"
+        )
+    head_size = config.read_size(
+        "head_dim", default=0 if hidden % head_count else hidden // head_count
+    )
+    if head_size % 2:
+        raise CheckpointError(
+            f"{config.path}: rotary embeddings need an even size of a head, not {head_size}"
         )
     model_type = config.content["model_type"]
     rope = read_rope(config)
     context, limit = read_context(config, rope)
-    bias = config.flag("attention_bias", False)
+    bias = config.read_flag("attention_bias", False)
     if bias and model_type != "qwen2":  # whose biases do not depend on it
         raise CheckpointError(
             f"{config.path}: {model_type} with attention_bias True is not supported, only False"
         )
     return ModelSpec(
         name=name,
-        layer_num=config.size("num_hidden_layers"),
-        head_num=heads,
-        size_per_head=size,
-        vocab_size=config.size("vocab_size"),
+        layer_num=config.read_size("num_hidden_layers"),
+        head_num=head_count,
+        size_per_head=head_size,
+        vocab_size=config.read_size("vocab_size"),
         context=context,
-        ffn_size=config.size("intermediate_size"),
+        ffn_size=config.read_size("intermediate_size"),
         position="rope",
         activation="silu",
-        kv_head_num=None if kv_heads == heads else kv_heads,
-        width=None if hidden == heads * size else hidden,
+        kv_head_num=None if kv_head_count == head_count else kv_head_count,
+        width=None if hidden == head_count * head_size else hidden,
         rms=True,
-        eps=config.number("rms_norm_eps", 1e-6),
+        eps=config.read_number("rms_norm_eps", 1e-6),
         rope=rope,
         gated=True,
         qkv_bias=model_type == "qwen2",
         bias=False,
         qk_norm=model_type == "qwen3",
-        tied=config.flag("tie_word_embeddings", False),
+        tied=config.read_flag("tie_word_embeddings", False),
         limit=limit,
     )
 

@@ -42,7 +42,7 @@ HUB_CACHE = re.compile(r"(?:models|datasets|spaces)--(?:.+?--)?(.+)")
 """The name of a repository's folder in a hub's cache; its revisions are under ``snapshots``."""
 
 
-def model_name(folder: Path) -> str:
+def find_model_name(folder: Path) -> str:
     """Return the name of a folder's model: its own, or in a hub's cache the repository's."""
     resolved_folder = folder.resolve()
     repository = HUB_CACHE.fullmatch(resolved_folder.parent.parent.name)
@@ -63,7 +63,7 @@ def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
         )
     for key in QUANTISED_KEYS:
         if config.content.get(key) is not None:
-            method = config.object(key).content.get("quant_method")
+            method = config.read_object(key).content.get("quant_method")
             method_text = f" ({method})" if isinstance(method, str) else ""
             raise CheckpointError(
                 f"{config.path}: {key} says that the weights are quantised{method_text}. {_PLAIN}"
@@ -81,7 +81,9 @@ def refuse_other_kinds(folder: Path, config: ModelConfig) -> None:
         )
 
 
-def unsupported_type(config: ModelConfig, supported_types: Iterable[str]) -> CheckpointError:
+def make_unsupported_type_error(
+    config: ModelConfig, supported_types: Iterable[str]
+) -> CheckpointError:
     """Return the error for a ``model_type`` that is none of the known ones."""
     model_type = config.content.get("model_type")
     if any(key in config.content for key in MULTIMODAL_KEYS):
@@ -119,7 +121,7 @@ def find_quantisation(tensor_names: Collection[str]) -> str | None:
     )
 
 
-def instead_of_plain_weights(tensor_names: Collection[str], config: ModelConfig) -> str | None:
+def recognise_other_weights(tensor_names: Collection[str], config: ModelConfig) -> str | None:
     """Return the kind of a folder with such tensors; None if it is not known."""
     # The surest signs come first: names that no other kind of folder has.
     if any(".lora_" in name or name.startswith("base_model.model.") for name in tensor_names):

@@ -54,7 +54,7 @@ class ModelConfig:
             raise CheckpointError(f"{path}: it is not a JSON object")
         return cls(path, content)
 
-    def number(self, key: str, default: float | None) -> float:
+    def read_number(self, key: str, default: float | None) -> float:
         """Return a positive number.
 
         Args:
@@ -73,7 +73,7 @@ class ModelConfig:
             raise CheckpointError(f"{self.path}: {key} must be a positive number, not {value!r}")
         return float(value)
 
-    def size(self, *keys: str, default: int | None = None) -> int:
+    def read_size(self, *keys: str, default: int | None = None) -> int:
         """Return the value of the first of these keys that is there."""
         value = next(
             (self.content[key] for key in keys if self.content.get(key) is not None), default
@@ -88,7 +88,7 @@ class ModelConfig:
             )
         return value
 
-    def flag(self, key: str, default: bool) -> bool:
+    def read_flag(self, key: str, default: bool) -> bool:
         """Return true or false; ``default`` if the key is absent.
 
         Raises:
@@ -99,21 +99,21 @@ class ModelConfig:
             raise CheckpointError(f"{self.path}: {key} must be true or false, not {value!r}")
         return value
 
-    def object(self, key: str) -> ModelConfig:
+    def read_object(self, key: str) -> ModelConfig:
         """Return an object in it; an empty one where the key is missing or null."""
         value = self.content.get(key)
         if not isinstance(value, dict | None):
             raise CheckpointError(f"{self.path}: {key} must be an object, not {value!r}")
         return ModelConfig(self.path, value or {})
 
-    def heads(self, hidden_size: int, *keys: str) -> tuple[int, int]:
+    def read_heads(self, hidden_size: int, *keys: str) -> tuple[int, int]:
         """Return the number of heads, and the elements of each."""
-        heads = self.size(*keys)
-        if hidden_size % heads:
+        head_count = self.read_size(*keys)
+        if hidden_size % head_count:
             raise CheckpointError(
-                f"{self.path}: {heads} heads do not divide a width of {hidden_size}"
+                f"{self.path}: {head_count} heads do not divide a width of {hidden_size}"
             )
-        return heads, hidden_size // heads
+        return head_count, hidden_size // head_count
 
 
 def _explain_missing_config(folder: Path) -> str:

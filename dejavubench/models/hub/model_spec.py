@@ -198,23 +198,27 @@ class ModelSpec:
         """Elements of the head's matrix, and of the embedding's."""
         return self.vocab_size * (self.embed_size or self.hidden)
 
-    def layer_cuts(self, stages: int) -> tuple[int, ...]:
+    def layer_cuts(self, stage_count: int) -> tuple[int, ...]:
         """Return even layer boundaries of pipeline stages: 13 layers in 2 → (0, 7, 13).
 
         Raises:
             ValueError: more stages than layers.
         """
-        if not 1 <= stages <= self.layer_num:
+        if not 1 <= stage_count <= self.layer_num:
             raise ValueError(
-                f"{self.name} has {self.layer_num} layers; they cannot be cut into {stages} stages"
+                f"{self.name} has {self.layer_num} layers; "
+                f"they cannot be cut into {stage_count} stages"
             )
-        return even_cuts(self.layer_num, stages)
+        return cut_evenly(self.layer_num, stage_count)
 
 
-def even_cuts(length: int, parts: int) -> tuple[int, ...]:
-    """Return the boundaries of ``parts`` even pieces of ``length``, the first ones the longer."""
-    shortest_length, longer_count = divmod(length, parts)  # the first pieces have one more
-    return tuple(part * shortest_length + min(part, longer_count) for part in range(parts + 1))
+def cut_evenly(length: int, part_count: int) -> tuple[int, ...]:
+    """Return the boundaries of even pieces of ``length``, the first ones the longer."""
+    shortest_length, longer_count = divmod(length, part_count)  # the first pieces have one more
+    return tuple(
+        part_number * shortest_length + min(part_number, longer_count)
+        for part_number in range(part_count + 1)
+    )
 
 
 def _add(shapes: dict[str, tuple[int, ...]], name: str, *shape: int, bias: bool) -> None:

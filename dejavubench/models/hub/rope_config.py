@@ -28,10 +28,12 @@ def read_rope(config: ModelConfig) -> RopeSpec:
         CheckpointError: they are of another kind, or not the same in all layers; the message
             names the key.
     """
-    key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
-    rope_entries = _read_parameters_of_all_layers(config, key, config.object(key).content)
-    content = rope_entries.content
-    for parameters, prefix in ((config.content, ""), (content, f"{key}.")):
+    rope_key = "rope_scaling" if config.content.get("rope_scaling") else "rope_parameters"
+    rope_entries = _read_parameters_of_all_layers(
+        config, rope_key, config.read_object(rope_key).content
+    )
+    rope_content = rope_entries.content
+    for parameters, prefix in ((config.content, ""), (rope_content, f"{rope_key}.")):
         if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
             _refuse(
                 config,
@@ -40,11 +42,11 @@ def read_rope(config: ModelConfig) -> RopeSpec:
                 "only 1 is supported",
             )
     # Older folders spell the key ``type``.
-    rope_type = content.get("rope_type", content.get("type", "default"))
+    rope_type = rope_content.get("rope_type", rope_content.get("type", "default"))
     if rope_type not in KINDS:
-        spelling = "rope_type" if "rope_type" in content else "type"
+        spelling = "rope_type" if "rope_type" in rope_content else "type"
         raise CheckpointError(
-            f"{config.path}: {key}.{spelling}: rope of type {rope_type!r} is not supported; "
+            f"{config.path}: {rope_key}.{spelling}: rope of type {rope_type!r} is not supported; "
             f"{', '.join(KINDS)} are"
         )
     theta = _read_theta(config, rope_entries)
@@ -53,19 +55,19 @@ def read_rope(config: ModelConfig) -> RopeSpec:
         _refuse(config, "rope_theta", theta, "it must be more than 1")
     if rope_type == "default":
         return RopeSpec(theta)
-    factor = rope_entries.number("factor", None)
+    factor = rope_entries.read_number("factor", None)
     if rope_type == "linear":
         return RopeSpec(theta, "linear", factor)
     context = _read_original_context(config, rope_entries)
     if rope_type == "llama3":
         low_factor, high_factor = (
-            rope_entries.number("low_freq_factor", None),
-            rope_entries.number("high_freq_factor", None),
+            rope_entries.read_number("low_freq_factor", None),
+            rope_entries.read_number("high_freq_factor", None),
         )
         if high_factor <= low_factor:
             _refuse(
                 config,
-                f"{key}.high_freq_factor",
+                f"{rope_key}.high_freq_factor",
                 high_factor,
                 f"it must be more than low_freq_factor, {low_factor:g}",
             )
@@ -77,7 +79,7 @@ def read_rope(config: ModelConfig) -> RopeSpec:
             high=high_factor,
             original_context=context,
         )
-    return _read_yarn(config, key, rope_entries, theta, factor, context)
+    return _read_yarn(config, rope_key, rope_entries, theta, factor, context)
 
 
 def _read_yarn(
@@ -104,11 +106,11 @@ def _read_yarn(
         if content.get(refused_key, usual_value) is not usual_value:
             _refuse(config, f"{key}.{refused_key}", content[refused_key], "only yarn without it is")
     slow_turns, fast_turns = (
-        rope_entries.number("beta_slow", 1.0),
-        rope_entries.number("beta_fast", 32.0),
+        rope_entries.read_number("beta_slow", 1.0),
+        rope_entries.read_number("beta_fast", 32.0),
     )
     # The paper's default, which never falls below 1.
-    attention = rope_entries.number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
+    attention = rope_entries.read_number("attention_factor", 0.1 * log(max(factor, 1.0)) + 1.0)
     return RopeSpec(
         theta=theta,
         kind="yarn",
@@ -129,7 +131,7 @@ def read_context(config: ModelConfig, rope: RopeSpec) -> tuple[int, str | None]:
     Stretched embeddings reach beyond ``max_position_embeddings`` if that is the length before
     stretching.
     """
-    context = config.size("max_position_embeddings")
+    context = config.read_size("max_position_embeddings")
     if rope.kind == "yarn":
         context = max(context, int(rope.factor * rope.original_context))
     if rope.kind == "linear":
@@ -148,8 +150,8 @@ def _read_window(config: ModelConfig) -> int | None:
     default = 4096  # of both families, where the key is missing; null means none
     window = config.content.get("sliding_window", default)
     if model_type == "mistral":
-        return None if window is None else config.size("sliding_window", default=default)
-    layers = config.size("num_hidden_layers")
+        return None if window is None else config.read_size("sliding_window", default=default)
+    layers = config.read_size("num_hidden_layers")
     layer_types = config.content.get("layer_types")
     if layer_types is not None:
         if not isinstance(layer_types, list) or len(layer_types) != layers:
@@ -170,7 +172,7 @@ def _read_window(config: ModelConfig) -> int | None:
                 other_types[0],
                 "only full_attention and sliding_attention are supported",
             )
-    has_window = config.flag("use_sliding_window", False) and window is not None
+    has_window = config.read_flag("use_sliding_window", False) and window is not None
     if not has_window:
         if layer_types is not None and "sliding_attention" in layer_types:
             _refuse(
@@ -187,7 +189,7 @@ def _read_window(config: ModelConfig) -> int | None:
             _refuse(config, "max_window_layers", full_layers, "it must be a number of layers")
         layer_types = ["sliding_attention"] * max(layers - full_layers, 0)
     return (
-        config.size("sliding_window", default=default)
+        config.read_size("sliding_window", default=default)
         if "sliding_attention" in layer_types
         else None
     )
@@ -227,7 +229,7 @@ def _read_theta(config: ModelConfig, rope_entries: ModelConfig) -> float:
     """Return the base of the frequencies; a null fails, as in transformers."""
     for source in (rope_entries, config):
         if "rope_theta" in source.content:
-            return source.number("rope_theta", None)
+            return source.read_number("rope_theta", None)
     return DEFAULT_THETA
 
 
@@ -238,7 +240,7 @@ def _read_original_context(config: ModelConfig, rope_entries: ModelConfig) -> in
     """
     key = "original_max_position_embeddings"
     source = config if config.content.get(key) is not None else rope_entries
-    return source.size(key, default=config.size("max_position_embeddings"))
+    return source.read_size(key, default=config.read_size("max_position_embeddings"))
 
 
 def _refuse(config: ModelConfig, key: str, value: object, reason: str) -> None:

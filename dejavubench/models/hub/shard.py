@@ -77,14 +77,14 @@ class Shard:
         Raises:
             ValueError: the vocabulary has fewer rows than there are tensor ranks.
         """
-        shortest_rows, longer_ranks = divmod(spec.vocab_size, self.tensor_size)
-        if shortest_rows == 0:
+        shortest_row_count, longer_rank_count = divmod(spec.vocab_size, self.tensor_size)
+        if shortest_row_count == 0:
             raise ValueError(
                 f"a vocabulary of {spec.vocab_size} cannot be split over "
                 f"{self.tensor_size} tensor ranks"
             )
-        start = self.tensor_rank * shortest_rows + min(self.tensor_rank, longer_ranks)
-        return Span(start, start + shortest_rows + (self.tensor_rank < longer_ranks))
+        start = self.tensor_rank * shortest_row_count + min(self.tensor_rank, longer_rank_count)
+        return Span(start, start + shortest_row_count + (self.tensor_rank < longer_rank_count))
 
     def outer_cuts(self, spec: ModelSpec) -> dict[str, Cut]:
         """Return which part of each tensor outside the layers this worker holds, by our names.
@@ -121,9 +121,9 @@ class Shard:
 
     def parameters(self, spec: ModelSpec) -> int:
         """Return how many weights this worker holds."""
-        outer_parameters = _count_elements(self.outer_cuts(spec).values())
-        layer_parameters = _count_elements(self.layer_cuts(spec).values())
-        return outer_parameters + self.layers(spec).size * layer_parameters
+        outer_count = _count_elements(self.outer_cuts(spec).values())
+        layer_count = _count_elements(self.layer_cuts(spec).values())
+        return outer_count + self.layers(spec).size * layer_count
 
     def _cut_evenly(self, total: int, subject: str) -> Span:
         share_size, remainder = divmod(total, self.tensor_size)
@@ -140,14 +140,14 @@ _CUT_COLUMNS = {"out": "queries", "down": "ffn"}
 """A layer's linears that are split by outputs, and by inputs; every rank has the norms."""
 
 
-def most_parameters(spec: ModelSpec, tensor_size: int, stages: int) -> int:
+def count_most_parameters(spec: ModelSpec, tensor_size: int, stage_count: int) -> int:
     """Return how many weights the worker holds that holds most of them.
 
     Raises:
         ValueError: the model cannot be split like this.
     """
     # Of its stage tensor rank 0 has most, and no inner stage has more layers than the first one.
-    ends = {Shard(stage, stages, 0, tensor_size) for stage in (0, stages - 1)}
+    ends = {Shard(stage, stage_count, 0, tensor_size) for stage in (0, stage_count - 1)}
     return max(shard.parameters(spec) for shard in ends)
 
 

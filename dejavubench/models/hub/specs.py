@@ -145,7 +145,7 @@ LONGEST_SHOWN_NAME = 40
 """Characters of an unknown name that a message shows beside the list of all names."""
 
 
-def spec(name: str) -> ModelSpec:
+def find_spec(name: str) -> ModelSpec:
     """Return the sizes of a named model.
 
     Raises:
@@ -191,7 +191,7 @@ def _is_there(name: str) -> bool:
         return False
 
 
-def custom(
+def make_custom_spec(
     layer_num: int, head_num: int, size_per_head: int, vocab_size: int, context: int
 ) -> ModelSpec:
     """Return a GPT-2-like model of free sizes with ``context`` learned positions."""

@@ -108,7 +108,7 @@ class Header:
                     digest.update(file.read(min(SAMPLE, stop - offset)))
         return digest.digest()
 
-    def same_tensor(self, name: str, other_header: Header, other_name: str) -> bool:
+    def has_same_tensor(self, name: str, other_header: Header, other_name: str) -> bool:
         """Return whether two tensors have the same type, shape and content. Reads all of both."""
         if (self.types[name], self.shapes[name]) != (
             other_header.types[other_name],
@@ -118,12 +118,12 @@ class Header:
         with self.path.open("rb") as own_file, other_header.path.open("rb") as other_file:
             own_file.seek(self.spans[name][0])
             other_file.seek(other_header.spans[other_name][0])
-            left_nbytes = self.spans[name][1] - self.spans[name][0]
-            while left_nbytes > 0:
-                count = min(PIECE, left_nbytes)
-                if own_file.read(count) != other_file.read(count):
+            remaining_nbytes = self.spans[name][1] - self.spans[name][0]
+            while remaining_nbytes > 0:
+                piece_nbytes = min(PIECE, remaining_nbytes)
+                if own_file.read(piece_nbytes) != other_file.read(piece_nbytes):
                     return False
-                left_nbytes -= count
+                remaining_nbytes -= piece_nbytes
         return True
 
 
@@ -137,17 +137,17 @@ def _read_header(path: Path) -> tuple[bytes, int]:
     """Return the raw header, and the size of the file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: not a regular file")
-    size = path.stat().st_size
+    file_nbytes = path.stat().st_size
     with path.open("rb") as file:
         first_bytes = file.read(256)
-        length = int.from_bytes(first_bytes[:8], "little")
-        if not 2 <= length <= size - 8:
+        header_nbytes = int.from_bytes(first_bytes[:8], "little")
+        if not 2 <= header_nbytes <= file_nbytes - 8:
             problem = (
                 _recognise_kind(first_bytes) or "not a safetensors file, or cut off in its header"
             )
             raise CheckpointError(f"{path}: {problem}")
         file.seek(8)
-        return file.read(length), size
+        return file.read(header_nbytes), file_nbytes
 
 
 def _recognise_kind(first_bytes: bytes) -> str | None:

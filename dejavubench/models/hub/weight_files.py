@@ -54,7 +54,7 @@ def find_weights(folder: Path) -> WeightFiles:
     raise CheckpointError(_explain_missing_weights(folder))
 
 
-def present_headers(folder: Path) -> Iterator[Header]:
+def read_present_headers(folder: Path) -> Iterator[Header]:
     """Return the headers of the files that are there; other files may be missing."""
     files = [folder / WHOLE]
     if not files[0].is_file():

@@ -33,9 +33,9 @@ from dejavubench.models.backends.cpu.threads import (
     compiled_kernel,
     free_scratch,
     make_job_type,
-    own_share,
     run_on_all_threads,
     take_scratch,
+    take_share,
 )
 
 AttentionJob = make_job_type(
@@ -88,7 +88,7 @@ def attend(
         *(requests, heads // group, group, stop, head_size, strides.piece_size),
         *(*strides.k, *strides.v, q_request * 4, q_head * 4),
     )
-    run_on_all_threads(kernel_for(cache.k.dtype, cache.geometry.layout), job)
+    run_on_all_threads(choose_kernel(cache.k.dtype, cache.geometry.layout), job)
     return out
 
 
@@ -126,7 +126,7 @@ def _find_strides(geometry: KVGeometry) -> Strides:
     return Strides(layer, piece_size, k, (request, head, position))
 
 
-def kernel_for(dtype: torch.dtype, layout: KVLayout) -> Kernel:
+def choose_kernel(dtype: torch.dtype, layout: KVLayout) -> Kernel:
     """Return the kernel for caches of ``dtype`` in ``layout``."""
     return _make_kernel(dtype, layout is KVLayout.FT)
 
@@ -299,7 +299,7 @@ def _compile(dtype: torch.dtype, in_vectors: bool) -> LoadedCode:
         query = take_scratch(_scratch_nbytes(head_size, group, stop))
         # A row of scores for each query of the group.
         scores, row_nbytes = query + head_size * 4, stop * 4
-        first_pair, end_pair = own_share(job.requests * heads, 1)
+        first_pair, end_pair = take_share(job.requests * heads, 1)
         for pair_index in range(first_pair, end_pair):
             request, head = pair_index // heads, pair_index % heads
             start = 0

@@ -19,7 +19,7 @@ from dejavubench.models.backends.protocol import (
 )
 
 ELEMENTS_PER_BLOCK = 256
-"""Elements of a row that :func:`largest` takes at once."""
+"""Elements of a row that :func:`find_largest` takes at once."""
 
 
 class CpuBackend:
@@ -95,18 +95,18 @@ class CpuBackend:
 
     def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Find the largest block by block, in vector registers."""
-        return largest(x)
+        return find_largest(x)
 
     def compile(self, needs: KernelNeeds, say: Say) -> None:
         """Load or compile the attention kernel and every linear kernel that the steps take."""
-        kernels = [attention_kernel.kernel_for(needs.dtype, needs.layout)]
+        kernels = [attention_kernel.choose_kernel(needs.dtype, needs.layout)]
         for width in needs.widths:
             for rows in needs.row_counts:
-                kernels += linear.kernels_for(rows, width, needs.dtype, needs.compute_dtype)
-        code_cache.provide(kernels, say)
+                kernels += linear.choose_kernels(rows, width, needs.dtype, needs.compute_dtype)
+        code_cache.provide_kernels(kernels, say)
 
 
-def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+def find_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest element of each row of [B, n] and its place; of equals the first.
 
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.

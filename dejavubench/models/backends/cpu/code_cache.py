@@ -17,7 +17,7 @@ from llvmlite import binding
 from dejavubench.machine.interrupts import hold_interrupts
 from dejavubench.models.backends.cpu.code_file import (
     UntrustedError,
-    file_name,
+    make_file_name,
     pack_code,
     unpack_code,
 )
@@ -48,7 +48,7 @@ class Kernel:
     @functools.cached_property
     def address(self) -> int:
         """Address of its code, ``void (*)(Job *)``; loads or compiles it at first."""
-        provide([self])
+        provide_kernels([self])
         return self.__dict__["address"]
 
     @property
@@ -62,7 +62,7 @@ class Kernel:
         Raises:
             UntrustedError: there is a file, but it cannot be trusted.
         """
-        key = file_name(self.name)
+        key = make_file_name(self.name)
         content = read_file(folder / key)
         if content is None:
             return False
@@ -87,7 +87,7 @@ class Kernel:
         function = self._build()
         self._keep_code(function, function.address)
         if folder is not None:
-            key = file_name(self.name)
+            key = make_file_name(self.name)
             # Private to numba, as is `_final_module` below. Tried with numba 0.68; a version
             # without them raises AttributeError at the first kernel.
             library = function._library
@@ -102,7 +102,7 @@ class Kernel:
         self.__dict__["address"] = address
 
 
-def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
+def provide_kernels(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
     """Load the kernels that are not ready yet, and compile those that no earlier run has left.
 
     Of several processes that need a kernel at once, one compiles it and the others wait for its
@@ -120,7 +120,7 @@ def provide(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
         count = format_count_of(len(missing_kernels), "kernel")
         say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
     for kernel in missing_kernels:
-        with lock_kernel(folder, file_name(kernel.name), say) as is_alone:
+        with lock_kernel(folder, make_file_name(kernel.name), say) as is_alone:
             if is_alone and _load(kernel, folder, _say_nothing):
                 continue  # another process has compiled it meanwhile
             try:
@@ -142,7 +142,7 @@ def _load(kernel: Kernel, folder: Path | None, say: Say) -> bool:
         with hold_interrupts():
             return kernel.load(folder)
     except (UntrustedError, OSError) as error:
-        say(f"{folder / file_name(kernel.name)} is not used: {error}")
+        say(f"{folder / make_file_name(kernel.name)} is not used: {error}")
         return False
 
 

@@ -30,27 +30,27 @@ class UntrustedError(Exception):
     """A file or folder of the cache cannot be trusted; the message says why."""
 
 
-def file_name(name: str) -> str:
+def make_file_name(name: str) -> str:
     """Return the file's name: 64 hex digits of all that the kernel's code depends on."""
-    return hashlib.sha256(f"{name}\n{_environment_key()}".encode()).hexdigest()
+    return hashlib.sha256(f"{name}\n{_describe_environment()}".encode()).hexdigest()
 
 
-def _environment_key() -> str:
+def _describe_environment() -> str:
     """Return versions, CPU, and the variables that change what numba makes of a kernel."""
     forced_variables = {
         name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
     }
-    return f"{_static_key()} {sorted(read_cpu_flags())} {forced_variables}"
+    return f"{_describe_process()} {sorted(read_cpu_flags())} {forced_variables}"
 
 
 @functools.cache
-def _static_key() -> str:
+def _describe_process() -> str:
     """Return the part that stays the same while this process runs."""
     processor = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-    return f"{source_digest()} {sys.version} {version('numba')} {version('llvmlite')} {processor}"
+    return f"{hash_sources()} {sys.version} {version('numba')} {version('llvmlite')} {processor}"
 
 
-def source_digest(kernels: Path = Path(__file__).parent) -> str:
+def hash_sources(kernels: Path = Path(__file__).parent) -> str:
     """Return a hash of all sources that a kernel may call or take a number from.
 
     These are all modules of this package, and the modules outside of it in :data:`OUTER_SOURCES`.
@@ -61,7 +61,7 @@ def source_digest(kernels: Path = Path(__file__).parent) -> str:
     return digest.hexdigest()
 
 
-def outer_symbols(module: binding.ModuleRef) -> list[str]:
+def list_outer_symbols(module: binding.ModuleRef) -> list[str]:
     """Return the names of outer functions and variables in compiled code."""
     symbols = (*module.functions, *module.global_variables)
     declared_names = [symbol.name for symbol in symbols if symbol.is_declaration]
@@ -71,7 +71,7 @@ def outer_symbols(module: binding.ModuleRef) -> list[str]:
 
 def pack_code(symbol: str, module: binding.ModuleRef, code: bytes, key: str) -> bytes:
     """Return the content of a file: a kernel's symbol, those that it needs, and its object code."""
-    needed_symbols = outer_symbols(module)
+    needed_symbols = list_outer_symbols(module)
     body = f"{symbol}\n{' '.join(needed_symbols)}\n".encode() + code
     return FILE_SIGNATURE + hashlib.sha256(key.encode() + body).digest() + body
 

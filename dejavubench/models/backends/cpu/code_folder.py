@@ -14,7 +14,7 @@ FOLDER_VARIABLE = "DEJAVUBENCH_KERNEL_CACHE"
 """Environment variable with the cache's folder; empty: no cache."""
 
 
-def cache_folder() -> Path | None:
+def find_cache_folder() -> Path | None:
     """Return the folder of compiled kernels; None: none are kept."""
     folder_text = os.environ.get(FOLDER_VARIABLE)
     if folder_text is not None:
@@ -34,7 +34,7 @@ def cache_folder() -> Path | None:
 def open_folder(say: Say) -> Path | None:
     """Return the folder, made if need be; None, after a line to ``say``, if it must not be used."""
     try:
-        folder = cache_folder()
+        folder = find_cache_folder()
         if folder is None:
             return None
         folder.parent.mkdir(parents=True, exist_ok=True)

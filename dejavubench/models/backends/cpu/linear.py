@@ -43,20 +43,20 @@ def can_fuse() -> bool:
     )
 
 
-def most_kernel_rows(x_dtype: torch.dtype, weight_dtype: torch.dtype) -> int:
+def count_most_kernel_rows(x_dtype: torch.dtype, weight_dtype: torch.dtype) -> int:
     """Return up to how many rows our kernel is faster than torch; it does not give fp16."""
     if x_dtype == torch.float16:
         return 0
     return 16 if x_dtype == weight_dtype else 32
 
 
-def kernels_for(
+def choose_kernels(
     rows: int, in_features: int, weight_dtype: torch.dtype, x_dtype: torch.dtype
 ) -> list[Kernel]:
     """Return the kernels that ``rows`` rows go through; none if torch multiplies them."""
-    if rows > most_kernel_rows(x_dtype, weight_dtype):
+    if rows > count_most_kernel_rows(x_dtype, weight_dtype):
         return []
-    return [linear_kernel.kernel_for(rows, in_features, weight_dtype, x_dtype)]
+    return [linear_kernel.choose_kernel(rows, in_features, weight_dtype, x_dtype)]
 
 
 def linear(
@@ -68,7 +68,7 @@ def linear(
 ) -> Tensor:
     """Return activation(x · weightᵀ + bias) + residual; see :meth:`.protocol.Backend.linear`."""
     rows = x.numel() // x.shape[-1]
-    if rows <= most_kernel_rows(x.dtype, weight.dtype):
+    if rows <= count_most_kernel_rows(x.dtype, weight.dtype):
         return linear_kernel.linear(x, weight, bias, activation, residual)
     if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
         return _fused_linear(x, weight, bias, activation, residual)

@@ -42,9 +42,9 @@ from dejavubench.models.backends.cpu.threads import (
     compiled_kernel,
     free_scratch,
     make_job_type,
-    own_share,
     run_on_all_threads,
     take_scratch,
+    take_share,
 )
 from dejavubench.models.backends.protocol import Activation
 
@@ -97,7 +97,7 @@ class CpuTiling:
         return CpuTiling(tile_rows, min(STREAMS, MOST_TOTALS // tile_rows), rows > TILE_ROWS)
 
 
-def kernel_for(rows: int, in_features: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
+def choose_kernel(rows: int, in_features: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
     """Return the kernel for ``rows`` rows of x and a weight [out, in_features] of ``dtype``."""
     return _make_kernel(dtype, x_dtype, CpuTiling.choose(rows, in_features, dtype, x_dtype))
 
@@ -140,7 +140,7 @@ def linear(
         ),
         *(rows, in_features, out_features, ACTIVATION_NUMBERS[activation]),
     )
-    run_on_all_threads(kernel_for(rows, in_features, weight.dtype, x_dtype), job)
+    run_on_all_threads(choose_kernel(rows, in_features, weight.dtype, x_dtype), job)
     return out
 
 
@@ -305,7 +305,7 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loa
         job = carray(jobs, 1)[0]
         x, rows, in_features, out_features = job.x, job.rows, job.in_features, job.out_features
         # Whole groups of STREAMS rows, so that a thread has single rows left over at the end only.
-        first_column, end_column = own_share(out_features, STREAMS)
+        first_column, end_column = take_share(out_features, STREAMS)
         columns = end_column - first_column  # this thread's rows of the weight
         sums_nbytes = _sums_nbytes(rows, columns, is_bf16)
         memory = take_scratch(sums_nbytes + _widened_nbytes(rows, in_features, widens))

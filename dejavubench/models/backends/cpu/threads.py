@@ -101,7 +101,7 @@ def take_scratch(nbytes: int) -> int:
 
 
 @compiled
-def own_share(count: int, unit: int) -> tuple[int, int]:
+def take_share(count: int, unit: int) -> tuple[int, int]:
     """Return this thread's part [begin, stop) of [0, count): whole units, but for the last."""
     thread, threads = thread_number(), thread_count()
     unit_count = (count + unit - 1) // unit

@@ -42,10 +42,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout
 from dejavubench.models.backends.cuda.launch import (
     KERNEL_TYPES,
+    allocate_workspace,
     can_overlap,
     count_processors,
     prefetch,
-    workspace,
 )
 from dejavubench.models.backends.cuda.position_split import PositionSplit, cut_positions
 
@@ -338,7 +338,7 @@ def run_attend(
     kv_heads = k.shape[1]
     group = heads // kv_heads
     out = q.new_empty(requests, heads * size)
-    partial_sums, arrivals = workspace(q.device)
+    partial_sums, arrivals = allocate_workspace(q.device)
     _attend[(requests * kv_heads, split.splits)](
         q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial_sums, arrivals,
         kv_heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],

@@ -36,7 +36,7 @@ ARRIVAL_COUNTERS = 1 << 16
 
 
 @functools.cache
-def workspace(device: torch.device) -> tuple[Tensor, Tensor]:
+def allocate_workspace(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the device's floats for sums over parts, and its counters."""
     return (
         torch.empty(PARTIAL_SUMS, dtype=torch.float32, device=device),

@@ -35,10 +35,10 @@ from dejavubench.models.backends.cuda.launch import (
     KERNEL_TYPES,
     MOST_ROWS,
     activate,
+    allocate_workspace,
     can_overlap,
     count_processors,
     prefetch,
-    workspace,
 )
 from dejavubench.models.backends.protocol import Activation
 
@@ -99,13 +99,14 @@ def choose_tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     # cut so that the blocks come near a multiple of the processors. Each then reads as much.
     if tiles < 1.4 * multiprocessors:
 
-        def filled_share(splits: int) -> float:
+        def compute_filled_share(splits: int) -> float:
             blocks = tiles * splits
             # Each part costs its share of the sum.
             return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
 
         splits = max(
-            range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1), key=filled_share
+            range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1),
+            key=compute_filled_share,
         )
     if splits == 1 and ins >= 4096:
         return GpuTiling(
@@ -285,7 +286,7 @@ def run_linear(
     out = x.new_empty(rows, outs)
     tile_count = triton.cdiv(outs, tiling.block_outs)
     steps = triton.cdiv(width, tiling.block_ins * tiling.splits)
-    partial_sums, arrivals = workspace(x.device)
+    partial_sums, arrivals = allocate_workspace(x.device)
     _linear[(tile_count, tiling.splits)](
         x, weight, TensorDescriptor.from_tensor(weight, [tiling.block_outs, tiling.block_ins]),
         bias, residual, out, partial_sums, arrivals, rows, x.stride(0),
