@@ -40,7 +40,7 @@ from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import Packing
-from dejavubench.dejavulib.posting import note_complete
+from dejavubench.dejavulib.posting import note_completion
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 from dejavubench.records import Iteration, Run, read_chunk_times, read_run
@@ -91,7 +91,7 @@ def _loop(is_timed: bool) -> int:
         transfer.stamp(BEGUN)
         transfer.stamp(GATHERED)
         transfer.stamp(POSTED)
-        note_complete(destination, transfer)
+        note_completion(destination, transfer)
     return time.thread_time_ns() - began_ns
 
 

@@ -136,7 +136,7 @@ class Received:
 
     __slots__ = ("_request",)
 
-    received = None  # a time that this destination does not keep
+    received_ns = None  # a time that this destination does not keep
 
     def __init__(self, request: MPI.Request) -> None:
         self._request = request

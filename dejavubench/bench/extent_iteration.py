@@ -154,4 +154,4 @@ def sampling_of(worker: Source | Sink) -> ExtentSampling:
 
 
 def _extents_of(manager: CacheManager) -> int:
-    return sum(planned_chunk.extents_count for planned_chunk in manager.chunks)
+    return sum(planned_chunk.extent_count for planned_chunk in manager.chunks)

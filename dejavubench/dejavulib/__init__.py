@@ -142,7 +142,7 @@ if TYPE_CHECKING:
 
 
 @cache
-def _public() -> dict[str, str]:
+def _find_public_names() -> dict[str, str]:
     """Return the module of each public name, by the imports above, which do not run."""
     source = resources.files(__package__).joinpath("__init__.py").read_text(encoding="utf-8")
     return {
@@ -158,13 +158,13 @@ def _public() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name == "__all__":
-        return [*_public()]
-    if name not in _public():
+        return [*_find_public_names()]
+    if name not in _find_public_names():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_public()[name]}", __name__), name)
+    value = getattr(import_module(f".{_find_public_names()[name]}", __name__), name)
     globals()[name] = value  # so that it is found directly from now on
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_public()})
+    return sorted({*globals(), *_find_public_names()})

@@ -43,7 +43,7 @@ class BoxCopy(NamedTuple):
     slices: Axis
 
 
-def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
+def plan_packing_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
     """Return the copies that pack a region (of each layer K, then V), as few as the layout allows.
 
     There is at most one per layer's K or V: one layer has at most two axes that do not merge.
@@ -56,14 +56,14 @@ def box_copies(geometry: KVGeometry, region: Region) -> list[BoxCopy]:
     copies: list[BoxCopy] = []
     for kv_index, kv in enumerate(BOTH):
         rows = geometry.rows(kv, region)
-        axes = _packed_axes(rows, layer_nbytes)
+        axes = _list_packed_axes(rows, layer_nbytes)
         copies += _make_boxes(
             kv, rows.first_offset, kv_index * layer_nbytes // 2, *_merge_axes(rows.nbytes, axes)
         )
     return copies
 
 
-def cache_copies(
+def plan_cache_copies(
     geometry: KVGeometry, region: Region, other_geometry: KVGeometry, other_region: Region
 ) -> list[BoxCopy]:
     """Return the copies that bring a region straight to its place in another cache, K before V.
@@ -106,7 +106,7 @@ def _refuse_empty(region: Region) -> None:
         raise ValueError(f"nothing to move in {region}")
 
 
-def _packed_axes(rows: Rows, layer_nbytes: int) -> list[Axis]:
+def _list_packed_axes(rows: Rows, layer_nbytes: int) -> list[Axis]:
     """Return the axes that count rows, innermost first; the target is the packed buffer."""
     layers, *inner_axes = rows.axes
     packed_stride = rows.nbytes

@@ -93,15 +93,15 @@ def cut(parts: Sequence[NamedPart], stamps: Mapping[str, int | None]) -> list[in
     complete_ns = stamps["complete"]
     assert begin_ns is not None
     assert complete_ns is not None
-    lengths = []
+    durations_ns = []
     for part in parts:
-        end_ns = _end_of_part(part.until, stamps, begin_ns, complete_ns)
-        lengths.append(end_ns - begin_ns)
+        end_ns = _find_part_end(part.until, stamps, begin_ns, complete_ns)
+        durations_ns.append(end_ns - begin_ns)
         begin_ns = end_ns
-    return lengths
+    return durations_ns
 
 
-def _end_of_part(
+def _find_part_end(
     until: str, stamps: Mapping[str, int | None], begin_ns: int, complete_ns: int
 ) -> int:
     if until == "received":
@@ -119,7 +119,7 @@ class TimesBlock:
 
     Args:
         chunk_count: number of chunks of a microbatch.
-        most_chunks: largest number of chunks that have a row each.
+        most_row_count: largest number of chunks that have a row each.
 
     Attributes:
         finished: chunks that became complete since :meth:`reset`.
@@ -127,9 +127,9 @@ class TimesBlock:
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
 
-    def __init__(self, chunk_count: int, most_chunks: int = MOST_TIMED_CHUNKS) -> None:
+    def __init__(self, chunk_count: int, most_row_count: int = MOST_TIMED_CHUNKS) -> None:
         self.chunk_count = chunk_count
-        self.row_count = min(chunk_count, most_chunks)
+        self.row_count = min(chunk_count, most_row_count)
         # Row by row, so that the stamps of one chunk lie in one or two cache lines.
         self._values = array("q", [_ABSENT]) * (self.row_count * _WIDTH)
         self.reset()
@@ -154,9 +154,9 @@ class TimesBlock:
         """
         self.finished += 1
         if row_index >= self.row_count:
-            self._sum(values)
+            self._add_to_sums(values)
 
-    def _sum(self, values: array[int]) -> None:
+    def _add_to_sums(self, values: array[int]) -> None:
         self.beyond += 1
         for name, value in zip(STAMPS[1:], values[1:], strict=True):
             if value != _ABSENT:

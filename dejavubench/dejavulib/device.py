@@ -15,7 +15,7 @@ import torch
 
 from .chunk_times import LatencyPart
 from .destinations.registry import DestinationEntry
-from .extents import BaseAddresses, extent_addresses
+from .extents import BaseAddresses, find_extent_addresses
 from .kv_cache import KVCache
 from .packing import Packing, pinned_buffer
 from .schedule import Chunk, StreamSchedule
@@ -130,7 +130,7 @@ class DeviceStaging:
         """Choose a way for each kind by its first chunk. Outside any clock, on an idle device."""
         first_chunks: dict[Kind, Chunk] = {}
         for chunk in chunks:
-            first_chunks.setdefault(_kind_of(chunk), chunk)
+            first_chunks.setdefault(_name_kind(chunk), chunk)
         for phase, chunk in first_chunks.items():
             self._choices[phase] = choose(cache, chunk.region, TIE_SHARES[phase], self._slots[0])
 
@@ -148,7 +148,7 @@ class DeviceStaging:
             if marks is not None:
                 marks.record("begun", self._stream)
             # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
-            if self._choices[_kind_of(transfer.planned_chunk.chunk)].way == "strided DMA":
+            if self._choices[_name_kind(transfer.planned_chunk.chunk)].way == "strided DMA":
                 self._strided_copy(packing).to_host(packed, self._stream)
             else:
                 slot = self._slots.popleft()
@@ -187,7 +187,7 @@ class DeviceStaging:
         self._copies.clear()
 
 
-def _kind_of(chunk: Chunk) -> Kind:
+def _name_kind(chunk: Chunk) -> Kind:
     return "token" if chunk.step else "prompt"
 
 
@@ -247,15 +247,15 @@ class DeviceExtents:
         return copies.views
 
     def _find(self, step: int) -> _Copies:
-        device_addresses, sizes = extent_addresses(
+        device_addresses, sizes = find_extent_addresses(
             BaseAddresses.of_cache(self._cache), self._schedule.extents(step)
         )
         # Extents lie one behind another in the buffer, in packed order.
         extent_ends = np.cumsum(sizes)
         buffer_addresses = self._bounce.data_ptr() + extent_ends - sizes
         memory = self._bounce.numpy().data
-        bytes_of = zip((extent_ends - sizes).tolist(), extent_ends.tolist(), strict=True)
-        views = [memory[begin:end] for begin, end in bytes_of]
+        byte_ranges = zip((extent_ends - sizes).tolist(), extent_ends.tolist(), strict=True)
+        views = [memory[begin:end] for begin, end in byte_ranges]
         return _Copies(buffer_addresses.tolist(), device_addresses.tolist(), sizes.tolist(), views)
 
 

@@ -73,13 +73,13 @@ class Setup:
         """Return this side's workers that share layers and heads with one of ``other_setup``."""
         layers = other_setup.layers(worker)
         heads = other_setup.heads_of(worker)
-        share = self.heads // self.tensor_parallel
+        head_count = self.heads // self.tensor_parallel
         # Found by bisection, so that plans of thousands of workers take no time.
         stages = range(
             bisect_right(self.layer_cuts, layers.start) - 1,
             bisect_left(self.layer_cuts, layers.stop),
         )
-        ranks = range(heads.start // share, (heads.stop - 1) // share + 1)
+        ranks = range(heads.start // head_count, (heads.stop - 1) // head_count + 1)
         return [
             stage * self.tensor_parallel + rank
             for stage, rank in product(stages, ranks)

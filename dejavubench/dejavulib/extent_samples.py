@@ -37,9 +37,11 @@ class ExtentSampler:
     def __init__(self) -> None:
         self.begin(0)
 
-    def begin(self, extent_count: int, most_samples: int = MOST_SAMPLES) -> None:
+    def begin(self, extent_count: int, most_sample_count: int = MOST_SAMPLES) -> None:
         """Begin anew, for a microbatch of ``extent_count`` extents."""
-        self.interval = max(1, -(-extent_count // most_samples))  # rounded up: never more samples
+        self.interval = max(
+            1, -(-extent_count // most_sample_count)
+        )  # rounded up: never more samples
         self.moved_count = 0
         self.samples: list[ExtentSample] = []
 
@@ -111,9 +113,9 @@ class _Sampled(Sequence[Any]):
             began_ns = chunk_times.now()
             yield extent  # comes back when the loop asks for the next one
             elapsed_ns = chunk_times.now() - began_ns
-            samples.append(ExtentSample(self._step, _nbytes(extent), elapsed_ns))
+            samples.append(ExtentSample(self._step, _count_nbytes(extent), elapsed_ns))
 
 
-def _nbytes(extent: Any) -> int:
+def _count_nbytes(extent: Any) -> int:
     """Return the bytes of an extent, a view or (address, bytes)."""
     return int(extent[1]) if isinstance(extent, tuple) else len(extent)

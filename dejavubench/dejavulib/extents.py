@@ -35,7 +35,7 @@ class StepExtents(Protocol):
 # ---- as views of host memory ----
 
 
-def extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]:
+def cut_extent_views(cache: KVCache, extents: Iterable[Extents]) -> list[memoryview]:
     """Return extents as views of the cache's own memory (CPU only)."""
     memory = {kv: cache.bytes(kv).numpy().data for kv in BOTH}
     views = []
@@ -80,7 +80,7 @@ class ExtentViews:
         return self._prepared_extents.get(step) or self._cut(step)
 
     def _cut(self, step: int) -> list[memoryview]:
-        return extent_views(self._cache, self._schedule.extents(step))
+        return cut_extent_views(self._cache, self._schedule.extents(step))
 
 
 # ---- as addresses ----
@@ -98,7 +98,7 @@ class BaseAddresses(NamedTuple):
         return cls(*(cache.tensor(kv).data_ptr() for kv in BOTH))
 
 
-def extent_addresses(
+def find_extent_addresses(
     bases: BaseAddresses, extents: Iterable[Extents]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the address and the bytes of each extent, two int64 arrays."""
@@ -150,5 +150,5 @@ class ExtentAddresses:
         return self._prepared_extents.get(step) or self._find(step)
 
     def _find(self, step: int) -> list[tuple[int, int]]:
-        starts, sizes = extent_addresses(self._bases, self._schedule.extents(step))
+        starts, sizes = find_extent_addresses(self._bases, self._schedule.extents(step))
         return list(zip(starts.tolist(), sizes.tolist(), strict=True))

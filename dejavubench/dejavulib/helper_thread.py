@@ -56,7 +56,7 @@ def start_helper(
     return thread
 
 
-def cpu_seconds(thread: threading.Thread) -> float:
+def read_cpu_seconds(thread: threading.Thread) -> float:
     """Return the CPU time so far of a thread; 0 if it has ended."""
     if thread.ident is None or not thread.is_alive():
         return 0.0

@@ -86,7 +86,7 @@ class CacheManager:
     def _plan(self, stream: Stream) -> None:
         """Cut the views and find the extents of every chunk of a stream, outside the clock."""
         level = self.level
-        extents = None if level.buffered else self._extents_of(stream)
+        extents = None if level.buffered else self._find_extents(stream)
         if extents is not None and self._sampler is not None:
             extents = self._sampler.sample(extents)
         destination = self._streamer.destination
@@ -106,7 +106,7 @@ class CacheManager:
             else:
                 self._steps.setdefault(chunk.step, []).append(planned_chunk)
 
-    def _extents_of(self, stream: Stream) -> StepExtents:
+    def _find_extents(self, stream: Stream) -> StepExtents:
         if self._streamer.destination.by_address:
             return ExtentAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
@@ -166,7 +166,7 @@ class CacheManager:
         """
         began_ns = chunk_times.now()
         self._streamer.wait(self._byte_progress, self._timeout)
-        stall_s = _seconds_since(began_ns)
+        stall_s = _measure_seconds_since(began_ns)
         self.reset()
         self._held.leave()
         self.prompt.stall_s = stall_s
@@ -270,7 +270,7 @@ class CacheManager:
         self._streamer.submit(transfers)
 
 
-def _seconds_since(began_ns: int) -> float:
+def _measure_seconds_since(began_ns: int) -> float:
     return (chunk_times.now() - began_ns) * 1e-9
 
 

@@ -57,14 +57,16 @@ class Packing:
 
             self._kernel = RegionCopy(cache, region)
             return
-        pieces = [_wide_view(cache.piece(kv, region)) for kv in BOTH]
+        pieces = [_widen_view(cache.piece(kv, region)) for kv in BOTH]
         # The packed buffer is [layers, K and V, bytes]: of each layer K, then V (contiguous).
         # So K of all layers is one strided view, and V another: two copies, not 2 L.
         nbytes = [
             piece.nbytes // region.layers.size if region.layers.size else 0 for piece in pieces
         ]
         for piece, offset in zip(pieces, (0, nbytes[0]), strict=True):
-            inner_strides = (step * piece.itemsize for step in _contiguous_strides(piece.shape[1:]))
+            inner_strides = (
+                step * piece.itemsize for step in _list_contiguous_strides(piece.shape[1:])
+            )
             self._pieces.append(_Piece(piece, (sum(nbytes), *inner_strides), offset))
 
     def gather(self, packed: torch.Tensor) -> None:
@@ -95,7 +97,7 @@ class _Piece(NamedTuple):
     """Keys, or values, of a region in host memory.
 
     Attributes:
-        cached: a view of the cache, of :func:`_wide_view`.
+        cached: a view of the cache, of :func:`_widen_view`.
         strides: bytes from one element to the next in the packed buffer, for each axis.
         offset: bytes before its first element there.
     """
@@ -114,7 +116,7 @@ _WIDE_TYPES = {16: np.complex128, 8: np.int64, 4: np.int32, 2: np.int16, 1: np.u
 """A type of each size, for copies that do not look at what they copy."""
 
 
-def _wide_view(tensor: torch.Tensor) -> np.ndarray:
+def _widen_view(tensor: torch.Tensor) -> np.ndarray:
     """Return a view of a tensor in host memory with the widest elements that its rows consist of.
 
     NumPy copies such a view in half of the time that torch takes, and each call of torch hands
@@ -133,7 +135,7 @@ class NoPacking(Packing):
         self._check(packed)
 
 
-def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+def _list_contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of a contiguous tensor."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
@@ -189,7 +191,7 @@ def scatter_steps(
         shape = geometry.piece_shape(kv, first_step)
         # Of one step, positions are an axis of size 1. A stride of one step along it makes the
         # packed steps look like a region of consecutive positions.
-        strides = [layer, *_contiguous_strides(shape[1:])]
+        strides = [layer, *_list_contiguous_strides(shape[1:])]
         strides[geometry.positions_axis(kv)] = stride // geometry.itemsize
         # Steps read from a file end with a trailer, whose bytes may not fill a whole element.
         elements = packed[: len(packed) // geometry.itemsize * geometry.itemsize].view(dtype)

@@ -49,7 +49,7 @@ def post_extents(destination: Destination, transfer: Transfer, step_extents: Ste
     transfer.stats.copies += len(extents)
 
 
-def note_complete(destination: Destination, transfer: Transfer) -> None:
+def note_completion(destination: Destination, transfer: Transfer) -> None:
     """Keep the times of a chunk that is complete, if it is timed."""
     times = transfer.times
     stamps = transfer.stamps

@@ -17,7 +17,7 @@ from .destinations.base import Destination
 from .device import BounceBuffer, DeviceStaging
 from .packing import Packing
 from .streamer import Streamer
-from .titles import chunk_title
+from .titles import format_chunk_title
 from .transfers import Transfer
 
 
@@ -31,13 +31,13 @@ class Ranges(Protocol):
         """End the newest range of this thread."""
 
 
-def range_name(lane: str, title: str) -> str:
+def name_range(lane: str, title: str) -> str:
     """Return the name of a range: lane and event as ``dejavubench trace`` calls them."""
     return f"{lane}: {title}"
 
 
 @contextmanager
-def within(ranges: Ranges, name: str) -> Iterator[None]:
+def push_range(ranges: Ranges, name: str) -> Iterator[None]:
     """Push a range, and pop it at the end of the block."""
     ranges.push(name)
     try:
@@ -97,7 +97,7 @@ class RangedStreamer(Streamer):
     def _push(self, lane: str, transfer: Transfer) -> None:
         planned_chunk = transfer.planned_chunk
         self._ranges.push(
-            range_name(lane, chunk_title(planned_chunk.chunk.step, planned_chunk.layer))
+            name_range(lane, format_chunk_title(planned_chunk.chunk.step, planned_chunk.layer))
         )
 
     def _lanes(self, transfer: Transfer) -> tuple[str, str]:

@@ -40,7 +40,7 @@ class PendingReceive(Protocol):
     """A receive under way."""
 
     @property
-    def received(self) -> int | None:
+    def received_ns(self) -> int | None:
         """Time by ``chunk_times.now`` at which the chunk was seen to have come.
 
         None: the endpoint keeps no such time. Read once :meth:`poll` has returned True.
@@ -264,11 +264,11 @@ class CacheReceiver:
 
     def _finish_uploads(self) -> bool:
         """Finish the chunks whose upload has ended; return whether there were any."""
-        count = len(self._pending_uploads)
+        count_before = len(self._pending_uploads)
         # One stream runs all uploads, so the oldest ends first.
         while self._pending_uploads and self._pending_uploads[0].placed_event.query():
             self._finish_chunk(self._pending_uploads.popleft().arrived_chunk)
-        return len(self._pending_uploads) < count
+        return len(self._pending_uploads) < count_before
 
     def _receive(self, slot: torch.Tensor) -> None:
         chunk = next(self._chunks, None)
@@ -292,7 +292,7 @@ class CacheReceiver:
         self._endpoint.acknowledge(self.stream)  # first: the source may be waiting
         if len(self.arrivals) < self._most_arrivals:
             self.arrivals.append(
-                ChunkArrival(arrived_chunk.pending_receive.received, chunk_times.now())
+                ChunkArrival(arrived_chunk.pending_receive.received_ns, chunk_times.now())
             )
         progress.listener.count_progress()
         self.missing_count -= 1
@@ -331,6 +331,6 @@ def receive_all(receivers: Iterable[CacheReceiver], beside_model: bool = False) 
             first_nap_s = min(wait_s / 2, LONGEST_FIRST_NAP_S)
             naps = Naps(LAZY_NAPS.share, longest_nap_s)
         began_s = time.monotonic()
-        wait_asleep(poll, "chunks", naps=naps, first_nap=first_nap_s)
+        wait_asleep(poll, "chunks", naps=naps, first_nap_s=first_nap_s)
         wait_s = time.monotonic() - began_s
         unfinished_receivers = [receiver for receiver in unfinished_receivers if not receiver.done]

@@ -108,23 +108,23 @@ class StreamSchedule:
     # ---- groups of steps ----
 
     @property
-    def groups(self) -> int:
+    def group_count(self) -> int:
         """Number of groups, the prompt included."""
         return 1 + -(-self.steps // self.flush_interval)
 
     def last_step(self, group: int) -> int:
         """Return the last step of a group, which names it; ``steps + 1`` beyond the last group."""
-        if group >= self.groups:
+        if group >= self.group_count:
             return self.steps + 1
         return min(group * self.flush_interval, self.steps)
 
-    def group(self, step: int) -> int:
+    def find_group(self, step: int) -> int:
         """Return the number of the group that a step belongs to."""
-        return -(-step // self.flush_interval) if step <= self.steps else self.groups
+        return -(-step // self.flush_interval) if step <= self.steps else self.group_count
 
     def step_after(self, step: int) -> int:
         """Return the next step after ``step`` at whose end a group leaves."""
-        return self.last_step(self.group(step) + self.leaves(step))
+        return self.last_step(self.find_group(step) + self.leaves(step))
 
     def leaves(self, step: int) -> bool:
         """Return whether a group leaves at the end of a step."""
@@ -137,7 +137,9 @@ class StreamSchedule:
         end_position = self.input_len + step
         if not self.leaves(step):
             return Span(end_position, end_position)
-        return Span(self.input_len + (self.group(step) - 1) * self.flush_interval, end_position)
+        return Span(
+            self.input_len + (self.find_group(step) - 1) * self.flush_interval, end_position
+        )
 
     def layer_nbytes(self, step: int) -> int:
         """Return the packed bytes of one layer that leave at the end of a step."""
@@ -151,9 +153,9 @@ class StreamSchedule:
         """Return the bytes before a step's group in the packed stream."""
         if step == 0:
             return 0
-        steps_before = min((self.group(step) - 1) * self.flush_interval, self.steps)
+        step_count_before = min((self.find_group(step) - 1) * self.flush_interval, self.steps)
         return self.geometry.region_nbytes(
-            replace(self.region, positions=Span(0, self.input_len + steps_before))
+            replace(self.region, positions=Span(0, self.input_len + step_count_before))
         )
 
     @property
@@ -165,7 +167,9 @@ class StreamSchedule:
     def largest_nbytes(self) -> int:
         """Packed bytes of the largest group."""
         # Of the groups of decode steps, none is larger than the first.
-        return max(self.step_nbytes(self.last_step(group)) for group in range(min(self.groups, 2)))
+        return max(
+            self.step_nbytes(self.last_step(group)) for group in range(min(self.group_count, 2))
+        )
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +202,7 @@ class StreamSchedule:
 
     def all_chunks(self, level: Level) -> Iterator[Chunk]:
         """Yield the chunks of the whole stream in the order in which they move."""
-        for group in range(self.groups):
+        for group in range(self.group_count):
             yield from self.chunks(level, self.last_step(group))
 
     def count(self, level: Level) -> int:
@@ -206,16 +210,16 @@ class StreamSchedule:
         return self._count_chunks_before(level, self.steps + 1)
 
     def _count_chunks_before(self, level: Level, step: int) -> int:
-        groups_before = self.group(step)
-        if groups_before < 2:
-            return groups_before and len(self._cut_regions(level, 0))
+        group_count_before = self.find_group(step)
+        if group_count_before < 2:
+            return group_count_before and len(self._cut_regions(level, 0))
         # Groups of decode steps are cut alike, so they are counted, not listed. Only the last one
         # may be shorter.
-        prompt_chunks, group_chunks, last_group_chunks = (
+        prompt_count, count_of_group, count_of_last_group = (
             len(self._cut_regions(level, self.last_step(group)))
-            for group in (0, 1, groups_before - 1)
+            for group in (0, 1, group_count_before - 1)
         )
-        return prompt_chunks + (groups_before - 2) * group_chunks + last_group_chunks
+        return prompt_count + (group_count_before - 2) * count_of_group + count_of_last_group
 
     def _layer_region(self, layer: int, step: int) -> Region:
         """Return one layer of one step; ``layer`` counts from the region's first."""
@@ -236,10 +240,9 @@ class StreamSchedule:
         if level.layerwise and step == 0:
             return [group_region.layer(layer) for layer in range(*group_region.layers)]
         # Otherwise as many whole layers as a slot holds: fewer chunks cost fewer messages.
-        layers_at_once = max(1, self.slot_nbytes // self.layer_nbytes(step))
+        layer_count = max(1, self.slot_nbytes // self.layer_nbytes(step))
         return [
-            replace(group_region, layers=layers)
-            for layers in group_region.layers.cut(layers_at_once)
+            replace(group_region, layers=layers) for layers in group_region.layers.cut(layer_count)
         ]
 
     def _cut_layer(self, step: int) -> list[Region]:
@@ -247,13 +250,13 @@ class StreamSchedule:
         layer = self._layer_region(0, step)
         if not layer.positions.size:
             return []
-        per_request = self.geometry.region_nbytes(layer) // layer.requests.size
-        if per_request <= self.slot_nbytes:
-            requests_at_once = self.slot_nbytes // per_request
-            return [replace(layer, requests=cut) for cut in layer.requests.cut(requests_at_once)]
-        positions_at_once = self.slot_nbytes // (per_request // layer.positions.size)
+        request_nbytes = self.geometry.region_nbytes(layer) // layer.requests.size
+        if request_nbytes <= self.slot_nbytes:
+            request_count = self.slot_nbytes // request_nbytes
+            return [replace(layer, requests=cut) for cut in layer.requests.cut(request_count)]
+        position_count = self.slot_nbytes // (request_nbytes // layer.positions.size)
         return [
             replace(layer, requests=request, positions=cut)
             for request in layer.requests.cut(1)
-            for cut in layer.positions.cut(positions_at_once)
+            for cut in layer.positions.cut(position_count)
         ]

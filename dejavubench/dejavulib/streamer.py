@@ -19,9 +19,9 @@ from .chunk_times import BEGUN, GATHERED, SEEN
 from .destinations.base import Destination, StorageError, StreamingError
 from .device import BounceBuffer, DeviceStaging, SideStream
 from .extents import StepExtents
-from .helper_thread import cpu_seconds, start_helper
+from .helper_thread import read_cpu_seconds, start_helper
 from .packing import Packing
-from .posting import note_complete, post_extents, post_packed, prepare_next_step
+from .posting import note_completion, post_extents, post_packed, prepare_next_step
 from .transfers import ByteProgress, PlannedChunk, Transfer
 from .waiting import FIRST_NAP_S, Wake
 
@@ -76,15 +76,15 @@ class Streamer:
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
         self._awaited_progress: ByteProgress | None = None  # the model waits for it: naps are short
-        self._submitted = 0  # chunks; changed by the model's thread alone
+        self._submitted_count = 0  # chunks; changed by the model's thread alone
         # The following are changed by the helper alone.
-        self._finished = 0  # chunks
+        self._finished_count = 0  # chunks
         # Begun and not complete, oldest first. The keys are id(): a stream.key would hash a tuple
         # per transfer. Transfers keep their streams, so ids stay unique.
         self._under_way: dict[int, deque[Transfer]] = {}
         self._to_prepare: tuple[PlannedChunk, StepExtents] | None = None  # in idle time
         self._is_closing = False
-        self._nap = NAP_BESIDE_COMPUTE_S
+        self._nap_s = NAP_BESIDE_COMPUTE_S
         self._error: StreamingError | None = None
         self._holds_failure = holds_failure
         self._thread = start_helper("streamer", self._work, self._fail, self._describe_missing)
@@ -97,7 +97,7 @@ class Streamer:
         Raises:
             StreamingError: chunks are under way.
         """
-        if self._submitted != self._finished:
+        if self._submitted_count != self._finished_count:
             raise StreamingError("staging cannot be handed out while chunks are under way")
         return list(self._slots)
 
@@ -107,7 +107,7 @@ class Streamer:
             self.raise_error()
             return  # a held failure: the model goes on, and its chunks go nowhere
         # Counted before the helper can finish them: the two counts are never equal too early.
-        self._submitted += len(transfers)
+        self._submitted_count += len(transfers)
         self._inbox.extend(transfers)
         self._wake_helper.set()
 
@@ -130,7 +130,7 @@ class Streamer:
                 self._awaited_progress = None
 
     def _count_moved(self) -> tuple[int, int]:
-        return self._finished, self.destination.blocks_moved
+        return self._finished_count, self.destination.blocks_moved
 
     def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
         moved_before = self._count_moved()
@@ -162,7 +162,7 @@ class Streamer:
         """Return the CPU time so far of the helper thread and the destination's own threads."""
         if not self._thread.is_alive():
             return 0.0
-        return cpu_seconds(self._thread) + self.destination.cpu_seconds()
+        return read_cpu_seconds(self._thread) + self.destination.cpu_seconds()
 
     def close(self) -> None:
         """End the helper thread and close the destination; incomplete chunks are given up.
@@ -172,7 +172,7 @@ class Streamer:
         """
         self._is_closing = True
         self._wake_helper.set()
-        if self._error is not None or self._submitted != self._finished:
+        if self._error is not None or self._submitted_count != self._finished_count:
             self.destination.give_up()  # ends whatever the helper waits for
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
@@ -205,16 +205,16 @@ class Streamer:
                 # Appended before it is popped, so that _describe_missing() always sees it.
                 self._under_way.setdefault(key, deque()).append(self._inbox[0])
                 return self._inbox.popleft()
-            nap = None  # with nothing under way, only a submission gives the helper work
+            nap_s = None  # with nothing under way, only a submission gives the helper work
             if self._under_way:
-                nap = FIRST_NAP_S if self._awaited_progress else self._nap
+                nap_s = FIRST_NAP_S if self._awaited_progress else self._nap_s
             elif self._to_prepare is not None:
                 # The model computes now. Addresses found here cost the next step no time.
                 prepare_next_step(*self._to_prepare)
                 self._to_prepare = None
                 continue
-            self._wake_helper.wait(nap)
-            self._nap = NAP_BESIDE_COMPUTE_S
+            self._wake_helper.wait(nap_s)
+            self._nap_s = NAP_BESIDE_COMPUTE_S
             if self._under_way:  # collect first: what has come meanwhile may wait for its slot
                 return None
         return None
@@ -245,7 +245,7 @@ class Streamer:
             packing.gather(packed)
             transfer.stamp(GATHERED)
             self._post(transfer, packed)
-            self._nap = NAP_AFTER_POST_S
+            self._nap_s = NAP_AFTER_POST_S
         elif self._side_stream is not None:
             with self._side_stream.gathering(transfer, packing, packed):
                 self._post(transfer, packed)
@@ -274,8 +274,8 @@ class Streamer:
         if transfer.slot is not None:
             self._slots.append(transfer.slot)
         # Before the bytes: whoever sees no lag may call staging(), or ask for the chunk's times.
-        self._finished += 1
-        note_complete(self.destination, transfer)
+        self._finished_count += 1
+        note_completion(self.destination, transfer)
         byte_progress = transfer.byte_progress
         byte_progress.completed_nbytes += transfer.planned_chunk.chunk.nbytes
         if byte_progress is self._awaited_progress and not byte_progress.lag_nbytes:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .boxes import BoxCopy, box_copies, suits_strided_dma
+from .boxes import BoxCopy, plan_packing_copies, suits_strided_dma
 from .extents import BaseAddresses
 from .kv_cache import KVCache, KVGeometry, Region
 from .packing import Packing, pinned_buffer
@@ -30,7 +30,7 @@ ROUNDS_PER_CHOICE = 7
 
 def is_worth_trying(geometry: KVGeometry, region: Region) -> bool:
     """Return whether strided DMA of a region to the host has a chance against the kernel."""
-    return suits_strided_dma(box_copies(geometry, region))
+    return suits_strided_dma(plan_packing_copies(geometry, region))
 
 
 # ---- on a device ----
@@ -83,7 +83,7 @@ class StridedCopy:
 
     def __init__(self, cache: KVCache, region: Region) -> None:
         self._nbytes = cache.geometry.region_nbytes(region)
-        copies = box_copies(cache.geometry, region)
+        copies = plan_packing_copies(cache.geometry, region)
         self._packed_offsets = np.array([copy.target for copy in copies], np.uint64)
         self._arguments = _Arguments(copies, cache, DEVICE_TO_HOST)
 
@@ -112,7 +112,7 @@ class CacheCopy:
     The other cache may be that of another process or device whose memory is mapped here.
 
     Args:
-        copies: from :func:`.boxes.cache_copies`.
+        copies: from :func:`.boxes.plan_cache_copies`.
         bases: addresses of the other cache's K and V in this process.
     """
 
@@ -187,14 +187,14 @@ def choose(
     region: Region,
     tie: float = 0.0,
     slot: torch.Tensor | None = None,
-    rounds: int = ROUNDS_PER_CHOICE,
+    round_count: int = ROUNDS_PER_CHOICE,
 ) -> WayChoice:
     """Measure both ways in turns on an idle device, and choose the one with the lower median.
 
     Args:
         tie: share of the kernel's time by which strided DMA may be slower and is still chosen.
         slot: staging on the device for the kernel; without it, some is allocated.
-        rounds: measurements of each way.
+        round_count: measurements of each way.
     """
     nbytes = cache.geometry.region_nbytes(region)
     staged = (
@@ -209,23 +209,23 @@ def choose(
         packed.copy_(staged, non_blocking=True)
 
     if not is_worth_trying(cache.geometry, region):
-        return WayChoice("kernel", _time_ways([kernel], stream, rounds)[0])
+        return WayChoice("kernel", _measure_ways([kernel], stream, round_count)[0])
     strided_copy = StridedCopy(cache, region)
-    kernel_s, dma_s = _time_ways(
-        [kernel, lambda: strided_copy.to_host(packed, stream)], stream, rounds
+    kernel_s, dma_s = _measure_ways(
+        [kernel, lambda: strided_copy.to_host(packed, stream)], stream, round_count
     )
     return WayChoice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
 
 
-def _time_ways(
-    ways: list[Callable[[], None]], stream: torch.cuda.Stream, rounds: int
+def _measure_ways(
+    ways: list[Callable[[], None]], stream: torch.cuda.Stream, round_count: int
 ) -> list[float]:
     """Return the median seconds of each way, issuing from Python included. Round 0 warms up."""
     torch.cuda.synchronize(stream.device)
-    seconds: list[list[float]] = [[] for _ in ways]
+    seconds_of_ways: list[list[float]] = [[] for _ in ways]
     with torch.cuda.stream(stream):
-        for _ in range(rounds + 1):
-            for way, times in zip(ways, seconds, strict=True):
+        for _ in range(round_count + 1):
+            for way, seconds_of_way in zip(ways, seconds_of_ways, strict=True):
                 begin_event = torch.cuda.Event(enable_timing=True)
                 end_event = torch.cuda.Event(enable_timing=True)
                 began_s = time.perf_counter()
@@ -235,5 +235,5 @@ def _time_ways(
                 issue_s = time.perf_counter() - began_s
                 end_event.synchronize()
                 # Issuing from Python may take longer than the copy: then it is the cost.
-                times.append(max(issue_s, begin_event.elapsed_time(end_event) / 1e3))
-    return [median_low(times[1:]) for times in seconds]
+                seconds_of_way.append(max(issue_s, begin_event.elapsed_time(end_event) / 1e3))
+    return [median_low(seconds_of_way[1:]) for seconds_of_way in seconds_of_ways]

@@ -9,17 +9,17 @@ PROMPT = "prompt"
 """Title of the prompt's step."""
 
 
-def layer_title(layer: int) -> str:
+def format_layer_title(layer: int) -> str:
     """Return the title of a layer of the prompt."""
     return f"layer {layer}"
 
 
-def step_title(step: int) -> str:
+def format_step_title(step: int) -> str:
     """Return the title of a step: 0 is the prompt, n the n-th decode step."""
     return f"token {step}" if step else PROMPT
 
 
-def chunk_title(step: int, layer: int | None) -> str:
+def format_chunk_title(step: int, layer: int | None) -> str:
     """Return the title of a chunk.
 
     Args:
@@ -27,5 +27,5 @@ def chunk_title(step: int, layer: int | None) -> str:
         layer: its first layer; None if it has all layers of the worker.
     """
     if step:
-        return step_title(step) + ("" if layer is None else f", {layer_title(layer)}")
-    return PROMPT if layer is None else layer_title(layer)
+        return format_step_title(step) + ("" if layer is None else f", {format_layer_title(layer)}")
+    return PROMPT if layer is None else format_layer_title(layer)

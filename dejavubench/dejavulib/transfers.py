@@ -148,7 +148,7 @@ class PlannedChunk:
         return None if layers.size == self.stream.schedule.geometry.layers else layers.start
 
     @property
-    def extents_count(self) -> int:
+    def extent_count(self) -> int:
         """Contiguous pieces of the cache that the chunk is gathered from, or moved as."""
         schedule = self.stream.schedule
         step = self.chunk.step

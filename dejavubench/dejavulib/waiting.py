@@ -73,7 +73,7 @@ def wait_asleep(
     awaited: str,
     timeout: float | None = None,
     naps: Naps = EAGER_NAPS,
-    first_nap: float = 0.0,
+    first_nap_s: float = 0.0,
 ) -> None:
     """Call ``test`` until it is true. Sleep in between, the longer the longer it takes.
 
@@ -81,7 +81,7 @@ def wait_asleep(
         awaited: name of the awaited thing, for the message.
         timeout: seconds; None waits for ever.
         naps: how long the sleeps become.
-        first_nap: seconds before the second test, of a wait that is known to take longer.
+        first_nap_s: seconds before the second test, of a wait that is known to take longer.
 
     Raises:
         DeadlineError: ``test`` was not true within ``timeout``.
@@ -90,8 +90,8 @@ def wait_asleep(
     if test():
         return
     with progress.listener.waiting(patient=False):
-        if first_nap:
-            time.sleep(first_nap)
+        if first_nap_s:
+            time.sleep(first_nap_s)
         while not test():
             waited_s = time.monotonic() - began_s
             if timeout is not None and waited_s > timeout:

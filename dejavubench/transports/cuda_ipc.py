@@ -68,10 +68,10 @@ class CudaIPCConnector(RankConnector):
         Raises:
             UsageError: the ranks are on several hosts.
         """
-        from dejavubench.dejavulib.destinations.peers.gpu_memory import bus_id_of
+        from dejavubench.dejavulib.destinations.peers.gpu_memory import read_bus_id
 
         super().find_peers()
-        own_gpu = self.rank.host, bus_id_of(self.rank.device.index)
+        own_gpu = self.rank.host, read_bus_id(self.rank.device.index)
         gpus_of_ranks = self.comm.allgather(own_gpu)
         hosts = sorted({host for host, _ in gpus_of_ranks})
         if len(hosts) > 1:
@@ -82,11 +82,11 @@ class CudaIPCConnector(RankConnector):
 
     def refusal(self, point: PointContext, reservations: ExitStack) -> str | None:
         """Return why this source's GPU cannot write to the memory of a sink's, or None."""
-        from dejavubench.dejavulib.destinations.peers.gpu_memory import peer_access_refusal
+        from dejavubench.dejavulib.destinations.peers.gpu_memory import find_peer_access_problem
 
         own_rank = self.rank.world.rank
         refusals = (
-            peer_access_refusal(self.rank.device.index, self.bus_ids[sink])
+            find_peer_access_problem(self.rank.device.index, self.bus_ids[sink])
             for source, sink in point.pairs
             if source == own_rank
         )

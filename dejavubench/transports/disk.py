@@ -21,23 +21,23 @@ class DiskConnector(Connector):
     def open_source(self, context: SourceContext) -> Destination:
         """Return a destination with one file per stream; they are created as streams begin."""
         from dejavubench.dejavulib.destinations.disk import DiskDestination
-        from dejavubench.dejavulib.destinations.disk.block_file import durability_of
+        from dejavubench.dejavulib.destinations.disk.block_file import parse_durability
 
         files = context.files
         assert files is not None  # the entry has durability options
         return DiskDestination(
             directory=files.folder,
             name=files.name,
-            durability=durability_of(files.durability),
+            durability=parse_durability(files.durability),
             keep=files.keep,
             identity=files.identity,
         )
 
     def stored_nbytes(self, stream: Stream) -> int:
         """Return the size of the stream's file: header, watermark and all records."""
-        from dejavubench.dejavulib.destinations.disk.stream_file import file_nbytes
+        from dejavubench.dejavulib.destinations.disk.stream_file import count_file_nbytes
 
-        return file_nbytes(stream.schedule)
+        return count_file_nbytes(stream.schedule)
 
     def check(self, destination: Destination, stream: Stream) -> None:
         """Read the stream's file back and compare its checksums."""
@@ -49,12 +49,12 @@ class DiskConnector(Connector):
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         """Return the probes of each durability; one that has no room on the disk is left out."""
         from dejavubench.dejavulib.destinations.base import StorageError
-        from dejavubench.dejavulib.destinations.disk.block_file import durability_of
+        from dejavubench.dejavulib.destinations.disk.block_file import parse_durability
         from dejavubench.transports.loops.disk import DiskLoops, time_write_overhead
 
         probes: list[Probe] = []
         for files in context.files if context.is_source else ():
-            durability = durability_of(files.durability)
+            durability = parse_durability(files.durability)
             try:
                 loops = DiskLoops(files.folder, files.name, durability)
             except (OSError, StorageError) as error:

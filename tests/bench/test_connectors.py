@@ -93,7 +93,7 @@ def test_local_destinations_are_opened(context: SourceContext, tmp_path: Path) -
 def test_every_destination_between_ranks_has_a_communicator_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu_memory, "bus_id_of", lambda device: "0000:1b:00.0")
+    monkeypatch.setattr(gpu_memory, "read_bus_id", lambda device: "0000:1b:00.0")
     rank: Any = rank_of()
     connectors: list[Any] = [
         transport_.connector(rank)

@@ -33,7 +33,7 @@ from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
-from dejavubench.dejavulib.ranged_streamer import RangedStreamer, within
+from dejavubench.dejavulib.ranged_streamer import RangedStreamer, push_range
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import lanes, read_chunk_times
@@ -236,7 +236,7 @@ def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     for iteration in range(2):
         for phase in ("prepare", "prompt"):
             recorder.phase(phase, point="p000", arm="mpi@3", iteration=iteration)
-            with within(ranges, "model: prompt"):
+            with push_range(ranges, "model: prompt"):
                 pass
     recorder.phase("end")
     recorder.close()

@@ -159,7 +159,7 @@ def test_a_damaged_step_is_named_and_those_before_are_good(
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
     content = bytearray(path_of(whole_file[0]).read_bytes())
-    content[stream_file.record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
+    content[stream_file.find_record_offset(schedule, 2) + schedule.layer_nbytes(2)] ^= 0x40
     path_of(tmp_path).write_bytes(content)
     cache, steps, fault = restore(saved_stream(schedule, tmp_path))
     assert steps == 2
@@ -174,7 +174,7 @@ def test_a_file_that_was_cut_off_is_good_up_to_there(
     whole_file: tuple[Path, KVCache], tmp_path: Path
 ) -> None:
     schedule = schedule_of(KVLayout.FT)
-    offset = stream_file.record_offset(schedule, 3) + 5
+    offset = stream_file.find_record_offset(schedule, 3) + 5
     path_of(tmp_path).write_bytes(path_of(whole_file[0]).read_bytes()[:offset])
     _, steps, fault = restore(saved_stream(schedule, tmp_path))
     assert steps == 3

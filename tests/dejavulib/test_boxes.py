@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.boxes import box_copies, cache_copies, suits_strided_dma
+from dejavubench.dejavulib.boxes import plan_cache_copies, plan_packing_copies, suits_strided_dma
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
 from helpers.caches import geometries, random_cache, regions
 from helpers.copies import emulate_copy, is_accepted_by_cuda
@@ -49,7 +49,7 @@ def test_a_region_gets_to_its_place_in_another_cache(data: st.DataObject) -> Non
     expected = KVCache(other_geometry, target.k.clone(), target.v.clone())
     for kv in BOTH:
         expected.piece(kv, place).copy_(source.piece(kv, region))
-    copies = cache_copies(geometry, region, other_geometry, place)
+    copies = plan_cache_copies(geometry, region, other_geometry, place)
     written = {kv: np.zeros(target.bytes(kv).numel(), int) for kv in BOTH}
     for copy in copies:
         emulate_copy(
@@ -67,9 +67,11 @@ def test_equal_caches_take_one_copy_for_k_and_one_for_v(
 ) -> None:
     geometry = OPT_13B[layout]
     region = geometry.region(**part)
-    copies = cache_copies(geometry, region, geometry, region)
+    copies = plan_cache_copies(geometry, region, geometry, region)
     assert [copy.kv for copy in copies] == ["k", "v"]
-    assert [copy.width for copy in copies] == [copy.width for copy in box_copies(geometry, region)]
+    assert [copy.width for copy in copies] == [
+        copy.width for copy in plan_packing_copies(geometry, region)
+    ]
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -77,7 +79,7 @@ def test_half_of_the_heads_take_few_copies(layout: KVLayout) -> None:
     """Two sources with half of the heads each stream to one sink."""
     whole = OPT_13B[layout]
     half = replace(whole, heads=20)
-    copies = cache_copies(
+    copies = plan_cache_copies(
         half, half.region(**TOKEN), whole, whole.region(heads=Span(20, 40), **TOKEN)
     )
     assert len(copies) == 2
@@ -86,8 +88,8 @@ def test_half_of_the_heads_take_few_copies(layout: KVLayout) -> None:
 def test_short_rows_and_long_pitches_do_not_suit() -> None:
     geometry = OPT_13B[KVLayout.FT]
     token = geometry.region(**TOKEN)
-    assert not suits_strided_dma(cache_copies(geometry, token, geometry, token))
-    copies = cache_copies(OPT_13B[KVLayout.HND], token, OPT_13B[KVLayout.HND], token)
+    assert not suits_strided_dma(plan_cache_copies(geometry, token, geometry, token))
+    copies = plan_cache_copies(OPT_13B[KVLayout.HND], token, OPT_13B[KVLayout.HND], token)
     assert suits_strided_dma(copies)
     too_long = [copy._replace(rows=copy.rows._replace(target=2**31)) for copy in copies]
     assert not suits_strided_dma(too_long)
@@ -96,7 +98,9 @@ def test_short_rows_and_long_pitches_do_not_suit() -> None:
 def test_pieces_of_other_sizes_are_refused() -> None:
     geometry = OPT_13B[KVLayout.HND]
     with pytest.raises(ValueError, match="does not fit"):
-        cache_copies(geometry, geometry.region(**TOKEN), geometry, geometry.region(**PROMPT_LAYER))
+        plan_cache_copies(
+            geometry, geometry.region(**TOKEN), geometry, geometry.region(**PROMPT_LAYER)
+        )
     empty = geometry.region(positions=Span(4, 4))
     with pytest.raises(ValueError, match="nothing to move"):
-        cache_copies(geometry, empty, geometry, empty)
+        plan_cache_copies(geometry, empty, geometry, empty)

@@ -248,7 +248,7 @@ def union_length(intervals: Sequence[tuple[int | None, int | None]]) -> int:
 
 
 def test_chunks_without_a_row_are_counted_and_summed() -> None:
-    block = TimesBlock(4, most_chunks=2)
+    block = TimesBlock(4, most_row_count=2)
     for microbatch in range(2):
         block.reset()
         for row in range(4):
@@ -300,7 +300,7 @@ def test_an_untimed_streamer_notes_nothing(clock: MadeUpClock) -> None:
 class CompletedReceive:
     """A chunk that has come."""
 
-    received = 1_000
+    received_ns = 1_000
 
     def poll(self) -> bool:
         return True
@@ -346,7 +346,7 @@ def test_extents_are_counted_as_the_cache_has_them(level: Level, layout: KVLayou
     stream = Stream(id=0, schedule=schedule_of(geometry))
     with streaming(FakeDestination()) as streamer:
         manager = CacheManager(random_cache(geometry), [stream], level, streamer, PATIENCE)
-        counted = sum(planned.extents_count for planned in manager.chunks)
+        counted = sum(planned.extent_count for planned in manager.chunks)
     by_steps = range(stream.schedule.steps + 1)
     # No slot cuts a layer here, so every level gathers, or moves, the same extents.
     extents_of_the_cache = sum(
@@ -450,8 +450,8 @@ def test_the_number_of_sampled_extents_is_limited(clock: MadeUpClock) -> None:
     cache, sampler = random_cache(geometry), ExtentSampler()
     with streaming(HostDestination()) as streamer:
         manager = CacheManager(cache, [stream], LEVELS["0"], streamer, PATIENCE, sampler)
-        extents = sum(planned.extents_count for planned in manager.chunks)
-        sampler.begin(extents, most_samples=5)
+        extents = sum(planned.extent_count for planned in manager.chunks)
+        sampler.begin(extents, most_sample_count=5)
         manager.begin()
         play_model(cache, cache, stream.schedule, manager)
         manager.drain()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.extents import extent_views
+from dejavubench.dejavulib.extents import cut_extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout
 from dejavubench.dejavulib.packing import PAGE_NBYTES, aligned_buffer, gather, scatter
 from helpers.caches import geometries, inside, packed_bytes, random_cache, regions
@@ -25,7 +25,7 @@ def test_gather_packs_layers_k_then_v_in_the_layouts_order(data: st.DataObject) 
     layers = [region.layer(layer) for layer in range(*region.layers)]
     assert packed.numpy().tobytes() == packed_bytes(cache, layers)
     extents = [geometry.extents(kv, layer) for layer in layers for kv in BOTH]
-    assert b"".join(extent_views(cache, extents)) == packed.numpy().tobytes()
+    assert b"".join(cut_extent_views(cache, extents)) == packed.numpy().tobytes()
 
 
 @settings(max_examples=150, deadline=None)
@@ -53,7 +53,7 @@ def test_run_views_are_the_caches_own_memory(layout: KVLayout) -> None:
     )
     cache = random_cache(geometry)
     region = geometry.region().layer(1)
-    for view in extent_views(cache, [geometry.extents(kv, region) for kv in BOTH]):
+    for view in cut_extent_views(cache, [geometry.extents(kv, region) for kv in BOTH]):
         view[:] = bytes(len(view))
     for kv in BOTH:
         assert not cache.piece(kv, region).any()

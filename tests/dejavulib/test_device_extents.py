@@ -12,7 +12,7 @@ import torch
 
 from dejavubench.dejavulib import device
 from dejavubench.dejavulib.device import BounceBuffer, DeviceExtents
-from dejavubench.dejavulib.extents import extent_views
+from dejavubench.dejavulib.extents import cut_extent_views
 from dejavubench.dejavulib.packing import aligned_buffer
 from helpers.caches import random_cache
 from helpers.fake_destination import STEPS, schedule_of, small_geometry
@@ -57,7 +57,7 @@ def test_each_extent_is_copied_and_waited_for_when_the_iteration_comes_to_it(
     cache, schedule = random_cache(small_geometry(), 1), schedule_of(small_geometry())
     extents = DeviceExtents(cache, schedule, True, BounceBuffer())
     for step in range(STEPS + 1):
-        expected = extent_views(cache, schedule.extents(step))
+        expected = cut_extent_views(cache, schedule.extents(step))
         step_extents = extents.of_step(step)
         runtime.calls.clear()
         assert len(step_extents) == len(expected)
@@ -77,7 +77,7 @@ def test_batched_extents_are_all_copied_then_waited_for_once(runtime: Runtime) -
     cache, schedule = random_cache(small_geometry(), 2), schedule_of(small_geometry())
     extents = DeviceExtents(cache, schedule, False, BounceBuffer())
     for step in range(STEPS + 1):
-        expected = extent_views(cache, schedule.extents(step))
+        expected = cut_extent_views(cache, schedule.extents(step))
         runtime.calls.clear()
         step_extents = extents.of_step(step)
         assert runtime.calls == ["copy"] * len(expected) + ["wait"]

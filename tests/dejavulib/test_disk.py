@@ -15,7 +15,7 @@ import pytest
 
 from dejavubench.dejavulib.destinations.base import StreamingError
 from dejavubench.dejavulib.destinations.disk.block_file import Durability
-from dejavubench.dejavulib.destinations.disk.stream_file import StepTrailer, file_nbytes
+from dejavubench.dejavulib.destinations.disk.stream_file import StepTrailer, count_file_nbytes
 from dejavubench.dejavulib.kv_cache import KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS
 from helpers.caches import packed_stream, play_model, random_cache
@@ -58,7 +58,7 @@ def test_the_file_has_the_documented_content_at_every_level(
         contents.append(path_of(tmp_path, level).read_bytes())
     assert all(content == contents[0] for content in contents[1:])
     document = read(contents[0])
-    assert len(contents[0]) == file_nbytes(schedule)
+    assert len(contents[0]) == count_file_nbytes(schedule)
     assert document.watermark == STEPS + 1
     assert b"".join(record.packed for record in document.records) == packed_stream(source, schedule)
     assert all(record.sound for record in document.records)

@@ -22,8 +22,8 @@ from dejavubench.config.resolve import load
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination, SavedStream, stream_file
 from dejavubench.dejavulib.destinations.host import HostDestination
-from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
-from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews, extent_views
+from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, make_schedules, read_offer
+from dejavubench.dejavulib.extents import ExtentAddresses, ExtentViews, cut_extent_views
 from dejavubench.dejavulib.geometry import KVGeometry
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
@@ -143,7 +143,7 @@ def test_extents_are_found_ahead_for_the_next_group(kept: int) -> None:
     views, addresses = ExtentViews(cache, schedule, kept), ExtentAddresses(cache, schedule, kept)
     assert (schedule.step_after(0), schedule.step_after(2), schedule.step_after(3)) == (2, 3, 4)
     for step in steps_that_leave(2):
-        expected = b"".join(extent_views(cache, schedule.extents(step)))
+        expected = b"".join(cut_extent_views(cache, schedule.extents(step)))
         assert len(expected) == schedule.step_nbytes(step)
         assert b"".join(views.of_step(step)) == expected
         contents = [
@@ -309,7 +309,7 @@ def test_the_file_has_a_record_per_group(level: Level, interval: int, tmp_path: 
         destination.check(manager.streams[0])
     content = path_of(tmp_path).read_bytes()
     document = read(content)  # shares no code with the writer
-    assert len(content) == stream_file.file_nbytes(schedule)
+    assert len(content) == stream_file.count_file_nbytes(schedule)
     assert document.header["flush_interval"] == interval
     assert document.watermark == STEPS + 1
     assert all(record.sound for record in document.records)
@@ -393,7 +393,7 @@ def test_a_watermark_within_a_group_is_not_trusted(tmp_path: Path) -> None:
         stream_microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
     page = stream_file.WATERMARK_OFFSET
-    content[page : page + 16] = stream_file.watermark_page(2).tobytes()[:16]
+    content[page : page + 16] = stream_file.make_watermark_page(2).tobytes()[:16]
     assert struct.unpack_from("<Q", content, page) == (2,)
     path_of(tmp_path).write_bytes(content)
     with pytest.raises(StreamingError, match="the watermark is damaged"):
@@ -405,7 +405,7 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     with open_stream_file(tmp_path, schedule) as (manager, _):
         stream_microbatch(manager, random_cache(schedule.geometry))
     content = bytearray(path_of(tmp_path).read_bytes())
-    content[stream_file.record_offset(schedule, 2)] ^= 1
+    content[stream_file.find_record_offset(schedule, 2)] ^= 1
     path_of(tmp_path).write_bytes(content)
     restored = SavedStream(path_of(tmp_path), Stream(id=0, schedule=schedule), IDENTITY).restore(
         KVCache.allocate(schedule.geometry, torch.int16)
@@ -425,7 +425,7 @@ def test_the_offer_of_interval_1_is_the_text_that_older_sinks_take() -> None:
     for interval in INTERVALS:
         stream = Stream(id=0, schedule=schedule_of(interval, CUT_LAYERS))
         offer = read_offer(TCPOffer.for_streams([stream], torch.int16).text())
-        (offered,) = schedules(offer).values()
+        (offered,) = make_schedules(offer).values()
         for level in LEVELS.values():
             assert list(offered.all_chunks(level)) == list(stream.schedule.all_chunks(level))
 

@@ -17,8 +17,8 @@ from dejavubench.dejavulib.kernels import (
     REGION,
     SOURCE_FILE,
     KernelArguments,
-    divider,
-    kernel_arguments,
+    make_divider,
+    make_kernel_arguments,
 )
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.packing import Packing
@@ -40,7 +40,7 @@ def divide(dividends: np.ndarray, divisor: np.void) -> np.ndarray:
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 2**31 - 1), st.lists(st.integers(0, 2**31 - 1), min_size=1))
 def test_multiplication_and_shift_divide_exactly(divisor: int, dividends: list[int]) -> None:
-    factors: np.void = np.array([divider(divisor)], dtype=KIND["row_size"])[0]
+    factors: np.void = np.array([make_divider(divisor)], dtype=KIND["row_size"])[0]
     edges = [0, divisor - 1, divisor, 2**31 - 1, (2**31 - 1) // divisor * divisor]
     tried = np.array([n for n in dividends + edges if n < 2**31])
     assert (divide(tried, factors) == tried // divisor).all()
@@ -81,7 +81,7 @@ def test_the_kernels_arguments_pack_every_region(data: st.DataObject) -> None:
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
     assert (
-        emulate_kernel(cache, kernel_arguments(geometry, region))
+        emulate_kernel(cache, make_kernel_arguments(geometry, region))
         == gather_by_cpu(cache, region).numpy().tobytes()
     )
 
@@ -92,7 +92,7 @@ def test_usual_heads_move_in_sixteen_bytes(layout: KVLayout) -> None:
         layers=40, requests=8, heads=40, positions=640, head_size=128, itemsize=2, layout=layout
     )
     for positions in (Span(0, 500), Span(511, 512)):
-        assert kernel_arguments(geometry, geometry.region(positions=positions)).vector == 16
+        assert make_kernel_arguments(geometry, geometry.region(positions=positions)).vector == 16
 
 
 def test_the_plan_has_the_size_of_the_kernels_struct() -> None:

@@ -20,7 +20,7 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
 from dejavubench.dejavulib.destinations.nccl import source as nccl_source
-from dejavubench.dejavulib.extents import ExtentAddresses, extent_views
+from dejavubench.dejavulib.extents import ExtentAddresses, cut_extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
@@ -382,7 +382,7 @@ def test_extents_are_sent_from_their_addresses_in_the_cache(layout: KVLayout) ->
         contents = [
             ctypes.string_at(address, nbytes) for address, nbytes in addresses.of_step(step)
         ]
-        assert contents == [bytes(view) for view in extent_views(cache, schedule.extents(step))]
+        assert contents == [bytes(view) for view in cut_extent_views(cache, schedule.extents(step))]
 
 
 def test_addresses_that_are_not_kept_are_computed_anew() -> None:

@@ -20,9 +20,9 @@ from dejavubench.dejavulib.destinations.peers.chunk_words import (
     ChunkTarget,
     PairWords,
     SideState,
-    flag_index,
-    flag_of,
-    flag_values,
+    find_flag_index,
+    list_flags,
+    make_flag,
 )
 from dejavubench.dejavulib.destinations.peers.gpu_memory import SharedTensor
 from dejavubench.dejavulib.destinations.peers.granted_chunk import GrantedChunk
@@ -95,12 +95,12 @@ def test_a_process_has_ended_when_nobody_has_waited_for_it_yet(
 
 
 def test_flags_tell_chunks_of_a_word_apart() -> None:
-    values = flag_values()
+    values = list_flags()
     assert len(set(values.tolist())) == len(values) == 2 * FLAG_PERIOD
     assert 0 not in values  # words begin as 0, which announces nothing
     for number in (0, 1, RING_WORDS, FLAG_PERIOD - 1, FLAG_PERIOD, 10 * FLAG_PERIOD + 7):
         for target in ChunkTarget:
-            assert values[flag_index(number, target)] == flag_of(number, target)
+            assert values[find_flag_index(number, target)] == make_flag(number, target)
 
 
 def test_words_of_two_streams_do_not_overlap() -> None:
@@ -110,7 +110,7 @@ def test_words_of_two_streams_do_not_overlap() -> None:
     for stream_index, words in enumerate(pair.streams):
         for number in numbers:
             words.store_grant(number, 1000 * (1 + stream_index) + number)
-            words.flags[number % RING_WORDS] = flag_of(number, ChunkTarget(stream_index))
+            words.flags[number % RING_WORDS] = make_flag(number, ChunkTarget(stream_index))
             words.note_done(number, 10 * number + stream_index)
     pair.source_state, pair.sink_state = SideState.DONE, SideState.ABORTED
     for stream_index, words in enumerate(pair.streams):
@@ -131,14 +131,14 @@ def test_a_chunk_is_read_only_behind_its_flag() -> None:
     chunk = GrantedChunk(
         words, RING_WORDS + 1, lambda: checks.append("check"), lambda: scattered.append("scatter")
     )
-    words.flags[1] = flag_of(1, ChunkTarget.SLOT)  # an earlier chunk's flag, in the same word
+    words.flags[1] = make_flag(1, ChunkTarget.SLOT)  # an earlier chunk's flag, in the same word
     assert not chunk.poll()
-    assert (scattered, checks, chunk.received) == ([], ["check"], 0)
-    words.flags[1] = flag_of(RING_WORDS + 1, ChunkTarget.SLOT)
+    assert (scattered, checks, chunk.received_ns) == ([], ["check"], 0)
+    words.flags[1] = make_flag(RING_WORDS + 1, ChunkTarget.SLOT)
     assert chunk.poll()
     assert chunk.poll()
     assert scattered == ["scatter"]
-    assert chunk.received
+    assert chunk.received_ns
     chunk.acknowledge()
     assert words.done_count == RING_WORDS + 2
 
@@ -187,7 +187,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         return [SharedTensor(tensor.data_ptr(), tensor.nbytes, b"", 0) for tensor in tensors]
 
     Mapped.closed = 0
-    monkeypatch.setattr(pairs, "export", export)
+    monkeypatch.setattr(pairs, "export_tensors", export)
     monkeypatch.setattr(pairs, "MappedTensors", Mapped)
 
 
@@ -225,7 +225,7 @@ def test_a_source_maps_what_its_sink_offers(streams: list[tuple[KVCache, Stream]
 
 
 @pytest.mark.usefixtures("fake_cuda")
-@pytest.mark.parametrize("fails", ["export", "MappedTensors"])
+@pytest.mark.parametrize("fails", ["export_tensors", "MappedTensors"])
 def test_both_sides_say_why_memory_cannot_be_shared(
     fails: str, streams: list[tuple[KVCache, Stream]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +263,6 @@ def test_memory_that_cuda_does_not_export_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
     with pytest.raises(PeerMemoryError, match=message):
-        gpu_memory.base_of(5000, segments)
+        gpu_memory.find_allocation(5000, segments)
     segments = [{"address": 0, "total_size": 4096}, {"address": 4096, "total_size": 8192}]
-    assert gpu_memory.base_of(5000, segments) == 4096
+    assert gpu_memory.find_allocation(5000, segments) == 4096

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.extents import extent_views
+from dejavubench.dejavulib.extents import cut_extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.packing import gather
@@ -70,14 +70,14 @@ def test_decode_steps_leave_in_groups_of_the_flush_interval(schedule: StreamSche
             groups.append(waiting)
             waiting = []
     leaving = [group[-1] for group in groups]
-    assert [schedule.last_step(group) for group in range(schedule.groups)] == leaving
-    assert schedule.last_step(schedule.groups) == schedule.steps + 1
+    assert [schedule.last_step(group) for group in range(schedule.group_count)] == leaving
+    assert schedule.last_step(schedule.group_count) == schedule.steps + 1
     for number, group in enumerate(groups):
         first_position = schedule.input_len + group[0] - 1 if number else 0
         size = len(group) if number else schedule.input_len
         assert schedule.positions(group[-1]) == Span(first_position, first_position + size)
         for step in group:
-            assert schedule.group(step) == number
+            assert schedule.find_group(step) == number
             assert schedule.leaves(step) == (step == group[-1])
             assert schedule.positions(step).size == (size if step == group[-1] else 0)
             assert schedule.step_offset(step) == first_position * schedule.position_nbytes
@@ -99,7 +99,7 @@ def test_the_packed_stream_is_the_same_at_every_level(schedule: StreamSchedule) 
             if level.buffered:
                 gather(cache, chunk.region, place)
             else:
-                views = extent_views(cache, schedule.extents(chunk.step))
+                views = cut_extent_views(cache, schedule.extents(chunk.step))
                 place.copy_(torch.frombuffer(bytearray(b"".join(views)), dtype=torch.uint8))
         assert packed.numpy().tobytes() == expected, f"level {level.name}"
 

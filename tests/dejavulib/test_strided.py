@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dejavubench.dejavulib.boxes import box_copies
+from dejavubench.dejavulib.boxes import plan_packing_copies
 from dejavubench.dejavulib.kv_cache import KVCache, KVGeometry, KVLayout, Region, Span
 from dejavubench.dejavulib.packing import pinned_buffer
 from dejavubench.dejavulib.strided import (
@@ -39,7 +39,7 @@ def emulate_copies(cache: KVCache, region: Region) -> bytes:
     """Return the packed buffer after the region's copies, row by row; no byte is written twice."""
     packed = np.zeros(cache.geometry.region_nbytes(region), np.uint8)
     written = np.zeros(len(packed), int)
-    for copy in box_copies(cache.geometry, region):
+    for copy in plan_packing_copies(cache.geometry, region):
         emulate_copy(copy, cache.bytes(copy.kv).numpy(), packed, written)
     assert (written == 1).all()
     return packed.tobytes()
@@ -52,8 +52,8 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
     region = data.draw(regions(geometry))
     cache = random_cache(geometry)
     assert emulate_copies(cache, region) == gather_by_cpu(cache, region).numpy().tobytes()
-    assert all(is_accepted_by_cuda(copy) for copy in box_copies(geometry, region))
-    assert len(box_copies(geometry, region)) <= 2 * region.layers.size
+    assert all(is_accepted_by_cuda(copy) for copy in plan_packing_copies(geometry, region))
+    assert len(plan_packing_copies(geometry, region)) <= 2 * region.layers.size
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
@@ -61,7 +61,9 @@ def test_the_plan_packs_every_region(data: st.DataObject) -> None:
 def test_whole_heads_take_one_copy_for_k_and_one_for_v(
     layout: KVLayout, part: dict[str, Span]
 ) -> None:
-    assert [copy.kv for copy in box_copies(OPT_13B[layout], OPT_13B[layout].region(**part))] == [
+    assert [
+        copy.kv for copy in plan_packing_copies(OPT_13B[layout], OPT_13B[layout].region(**part))
+    ] == [
         "k",
         "v",
     ]
@@ -82,15 +84,15 @@ def test_rows_of_copies_are_as_wide_as_the_layout_is_contiguous(
     layout: KVLayout, part: dict[str, Span], widths: list[int]
 ) -> None:
     region = OPT_13B[layout].region(**part)
-    assert [copy.width for copy in box_copies(OPT_13B[layout], region)] == widths
+    assert [copy.width for copy in plan_packing_copies(OPT_13B[layout], region)] == widths
     assert is_worth_trying(OPT_13B[layout], region) == (min(widths) >= 64)
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
 def test_some_heads_take_a_copy_for_each_layer_at_most(layout: KVLayout) -> None:
     geometry = OPT_13B[layout]
-    token = box_copies(geometry, geometry.region(heads=Span(10, 20), **TOKEN))
-    prompt = box_copies(geometry, geometry.region(heads=Span(10, 20), **PROMPT_LAYER))
+    token = plan_packing_copies(geometry, geometry.region(heads=Span(10, 20), **TOKEN))
+    prompt = plan_packing_copies(geometry, geometry.region(heads=Span(10, 20), **PROMPT_LAYER))
     assert (len(token), len(prompt)) == (2 if layout is KVLayout.NHD else 80, 2)
 
 
@@ -108,7 +110,7 @@ def test_a_copys_descriptor_has_the_size_and_offsets_of_cudas_struct() -> None:
 def test_an_empty_region_is_refused() -> None:
     geometry = OPT_13B[KVLayout.HND]
     with pytest.raises(ValueError, match="nothing to move"):
-        box_copies(geometry, geometry.region(positions=Span(4, 4)))
+        plan_packing_copies(geometry, geometry.region(positions=Span(4, 4)))
 
 
 @pytest.mark.parametrize(

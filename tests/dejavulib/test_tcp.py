@@ -18,7 +18,7 @@ import torch
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.tcp import handshake
 from dejavubench.dejavulib.destinations.tcp.handshake import connect
-from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, read_offer, schedules
+from dejavubench.dejavulib.destinations.tcp.offer import TCPOffer, make_schedules, read_offer
 from dejavubench.dejavulib.destinations.tcp.sink_stream import DIRECT_ROW_NBYTES
 from dejavubench.dejavulib.destinations.tcp.wire import (
     MOST_TEXT_NBYTES,
@@ -313,7 +313,7 @@ def make_offer_text(**changes: object) -> str:
 def test_an_offer_is_the_same_at_both_ends() -> None:
     streams = [make_small_stream(KVLayout.FT, CUT_LAYERS)]
     text = TCPOffer.for_streams(streams, torch.int16).model_dump_json()
-    offered = schedules(read_offer(text))
+    offered = make_schedules(read_offer(text))
     assert {0: vars(streams[0].schedule)} == {
         number: vars(schedule) for number, schedule in offered.items()
     }

@@ -28,7 +28,7 @@ from helpers.gpu_marks import needs_gpus
 class Arrived:
     """A receive whose chunk has come."""
 
-    received = 1
+    received_ns = 1
 
     def poll(self) -> bool:
         self.deliver()

@@ -13,7 +13,7 @@ import torch
 
 from dejavubench.dejavulib.boxes import BoxCopy
 from dejavubench.dejavulib.destinations.base import Stream
-from dejavubench.dejavulib.destinations.peers.chunk_words import PairWords, flag_values
+from dejavubench.dejavulib.destinations.peers.chunk_words import PairWords, list_flags
 from dejavubench.dejavulib.destinations.peers.pairs import (
     MappedSink,
     PairedSource,
@@ -46,7 +46,7 @@ class FakePuts:
         self.copied: list[int] = []
         self.closed = 0
         self._delayed: deque[Row] | None = deque() if delays_copies else None
-        self._values = flag_values()
+        self._values = list_flags()
 
     def current_stream_handle(self) -> int:
         return 0

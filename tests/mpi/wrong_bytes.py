@@ -15,7 +15,7 @@ from mpi4py import MPI
 from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.dejavulib import kv_cache, manager, receiver
 from dejavubench.dejavulib.destinations import disk, mpi
-from dejavubench.dejavulib.destinations.disk.stream_file import record_offset
+from dejavubench.dejavulib.destinations.disk.stream_file import find_record_offset
 from dejavubench.dejavulib.kv_cache import KVCache, Region, Span
 from dejavubench.dejavulib.packing import Packing
 from dejavubench.dejavulib.swapping import swapper
@@ -141,7 +141,9 @@ def corrupt_file(step: str, layer: str) -> None:
         if is_struck_in("verify"):
             schedule = stream.schedule
             layer_offset = int(layer) * schedule.layer_nbytes(int(step))
-            index = record_offset(schedule, int(step)) + layer_offset + 5  # any byte of the layer
+            index = (
+                find_record_offset(schedule, int(step)) + layer_offset + 5
+            )  # any byte of the layer
             (fd,) = _stream_files()
             os.pwrite(fd, bytes([os.pread(fd, 1, index)[0] ^ 0x01]), index)
             note_strike()

@@ -129,7 +129,7 @@ class ToySink:
 class _Receive:
     """A chunk that will come: as one message, or extent by extent."""
 
-    received = None  # a time that this destination does not keep
+    received_ns = None  # a time that this destination does not keep
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from dejavubench.dejavulib.destinations.base import (
     ReadableDestination,
     RemoteDestination,
 )
-from dejavubench.dejavulib.destinations.disk.block_file import Durability, durability_of
+from dejavubench.dejavulib.destinations.disk.block_file import Durability, parse_durability
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.errors import UsageError
 from dejavubench.records.destination_info import (
@@ -105,9 +105,9 @@ def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -
 
 
 def test_an_unknown_durability_is_refused() -> None:
-    assert durability_of("direct") == "direct"
+    assert parse_durability("direct") == "direct"
     with pytest.raises(ValueError, match="there is no durability None: there are fdatasync"):
-        durability_of(None)
+        parse_durability(None)
 
 
 def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:

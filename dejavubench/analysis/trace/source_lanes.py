@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from dejavubench.analysis.trace.events import Counter, Event, Passage, Process
 from dejavubench.dejavulib.chunk_times import cut
-from dejavubench.dejavulib.titles import chunk_title, layer_title, step_title
+from dejavubench.dejavulib.titles import format_chunk_title, format_layer_title, format_step_title
 from dejavubench.records import (
     ChunkTimes,
     ListedChunk,
@@ -52,7 +52,7 @@ def _make_steps(microbatch: Microbatch, to_common: Common) -> list[Event]:
     """Return prompt, decode steps and drain of one microbatch, none of which overlap."""
     assert microbatch.began_ns is not None
     assert microbatch.drain_began_ns is not None
-    names = [step_title(step) for step in range(len(microbatch.token_ms) + 1)]
+    names = [format_step_title(step) for step in range(len(microbatch.token_ms) + 1)]
     begins_ns = [microbatch.began_ns + offset_ns for offset_ns in microbatch.steps_began_ns]
     begins_ns.append(microbatch.began_ns + microbatch.drain_began_ns)
     lengths_ms = [microbatch.prompt_ms, *microbatch.token_ms, microbatch.drain_ms]
@@ -125,7 +125,7 @@ def _make_layers(timed_chunks: TimedChunks, to_common: Common) -> Iterator[Event
     ):
         begin_text = "the layer before was in place" if begin_ns else "the prompt was submitted"
         yield Event(
-            layer_title(layer),
+            format_layer_title(layer),
             to_common(times.began_ns + min(begin_ns, end_ns)),
             to_common(times.began_ns + end_ns),
             {
@@ -194,7 +194,7 @@ def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, 
 
 def title(chunk: ListedChunk) -> str:
     """Return the content of a chunk, in words."""
-    return chunk_title(chunk.step, chunk.layer)
+    return format_chunk_title(chunk.step, chunk.layer)
 
 
 def _make_lag(timed_microbatches: Sequence[TimedChunks], to_common: Common) -> Counter:

@@ -19,7 +19,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench import __version__
-from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
+from dejavubench.dejavulib.destinations.tcp.handshake import hash_machine
 from dejavubench.machine.cpu import WITHOUT_VARIABLE, has_native_bf16, read_cpu_model
 from dejavubench.machine.memory import (
     HUGE_PAGES_VARIABLE,
@@ -154,7 +154,7 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
     }
     rank_facts = {
         # Hosts of one digest are containers of one machine, or emulated there.
-        "machine": machine_digest().hex()[:16],
+        "machine": hash_machine().hex()[:16],
         "cpu_model": read_cpu_model(),
         "cpus": os.cpu_count(),
         "cores": sorted(os.sched_getaffinity(0)),

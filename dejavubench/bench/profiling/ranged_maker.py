@@ -13,8 +13,8 @@ from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.engine.steps import OnLayer, Steps
-from dejavubench.dejavulib.ranged_streamer import Ranges, range_name, within
-from dejavubench.dejavulib.titles import layer_title, step_title
+from dejavubench.dejavulib.ranged_streamer import Ranges, name_range, push_range
+from dejavubench.dejavulib.titles import format_layer_title, format_step_title
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import lanes
@@ -45,7 +45,7 @@ class RangedBatchMaker(BatchMaker):
 
     def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:
         """Wait for the last byte of every stream, within one range."""
-        with within(self._ranges, range_name(lanes.MODEL, lanes.DRAIN)):
+        with push_range(self._ranges, name_range(lanes.MODEL, lanes.DRAIN)):
             super().drain(clocks, streams)
 
     def _step(
@@ -88,7 +88,7 @@ class RangedSteps:
         """Begin a step within a range, and each layer of a prompt within one of its own."""
         # The prompt fills P positions, and decode step n begins at position P + n − 1.
         step = position - self._input_lens[microbatch] + 1 if position else 0
-        with within(self._ranges, range_name(lanes.MODEL, step_title(step))):
+        with push_range(self._ranges, name_range(lanes.MODEL, format_step_title(step))):
             if step or on_layer is None:
                 return self._steps.run(microbatch, x, position, on_layer)
             layers = _Layers(on_layer, self._layers, self._ranges)
@@ -142,7 +142,7 @@ class _Layers:
             self._ranges.pop()
 
     def _begin(self, layer: int) -> None:
-        self._ranges.push(range_name(lanes.LAYERS, layer_title(layer)))
+        self._ranges.push(name_range(lanes.LAYERS, format_layer_title(layer)))
         self._is_open = True
 
 
@@ -175,4 +175,4 @@ class RangedStream:
         self._stream.drain()
 
     def _stall_range(self, phase: str) -> AbstractContextManager[None]:
-        return within(self._ranges, range_name(lanes.STALL, lanes.wait_title(phase)))
+        return push_range(self._ranges, name_range(lanes.STALL, lanes.wait_title(phase)))

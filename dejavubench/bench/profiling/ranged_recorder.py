@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dejavubench.bench.recording.recorder import Recorder
-from dejavubench.dejavulib.ranged_streamer import Ranges, range_name
+from dejavubench.dejavulib.ranged_streamer import Ranges, name_range
 from dejavubench.records import lanes
 
 
@@ -47,7 +47,7 @@ class RangedRecorder(Recorder):
         if iteration is not None and not is_same_iteration:
             self._begin(iteration)
         self._iteration = iteration
-        self._begin(range_name(lanes.PHASES, phase))
+        self._begin(name_range(lanes.PHASES, phase))
 
     def close(self) -> None:
         """End the range of the last phase, and close the file."""

@@ -131,7 +131,7 @@ def _make_chunk_entry(planned_chunk: PlannedChunk) -> records.ListedChunk:
         layer=planned_chunk.layer,
         layers=chunk.region.layers.size,
         nbytes=chunk.nbytes,
-        extents=planned_chunk.extents_count,
+        extents=planned_chunk.extent_count,
         peer=planned_chunk.stream.peer,
         stream=planned_chunk.stream.id,
     )

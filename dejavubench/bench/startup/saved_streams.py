@@ -30,7 +30,7 @@ def open_saved_streams(
     try:
         return [
             SavedStream(
-                restart_request.stream_dir / stream_file.file_name(name, stream.id),
+                restart_request.stream_dir / stream_file.make_file_name(name, stream.id),
                 stream,
                 expected_identity,
             )

@@ -29,7 +29,7 @@ from dejavubench.bench.startup.saved_streams import open_saved_streams
 from dejavubench.bench.startup.workspace import Workspace
 from dejavubench.config.plan import Plan
 from dejavubench.dejavulib.destinations.disk.saved_stream import SavedStream
-from dejavubench.dejavulib.destinations.tcp.handshake import machine_digest
+from dejavubench.dejavulib.destinations.tcp.handshake import hash_machine
 from dejavubench.machine.memory import bound_primitive_caches, prefer_huge_pages
 from dejavubench.planning import fit
 from dejavubench.watchdog.starting import WatchdogProcess
@@ -145,6 +145,6 @@ def _find_sampler(
         gpu = str(torch.cuda.get_device_properties(devices.number).uuid)
     # A sink outside the job that listens on this host is part of what is measured.
     ports = [units.parse_address(peer)[1] for peer in runnable.experiment.peer]
-    member = Member.here(ranks.host, machine_digest().hex(), ranks.cores, gpu, ports)
+    member = Member.here(ranks.host, hash_machine().hex(), ranks.cores, gpu, ports)
     members = ranks.world.allgather(member)
     return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)

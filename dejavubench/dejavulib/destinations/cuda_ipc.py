@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from ..boxes import cache_copies, suits_strided_dma
+from ..boxes import plan_cache_copies, suits_strided_dma
 from ..kv_cache import KVCache
 from ..packing import SideScatter
 from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
 from .base import PreparedChunk, RemoteDestination, Stream, StreamingError, StreamKey
 from .peers.chunk_queue import ChunkQueue
-from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, SideState, flag_values
+from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, SideState, list_flags
 from .peers.granted_chunk import GrantedChunk
 from .peers.pairs import (
     CONNECT_S,
@@ -96,7 +96,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         Raises:
             StreamingError: a sink's memory cannot be mapped, or a sink did not connect.
         """
-        puts = make_puts(device, flag_values())
+        puts = make_puts(device, list_flags())
         mapped_sinks = {sink: map_sink(comm, sink, device, puts.pin) for sink in sinks}
         return cls(puts, mapped_sinks, timeout)
 
@@ -117,7 +117,9 @@ class CudaIPCDestination(RemoteDestination[int]):
         """Prepare copies from cache to cache; return None if they are many or have short rows."""
         sink_stream = self._sinks[stream.peer_rank].find(stream)
         place = sink_stream.place_of(chunk.region, stream.schedule)
-        copies = cache_copies(cache.geometry, chunk.region, sink_stream.schedule.geometry, place)
+        copies = plan_cache_copies(
+            cache.geometry, chunk.region, sink_stream.schedule.geometry, place
+        )
         phase = "token" if chunk.step else "prompt"
         if len(copies) > MOST_COPIES_PER_CHUNK or not suits_strided_dma(copies):
             row_nbytes = min(copy.width for copy in copies)

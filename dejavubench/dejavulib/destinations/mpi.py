@@ -20,11 +20,11 @@ from . import registry
 from .base import RemoteDestination, Stream, StreamingError, StreamKey
 
 
-def _data_tag(stream: Stream) -> int:
+def _make_data_tag(stream: Stream) -> int:
     return 2 * stream.id
 
 
-def _ack_tag(stream: Stream) -> int:
+def _make_ack_tag(stream: Stream) -> int:
     return 2 * stream.id + 1
 
 
@@ -97,7 +97,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         """Issue one non-blocking send; the chunk is complete once the sink acknowledges it."""
         ack, sink_ns_bytes = self._expect_ack(stream)
         message = (packed.numpy(), MPI.BYTE)
-        send = self._comm.Isend(message, stream.peer_rank, _data_tag(stream))
+        send = self._comm.Isend(message, stream.peer_rank, _make_data_tag(stream))
         self._under_way[stream.key].append(_SentChunk(send, ack, sink_ns_bytes))
 
     def flush_extents(
@@ -109,7 +109,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
         extent. At ``0-batched`` all sends are issued and then waited for together.
         """
         peer = stream.peer_rank
-        tag = _data_tag(stream)
+        tag = _make_data_tag(stream)
         sent_chunk = _SentChunk(MPI.REQUEST_NULL, *self._expect_ack(stream))
         self._under_way[stream.key].append(sent_chunk)
         if each_complete:
@@ -130,7 +130,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
     def _expect_ack(self, stream: Stream) -> tuple[MPI.Request, bytearray]:
         # Posted before the chunk leaves, so that the acknowledgement finds its receive.
         sink_ns_bytes = bytearray(_ACK_NBYTES)
-        ack = self._comm.Irecv((sink_ns_bytes, MPI.BYTE), stream.peer_rank, _ack_tag(stream))
+        ack = self._comm.Irecv((sink_ns_bytes, MPI.BYTE), stream.peer_rank, _make_ack_tag(stream))
         return ack, sink_ns_bytes
 
     def poll_completed(self, stream: Stream) -> int:
@@ -147,7 +147,7 @@ class MPIDestination(RemoteDestination[_SentChunk]):
 class _PackedReceive:
     """A packed chunk that is being received, and is scattered once it has arrived."""
 
-    __slots__ = ("_packed", "_request", "_scatter", "received")
+    __slots__ = ("_packed", "_request", "_scatter", "received_ns")
 
     def __init__(
         self,
@@ -158,12 +158,12 @@ class _PackedReceive:
         self._request = request
         self._packed = packed
         self._scatter = scatter
-        self.received = 0
+        self.received_ns = 0
 
     def poll(self) -> bool:
         if not _is_done(self._request):
             return False
-        self.received = chunk_times.now()
+        self.received_ns = chunk_times.now()
         self._scatter(self._packed)
         return True
 
@@ -173,12 +173,12 @@ class _BatchReceive:
 
     def __init__(self, requests: list[MPI.Request]) -> None:
         self._requests = requests
-        self.received = 0
+        self.received_ns = 0
 
     def poll(self) -> bool:
         if not self._requests[0].Test():
             return False
-        self.received = chunk_times.now()
+        self.received_ns = chunk_times.now()
         MPI.Request.Waitall(self._requests)  # the first has come, so the others are on their way
         return True
 
@@ -193,12 +193,12 @@ class _OneByOneReceive:
         self._peer = peer
         self._tag = tag
         self._extents = extents
-        self.received = 0
+        self.received_ns = 0
 
     def poll(self) -> bool:
         if not self._comm.Iprobe(self._peer, self._tag):
             return False
-        self.received = chunk_times.now()
+        self.received_ns = chunk_times.now()
         receive = self._comm.Recv
         peer = self._peer
         tag = self._tag
@@ -231,7 +231,7 @@ class MPISinkEndpoint:
     ) -> _PackedReceive:
         """Begin to receive the stream's next chunk into ``packed``; then scatter it."""
         message = (packed.numpy(), MPI.BYTE)
-        request = self._comm.Irecv(message, stream.peer_rank, _data_tag(stream))
+        request = self._comm.Irecv(message, stream.peer_rank, _make_data_tag(stream))
         receive = _PackedReceive(request, packed, scatter)
         self._receives[stream.key].append(receive)
         return receive
@@ -241,7 +241,7 @@ class MPISinkEndpoint:
     ) -> _BatchReceive | _OneByOneReceive:
         """Receive the next chunk's extents, each a message, straight into views of the cache."""
         peer = stream.peer_rank
-        tag = _data_tag(stream)
+        tag = _make_data_tag(stream)
         receive: _OneByOneReceive | _BatchReceive
         if each_complete:
             receive = _OneByOneReceive(self._comm, peer, tag, extents)
@@ -255,9 +255,9 @@ class MPISinkEndpoint:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
         # Forget the sends that are done. MPI frees a request only when somebody tests it.
         self._acks = [request for request in self._acks if not request.Test()]
-        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received
+        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received_ns
         message = (sink_ns.to_bytes(_ACK_NBYTES, "little"), MPI.BYTE)
-        self._acks.append(self._comm.Isend(message, stream.peer_rank, _ack_tag(stream)))
+        self._acks.append(self._comm.Isend(message, stream.peer_rank, _make_ack_tag(stream)))
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""

@@ -67,7 +67,7 @@ class KernelArguments:
         return -(-largest_plane // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
 
 
-def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
+def make_kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
     """Return the kernel's arguments for a region.
 
     Raises:
@@ -96,9 +96,9 @@ def kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:
         # A layer's K comes first in the packed buffer, so V begins behind it.
         fields["packed_offset"] = sum(sizes[:kind_index]) // vector
         fields["plane_size"] = size // vector
-        fields["row_size"] = divider(piece.row // vector)
-        fields["inner_size"] = divider(piece.counts[2])
-        fields["middle_size"] = divider(piece.counts[1])
+        fields["row_size"] = make_divider(piece.row // vector)
+        fields["inner_size"] = make_divider(piece.counts[2])
+        fields["middle_size"] = make_divider(piece.counts[1])
     return KernelArguments(vector, region.layers.size, content)
 
 
@@ -139,7 +139,7 @@ class _Piece:
         )
 
 
-def divider(divisor: int) -> tuple[int, int, int, int]:
+def make_divider(divisor: int) -> tuple[int, int, int, int]:
     """Return (divisor, multiplier, shift, 0), which divide by one multiplication on the GPU.
 
     n // divisor = (high half of n · multiplier + n) >> shift, for n < 2³¹. Source: Granlund and
@@ -175,7 +175,7 @@ class RegionCopy:
     def __init__(self, cache: KVCache, region: Region) -> None:
         import torch
 
-        arguments = kernel_arguments(cache.geometry, region)
+        arguments = make_kernel_arguments(cache.geometry, region)
         self._cache = cache
         self._vector = arguments.vector
         self._blocks = arguments.blocks

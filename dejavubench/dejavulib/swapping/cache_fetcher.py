@@ -54,10 +54,10 @@ class CacheFetcher:
         for chunk, packing in self._prompts[place]:
             self._places.put(prompt[chunk.offset : chunk.offset + chunk.nbytes], packing.scatter)
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
-        most_steps = max(1, MOST_FETCHED_NBYTES // schedule.step_nbytes(1))
-        for first_step in range(1, steps, most_steps):
+        most_step_count = max(1, MOST_FETCHED_NBYTES // schedule.step_nbytes(1))
+        for first_step in range(1, steps, most_step_count):
             self._on_move()
-            decode_steps = range(first_step, min(first_step + most_steps, steps))
+            decode_steps = range(first_step, min(first_step + most_step_count, steps))
             packed, stride = self._store.fetch_steps(stream, decode_steps)
             scatter = partial(
                 scatter_steps,

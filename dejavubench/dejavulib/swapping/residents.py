@@ -64,7 +64,7 @@ class Residents(Protocol):
         """Return whether all that was put is in the place."""
 
 
-def residents_of(caches: Sequence[KVCache], nbytes: int) -> Residents:
+def make_residents(caches: Sequence[KVCache], nbytes: int) -> Residents:
     """Return the places of caches on one device; ``nbytes``: most bytes that are put at once."""
     return DeviceResidents(caches, nbytes) if caches[0].k.is_cuda else HostResidents()
 
@@ -116,13 +116,13 @@ class _DeviceWait(NamedTuple):
 
     clock: DeviceClock
     asked_ns: int
-    arrived: torch.cuda.Event
-    entered: torch.cuda.Event
+    arrived_event: torch.cuda.Event
+    entered_event: torch.cuda.Event
 
     def span(self) -> tuple[int, int]:
         # The device's clock is some microseconds off, so it may show times before the question.
-        began_ns = max(self.asked_ns, self.clock.time_of(self.arrived))
-        return began_ns, max(began_ns, self.clock.time_of(self.entered))
+        began_ns = max(self.asked_ns, self.clock.time_of(self.arrived_event))
+        return began_ns, max(began_ns, self.clock.time_of(self.entered_event))
 
 
 class DeviceResidents:
@@ -132,28 +132,28 @@ class DeviceResidents:
         device = caches[0].k.device
         self._upload = DeviceUpload(device, nbytes)
         self._clock = DeviceClock(device)
-        self._left: list[torch.cuda.Event | None] = [None] * len(caches)
-        self._filled: list[torch.cuda.Event | None] = [None] * len(caches)
+        self._left_events: list[torch.cuda.Event | None] = [None] * len(caches)
+        self._filled_events: list[torch.cuda.Event | None] = [None] * len(caches)
 
     def begin(self) -> None:
         """Forget all events, and relate the device's clock to the host's."""
-        self._left = [None] * len(self._left)
-        self._filled = [None] * len(self._filled)
+        self._left_events = [None] * len(self._left_events)
+        self._filled_events = [None] * len(self._filled_events)
         self._clock.set()
 
     def arrive(self) -> Callable[[int], _DeviceWait]:
         """Mark the model's stream; return the function that lets it wait for a place."""
         asked_ns = chunk_times.now()
-        arrived = torch.cuda.Event(enable_timing=True)
-        arrived.record()
+        arrived_event = torch.cuda.Event(enable_timing=True)
+        arrived_event.record()
 
         def enter(place: int) -> _DeviceWait:
-            filled = self._filled[place]
-            if filled is not None:
-                torch.cuda.current_stream().wait_event(filled)
-            entered = torch.cuda.Event(enable_timing=True)
-            entered.record()
-            return _DeviceWait(self._clock, asked_ns, arrived, entered)
+            filled_event = self._filled_events[place]
+            if filled_event is not None:
+                torch.cuda.current_stream().wait_event(filled_event)
+            entered_event = torch.cuda.Event(enable_timing=True)
+            entered_event.record()
+            return _DeviceWait(self._clock, asked_ns, arrived_event, entered_event)
 
         return enter
 
@@ -161,15 +161,15 @@ class DeviceResidents:
         """Mark the end of the turn on the model's stream."""
         # A prompt is streamed out before its last layer has read it: only this mark tells when the
         # model has done with the place.
-        left = torch.cuda.Event()
-        left.record()
-        self._left[place] = left
+        left_event = torch.cuda.Event()
+        left_event.record()
+        self._left_events[place] = left_event
 
     def begin_fill(self, place: int) -> None:
         """Let the filling begin behind the end of the last turn."""
-        left = self._left[place]
-        if left is not None:
-            self._upload.wait_for(left)
+        left_event = self._left_events[place]
+        if left_event is not None:
+            self._upload.wait_for(left_event)
 
     def put(self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]) -> None:
         """Issue the upload and the scatter."""
@@ -177,9 +177,9 @@ class DeviceResidents:
 
     def end_fill(self, place: int) -> None:
         """Mark the end of the filling."""
-        self._filled[place] = self._upload.mark()
+        self._filled_events[place] = self._upload.mark()
 
     def is_filled(self, place: int) -> bool:
         """Return whether the filling has ended."""
-        filled = self._filled[place]
-        return filled is None or filled.query()
+        filled_event = self._filled_events[place]
+        return filled_event is None or filled_event.query()

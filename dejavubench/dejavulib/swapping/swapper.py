@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..destinations.base import LocalDestination, Stream, StreamingError
-from ..helper_thread import cpu_seconds, start_helper
+from ..helper_thread import read_cpu_seconds, start_helper
 from ..kv_cache import KVCache
 from ..levels import DEFAULT_LEVEL, LEVELS
 from ..manager import CacheManager
@@ -25,7 +25,7 @@ from ..streamer import Streamer
 from ..transfers import StreamStats
 from ..waiting import DeadlineError, Wake, wait_asleep
 from .cache_fetcher import CacheFetcher
-from .residents import Wait, residents_of
+from .residents import Wait, make_residents
 from .swap_cost import SwapCost
 
 _LEVEL = LEVELS[DEFAULT_LEVEL]
@@ -76,7 +76,7 @@ class Swapper:
         self._timeout = timeout
         self._managers = [self._make_managers(stream) for stream in streams]
         schedule = streams[0].schedule
-        self._places = residents_of(resident, MOST_FETCHED_NBYTES)
+        self._places = make_residents(resident, MOST_FETCHED_NBYTES)
         self._fetcher = CacheFetcher(
             resident, schedule, streamer.destination, self._places, self._count_move
         )
@@ -88,12 +88,15 @@ class Swapper:
         self._move_count = 0  # changes while the fetcher makes progress
         # Turns, from the first one on, whose cache is in place. The fetcher's thread counts them
         # while turns run; `begin` resets the count while this thread is idle.
-        self._in_place = 0
+        self._ready_count = 0
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._wake = Wake()
         self._error: StreamingError | None = None
         self._thread = start_helper(
-            "fetcher", self._fetch_turns, self._fail, lambda: f"bringing back turn {self._in_place}"
+            "fetcher",
+            self._fetch_turns,
+            self._fail,
+            lambda: f"bringing back turn {self._ready_count}",
         )
 
     def _make_managers(self, stream: Stream) -> list[CacheManager]:
@@ -128,7 +131,7 @@ class Swapper:
             manager.reset()
         self._places.begin()
         self.cost = SwapCost()
-        self._in_place = len(self._resident_caches)  # the first R turns bring nothing back
+        self._ready_count = len(self._resident_caches)  # the first R turns bring nothing back
 
     def manager(self, microbatch: int, step: int) -> CacheManager:
         """Return the manager that streams this turn."""
@@ -163,20 +166,20 @@ class Swapper:
             StreamingError: as :meth:`step_begins`.
         """
         turn = self._turn_number(microbatch, step)
-        enter = self._places.arrive()
-        while self._in_place <= turn:
+        enter_place = self._places.arrive()
+        while self._ready_count <= turn:
             # A slow fetch may take longer than the timeout, if it moves.
-            moves_before = self._move_count
+            count_before = self._move_count
             # A stale wake, of a turn that needed no wait, only makes this loop look again.
             was_woken = self._wake.wait(self._timeout)
             self._raise_error()
-            if not was_woken and self._in_place <= turn and self._move_count == moves_before:
+            if not was_woken and self._ready_count <= turn and self._move_count == count_before:
                 raise StreamingError(
                     f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
                 )
         place = turn % len(self._resident_caches)
         self.current[microbatch] = self._resident_caches[place]
-        return enter(place)
+        return enter_place(place)
 
     def leave(self, microbatch: int, step: int) -> None:
         """End this turn: its cache may be evicted, and another one fetched in its place."""
@@ -199,7 +202,7 @@ class Swapper:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time so far of the fetcher's thread."""
-        return cpu_seconds(self._thread)
+        return read_cpu_seconds(self._thread)
 
     def close(self) -> None:
         """End the fetcher's thread; a cache that it is about to fetch is given up."""
@@ -243,7 +246,7 @@ class Swapper:
 
     def _admit(self, turn: int) -> None:
         """Let the model's thread compute a turn, as it does as soon as it sees the count."""
-        self._in_place = turn + 1
+        self._ready_count = turn + 1
         self._wake.set()
 
     def _await_filled(self, microbatch: int, place: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.cuda_ipc import CudaIPCDestination, CudaIPCSinkEndpoint
-from dejavubench.dejavulib.destinations.peers.chunk_words import flag_values
+from dejavubench.dejavulib.destinations.peers.chunk_words import list_flags
 from dejavubench.dejavulib.destinations.peers.pairs import map_sink
 from dejavubench.dejavulib.destinations.peers.puts import CudaPuts
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -43,7 +43,7 @@ class CudaIPCLoops:
                 comm, [peer], memory, [(self._cache, self._stream)]
             )
             return
-        self._puts = CudaPuts(device, flag_values())
+        self._puts = CudaPuts(device, list_flags())
         sink = map_sink(comm, peer, device, self._puts.pin)
         self._sink_address = sink.find(self._stream).bases.k
         self._destination = CudaIPCDestination(self._puts, {peer: sink})

@@ -20,7 +20,7 @@ FILL_NBYTES = 4 << 20
 """Bytes of one write while a file is overwritten."""
 
 
-def durability_of(name: str | None) -> Durability:
+def parse_durability(name: str | None) -> Durability:
     """Return the durability of a name. Raises ValueError: there is none."""
     options: tuple[Durability, ...] = get_args(Durability)
     for durability in options:
@@ -125,17 +125,17 @@ class BlockFile:
         read_nbytes = 0
         while read_nbytes < offset + nbytes - page_offset:
             try:
-                count = os.preadv(
+                piece_nbytes = os.preadv(
                     self._fd, [pages.numpy().data[read_nbytes:]], page_offset + read_nbytes
                 )
             except OSError as error:
                 raise StorageError(f"cannot read {self.path}: {error.strerror}") from None
-            if count == 0:
+            if piece_nbytes == 0:
                 raise WrongBytesError(
                     f"{self.path.name} ends at byte {page_offset + read_nbytes}, "
                     f"before {offset + nbytes}"
                 )
-            read_nbytes += count
+            read_nbytes += piece_nbytes
         return pages[offset - page_offset : offset - page_offset + nbytes]
 
     def forget_cached(self) -> None:

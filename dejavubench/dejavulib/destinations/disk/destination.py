@@ -89,18 +89,18 @@ class DiskDestination(LocalDestination):
         """
         schedule = stream.schedule
         if stream.id not in self._files:
-            path = self._directory / stream_file.file_name(self._name, stream.id)
+            path = self._directory / stream_file.make_file_name(self._name, stream.id)
             blocks = BlockFile(
-                path, stream_file.file_nbytes(schedule), self._durability, self._keep
+                path, stream_file.count_file_nbytes(schedule), self._durability, self._keep
             )
             self._files[stream.id] = _OpenFile(blocks)
         file = self._files[stream.id]
         file.completed = 0
         file.receipts.clear()
         file.trailer = _make_trailer(schedule, 0, tokens)
-        file.blocks.write(stream_file.WATERMARK_OFFSET, stream_file.watermark_page(0))
+        file.blocks.write(stream_file.WATERMARK_OFFSET, stream_file.make_watermark_page(0))
         file.blocks.sync()  # before anything that the old watermark covers is overwritten
-        file.blocks.write(0, stream_file.header_page(stream, self._identity))
+        file.blocks.write(0, stream_file.make_header_page(stream, self._identity))
         # The first chunk's sync() makes the header durable, before the watermark moves.
 
     def buffers(self, stream: Stream) -> Sequence[Buffer]:
@@ -122,7 +122,7 @@ class DiskDestination(LocalDestination):
         file = self._files[stream.id]
         schedule = stream.schedule
         packed_bytes = packed.numpy()
-        offset = stream_file.chunk_offset(schedule, chunk)
+        offset = stream_file.find_chunk_offset(schedule, chunk)
         checksum = self._add_to_trailer(file.trailer, packed_bytes.data)
         file.blocks.write(offset, packed_bytes)
         if _is_end_of_group(schedule, chunk):
@@ -152,7 +152,7 @@ class DiskDestination(LocalDestination):
             StorageError: the operating system refuses a write or a sync.
         """
         file = self._files[stream.id]
-        offset = stream_file.chunk_offset(stream.schedule, chunk)
+        offset = stream_file.find_chunk_offset(stream.schedule, chunk)
         for block in self.cut_and_count(extents):
             for extent in block:
                 file.trailer.add(extent)
@@ -179,7 +179,7 @@ class DiskDestination(LocalDestination):
         # a crash before loses at most the last group, never a promise.
         if _is_end_of_group(schedule, chunk):
             file.blocks.write(
-                stream_file.WATERMARK_OFFSET, stream_file.watermark_page(chunk.step + 1)
+                stream_file.WATERMARK_OFFSET, stream_file.make_watermark_page(chunk.step + 1)
             )
         file.completed += 1
 
@@ -191,7 +191,7 @@ class DiskDestination(LocalDestination):
 
     def fetch(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Read a chunk from the file. Its checksum is not compared; see :meth:`check`."""
-        offset = stream_file.chunk_offset(stream.schedule, chunk)
+        offset = stream_file.find_chunk_offset(stream.schedule, chunk)
         packed.copy_(self._files[stream.id].blocks.read(offset, chunk.nbytes))
 
     def fetch_steps(self, stream: Stream, steps: range) -> tuple[torch.Tensor, int]:
@@ -202,9 +202,9 @@ class DiskDestination(LocalDestination):
         """
         schedule = stream.schedule
         blocks = self._files[stream.id].blocks
-        offset = stream_file.record_offset(schedule, steps.start)
-        nbytes = stream_file.record_offset(schedule, steps.stop) - offset
-        return blocks.read(offset, nbytes), stream_file.record_nbytes(schedule, steps.start)
+        offset = stream_file.find_record_offset(schedule, steps.start)
+        nbytes = stream_file.find_record_offset(schedule, steps.stop) - offset
+        return blocks.read(offset, nbytes), stream_file.count_record_nbytes(schedule, steps.start)
 
     def check(self, stream: Stream) -> None:
         """Read a complete file back from the device; compare the watermark and every checksum.
@@ -216,7 +216,7 @@ class DiskDestination(LocalDestination):
         blocks = self._files[stream.id].blocks
         schedule = stream.schedule
         blocks.forget_cached()
-        watermark = stream_file.watermark_page(schedule.steps + 1)
+        watermark = stream_file.make_watermark_page(schedule.steps + 1)
         if not np.array_equal(
             blocks.read(stream_file.WATERMARK_OFFSET, PAGE_NBYTES).numpy(), watermark
         ):
@@ -224,13 +224,13 @@ class DiskDestination(LocalDestination):
                 f"{blocks.path.name}: the watermark is not at the {schedule.steps + 1} steps "
                 "written"
             )
-        for step in map(schedule.last_step, range(schedule.groups)):
-            offset = stream_file.record_offset(schedule, step)
+        for step in map(schedule.last_step, range(schedule.group_count)):
+            offset = stream_file.find_record_offset(schedule, step)
             nbytes = schedule.step_nbytes(step)
             record = blocks.read(
-                offset, nbytes + stream_file.trailer_nbytes(schedule, step)
+                offset, nbytes + stream_file.count_trailer_nbytes(schedule, step)
             ).numpy()
-            wrong_part = stream_file.first_wrong(schedule, step, record)
+            wrong_part = stream_file.find_wrong_part(schedule, step, record)
             if wrong_part is not None:
                 raise WrongBytesError(
                     f"{blocks.path.name}: checksum of step {step}, {wrong_part} does not agree"

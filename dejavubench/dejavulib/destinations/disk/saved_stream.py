@@ -57,7 +57,9 @@ class SavedStream:
         self.path = path
         self.schedule = stream.schedule
         _check_header(
-            path, self._read(0, PAGE_NBYTES, "its header"), stream_file.header(stream, identity)
+            path,
+            self._read(0, PAGE_NBYTES, "its header"),
+            stream_file.make_header(stream, identity),
         )
         self.watermark = self._read_watermark()
 
@@ -66,7 +68,7 @@ class SavedStream:
         # The packed order does not depend on the level, so any buffered one reads the file.
         level = LEVELS[DEFAULT_LEVEL]
         restored_stream = RestoredStream()
-        for step in map(self.schedule.last_step, range(self.schedule.group(self.watermark))):
+        for step in map(self.schedule.last_step, range(self.schedule.find_group(self.watermark))):
             try:
                 record = self._read_record(step)
             except StreamingError as error:
@@ -98,7 +100,7 @@ class SavedStream:
         if (
             is_within_group
             or is_beyond_end
-            or not np.array_equal(page, stream_file.watermark_page(steps))
+            or not np.array_equal(page, stream_file.make_watermark_page(steps))
         ):
             raise StreamingError(
                 f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
@@ -107,9 +109,13 @@ class SavedStream:
 
     def _read_record(self, step: int) -> np.ndarray:
         """Return a group's record, uint8; StreamingError if its checksums do not agree."""
-        nbytes = self.schedule.step_nbytes(step) + stream_file.trailer_nbytes(self.schedule, step)
-        record = self._read(stream_file.record_offset(self.schedule, step), nbytes, f"step {step}")
-        wrong_part = stream_file.first_wrong(self.schedule, step, record)
+        nbytes = self.schedule.step_nbytes(step) + stream_file.count_trailer_nbytes(
+            self.schedule, step
+        )
+        record = self._read(
+            stream_file.find_record_offset(self.schedule, step), nbytes, f"step {step}"
+        )
+        wrong_part = stream_file.find_wrong_part(self.schedule, step, record)
         if wrong_part is not None:
             raise StreamingError(
                 f"{self.path}: checksum of step {step}, {wrong_part} does not agree"
@@ -119,7 +125,7 @@ class SavedStream:
     def _copy_tokens(self, step: int, record: np.ndarray) -> np.ndarray:
         """Return a group's token ids. A view would keep its keys and values in memory."""
         nbytes = self.schedule.step_nbytes(step)
-        stop = nbytes + stream_file.tokens_nbytes(self.schedule, step)
+        stop = nbytes + stream_file.count_token_nbytes(self.schedule, step)
         return (
             record[nbytes:stop].copy().view("<i4").reshape(-1, self.schedule.positions(step).size)
         )

@@ -40,56 +40,59 @@ DATA_OFFSET = 2 * PAGE_NBYTES
 """Offsets of the watermark and of the first record."""
 
 
-def file_name(name: str, stream_id: int) -> str:
+def make_file_name(name: str, stream_id: int) -> str:
     """Return the name of a stream's file; ``name`` is the destination's."""
     return f"{name}-stream{stream_id}.kv"
 
 
-def pages(nbytes: int) -> int:
+def round_up_to_pages(nbytes: int) -> int:
     """Return the bytes of the whole pages that hold ``nbytes``."""
     return -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
 
 
-def trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
+def count_trailer_nbytes(schedule: StreamSchedule, step: int) -> int:
     """Return the bytes behind a group's keys and values: its token ids and the checksums."""
-    return tokens_nbytes(schedule, step) + 8 + 8 * schedule.region.layers.size
+    return count_token_nbytes(schedule, step) + 8 + 8 * schedule.region.layers.size
 
 
-def tokens_nbytes(schedule: StreamSchedule, step: int) -> int:
+def count_token_nbytes(schedule: StreamSchedule, step: int) -> int:
     """Return the bytes of a group's token ids."""
     return 4 * schedule.region.requests.size * schedule.positions(step).size
 
 
-def record_nbytes(schedule: StreamSchedule, step: int) -> int:
+def count_record_nbytes(schedule: StreamSchedule, step: int) -> int:
     """Return the bytes of a group's record, whole pages."""
-    return pages(schedule.step_nbytes(step) + trailer_nbytes(schedule, step))
+    return round_up_to_pages(schedule.step_nbytes(step) + count_trailer_nbytes(schedule, step))
 
 
-def record_offset(schedule: StreamSchedule, step: int) -> int:
+def find_record_offset(schedule: StreamSchedule, step: int) -> int:
     """Return where a group's record begins in the file; ``steps + 1``: where the last one ends."""
-    groups_before = schedule.group(step)
-    if groups_before == 0:
+    group_count_before = schedule.find_group(step)
+    if group_count_before == 0:
         return DATA_OFFSET
-    if groups_before == 1:
-        return DATA_OFFSET + record_nbytes(schedule, 0)
+    if group_count_before == 1:
+        return DATA_OFFSET + count_record_nbytes(schedule, 0)
     # Only the last group may be shorter.
     prompt_nbytes, group_nbytes, last_group_nbytes = (
-        record_nbytes(schedule, schedule.last_step(group)) for group in (0, 1, groups_before - 1)
+        count_record_nbytes(schedule, schedule.last_step(group))
+        for group in (0, 1, group_count_before - 1)
     )
-    return DATA_OFFSET + prompt_nbytes + (groups_before - 2) * group_nbytes + last_group_nbytes
+    return DATA_OFFSET + prompt_nbytes + (group_count_before - 2) * group_nbytes + last_group_nbytes
 
 
-def chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
+def find_chunk_offset(schedule: StreamSchedule, chunk: Chunk) -> int:
     """Return where a chunk begins in the file."""
-    return record_offset(schedule, chunk.step) + chunk.offset - schedule.step_offset(chunk.step)
+    return (
+        find_record_offset(schedule, chunk.step) + chunk.offset - schedule.step_offset(chunk.step)
+    )
 
 
-def file_nbytes(schedule: StreamSchedule) -> int:
+def count_file_nbytes(schedule: StreamSchedule) -> int:
     """Return the size of a stream's file."""
-    return record_offset(schedule, schedule.steps + 1)
+    return find_record_offset(schedule, schedule.steps + 1)
 
 
-def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, object]:
+def make_header(stream: Stream, identity: Mapping[str, str]) -> dict[str, object]:
     """Return the header of a stream's file as a JSON object."""
     schedule = stream.schedule
     # Left out at 1: those files are the same as before there was an interval.
@@ -105,13 +108,13 @@ def header(stream: Stream, identity: Mapping[str, str]) -> dict[str, object]:
     return entries | interval | dict(identity)
 
 
-def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
+def make_header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
     """Return page 0, uint8.
 
     Raises:
         StreamingError: the header does not fit a page.
     """
-    text = json.dumps(header(stream, identity), sort_keys=True).encode()
+    text = json.dumps(make_header(stream, identity), sort_keys=True).encode()
     header_bytes = (
         MAGIC + struct.pack("<II", VERSION, len(text)) + text + xxhash.xxh3_64_digest(text)
     )
@@ -120,13 +123,13 @@ def header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
     return np.frombuffer(header_bytes.ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
-def watermark_page(steps: int) -> np.ndarray:
+def make_watermark_page(steps: int) -> np.ndarray:
     """Return page 1, uint8, for a number of complete steps."""
     count = struct.pack("<Q", steps)
     return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
-def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str | None:
+def find_wrong_part(schedule: StreamSchedule, step: int, record: np.ndarray) -> str | None:
     """Return the first part of a record that differs from its checksum, or None.
 
     Args:
@@ -137,7 +140,7 @@ def first_wrong(schedule: StreamSchedule, step: int, record: np.ndarray) -> str 
     """
     layers = schedule.region.layers
     nbytes = schedule.step_nbytes(step)
-    checksums_offset = nbytes + tokens_nbytes(schedule, step)
+    checksums_offset = nbytes + count_token_nbytes(schedule, step)
     part_names = ["token ids", *(f"layer {layer}" for layer in range(*layers))]
     parts = [record[nbytes:checksums_offset], *np.split(record[:nbytes], layers.size)]
     for name, part, written_checksum in zip(

@@ -46,22 +46,22 @@ class _PackedReceive:
     ) -> None:
         self.packed = packed
         self.scatter = scatter
-        self.scattered: StreamMark | None = None
-        self.received = 0  # when it was seen that the chunk had come
-        self._arrived: StreamMark | None = None
+        self._scattered_mark: StreamMark | None = None
+        self.received_ns = 0  # when it was seen that the chunk had come
+        self._arrived_mark: StreamMark | None = None
         self._endpoint = endpoint
         self._stream = stream
-        self._issued = 0.0
+        self._issued_s = 0.0
 
     def issue(self, link: NCCLLink) -> None:
         """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
-        self._arrived = link.mark()
+        self._arrived_mark = link.mark()
         # On a side stream, so that the next receive need not wait for this scatter.
         with link.side_stream():
             self.scatter(self.packed)
-            self.scattered = link.mark_filled()
-        self._issued = MPI.Wtime()
+            self._scattered_mark = link.mark_filled()
+        self._issued_s = MPI.Wtime()
 
     def poll(self) -> bool:
         """Take announcements; then return whether this chunk is in its place.
@@ -70,14 +70,14 @@ class _PackedReceive:
             StreamingError: it was announced, and did not come.
         """
         self._endpoint.take(self._stream)
-        if self.scattered is None or self._arrived is None:
+        if self._scattered_mark is None or self._arrived_mark is None:
             return False
-        if not self.received and self._arrived.query():
-            self.received = chunk_times.now()
+        if not self.received_ns and self._arrived_mark.query():
+            self.received_ns = chunk_times.now()
         # The scatter's mark lies behind the receive's, but on another stream: both are asked.
-        if self.received and self.scattered.query():
+        if self.received_ns and self._scattered_mark.query():
             return True
-        self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued)
+        self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued_s)
         return False
 
 
@@ -90,7 +90,7 @@ class _ExtentReceive:
         self._endpoint = endpoint
         self._stream = stream
         self._extents = extents
-        self.received = 0
+        self.received_ns = 0
 
     def poll(self) -> bool:
         """Receive the extents if they are announced next; return whether they were.
@@ -100,7 +100,7 @@ class _ExtentReceive:
         """
         if not self._endpoint.has_announced_extents(self._stream):
             return False
-        self.received = chunk_times.now()
+        self.received_ns = chunk_times.now()
         self._endpoint.fetch_extents(self._stream, self._extents)
         return True
 
@@ -181,25 +181,27 @@ class NCCLSinkEndpoint:
         link = self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
         self._notifications.send(peer, GRANT)
-        before: StreamMark | None = None  # a mark each block: a lost source is noticed within one
+        earlier_mark: StreamMark | None = (
+            None  # a mark each block: a lost source is noticed within one
+        )
         # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
-        size = (
+        block_extent_count = (
             MOST_EXTENTS_PER_GROUP
             if announcement.kind == IN_GROUPS
             else MOST_EXTENTS_PER_GROUP // 8
         )
-        for start in range(0, len(extents), size):
-            _issue_block(link, extents[start : start + size], announcement.kind)
-            issued = link.mark()
-            if before is not None:  # one block is always issued ahead
-                self._wait(before, stream)
-            before = issued
-        if before is not None:
-            self._wait(before, stream)
+        for start in range(0, len(extents), block_extent_count):
+            _issue_block(link, extents[start : start + block_extent_count], announcement.kind)
+            newest_mark = link.mark()
+            if earlier_mark is not None:  # one block is always issued ahead
+                self._wait(earlier_mark, stream)
+            earlier_mark = newest_mark
+        if earlier_mark is not None:
+            self._wait(earlier_mark, stream)
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
-        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received
+        sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received_ns
         self._notifications.send(stream.peer_rank, ACK, stream.id, sink_ns)
 
     def finish(self) -> None:
@@ -220,18 +222,18 @@ class NCCLSinkEndpoint:
         for link in self._links.values():
             link.abort()
 
-    def check_arrival(self, stream: Stream, waited: float) -> None:
-        """Check on a chunk that was granted ``waited`` seconds ago and is not there yet.
+    def check_arrival(self, stream: Stream, waited_s: float) -> None:
+        """Check on a chunk that was granted ``waited_s`` seconds ago and is not there yet.
 
         Raises:
             StreamingError: it is overdue or NCCL has failed; the links are aborted.
         """
         self._links[stream.peer_rank].check()
-        if waited > self._timeout:
+        if waited_s > self._timeout:
             self.abort()
             raise StreamingError(
                 f"rank {stream.peer} announced a chunk of stream {stream.id} "
-                f"that did not come within {waited:.0f} s"
+                f"that did not come within {waited_s:.0f} s"
             )
 
     def _listen(self, peer: int) -> deque[Announcement]:

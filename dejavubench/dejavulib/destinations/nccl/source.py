@@ -60,14 +60,14 @@ class _SinkView:
 
     Attributes:
         announced: chunks that have not been issued, oldest first.
-        grants: chunks of ``announced`` that may be issued.
+        grant_count: chunks of ``announced`` that may be issued.
         acknowledged: by stream, nanoseconds that the sink took for each chunk that is in its place
             and not yet counted.
     """
 
     link: NCCLLink
     announced: deque[_SentChunk] = field(default_factory=deque)
-    grants: int = 0
+    grant_count: int = 0
     acknowledged: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
 
 
@@ -118,7 +118,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         sink, sending = self._announce(stream, chunk, ONE_BY_ONE if each_complete else IN_GROUPS)
         self._wait(lambda: self._is_next(stream, sending), stream, chunk)
         sink.announced.popleft()
-        sink.grants -= 1
+        sink.grant_count -= 1
         link = sink.link
         send = sink.link.send
         if each_complete:
@@ -152,11 +152,11 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
         for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, ACK):
             sink.acknowledged[stream_id].append(sink_ns)
-        acknowledged = sink.acknowledged[stream.id]
+        sink_times_ns = sink.acknowledged[stream.id]
         # Both: it has left, so that its slot is free, and it is acknowledged.
-        while under_way and under_way[0].has_left() and acknowledged:
+        while under_way and under_way[0].has_left() and sink_times_ns:
             sent_chunk = under_way.popleft()
-            sink_ns = acknowledged.popleft()
+            sink_ns = sink_times_ns.popleft()
             self._completed[stream.key] += 1
             if self.timed:
                 self._receipts[stream.key].append((sent_chunk.moved_ns, sink_ns))
@@ -194,11 +194,11 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         sink = self._sink_of(stream)
         if not sink.announced or self._given_up.is_set():
             return
-        sink.grants += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
+        sink.grant_count += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
         # An unbuffered chunk at the head stops this loop: flush_extents() sends that one itself.
-        while sink.grants and sink.announced and sink.announced[0].packed is not None:
+        while sink.grant_count and sink.announced and sink.announced[0].packed is not None:
             sending = sink.announced.popleft()
-            sink.grants -= 1
+            sink.grant_count -= 1
             assert sending.packed is not None
             # The link's stream waits on the device for the gather; this thread does not.
             sink.link.wait_for_mark(sending.filled_mark)
@@ -209,14 +209,14 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
     def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:
         self._issue(stream)
         sink = self._sink_of(stream)
-        return sink.announced[0] is sending and sink.grants > 0
+        return sink.announced[0] is sending and sink.grant_count > 0
 
     def _wait(self, test: Callable[[], bool], stream: Stream, chunk: Chunk) -> None:
         try:
             wait_asleep(lambda: self._given_up.is_set() or test(), "grant", self._timeout)
         except DeadlineError:
             raise StreamingError(
-                f"rank {stream.peer} was not ready for {_name(stream, chunk)} "
+                f"rank {stream.peer} was not ready for {_describe_chunk(stream, chunk)} "
                 f"within {self._timeout:g} s"
             ) from None
         self._check_going_on(stream, chunk)
@@ -224,8 +224,10 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
     def _check_going_on(self, stream: Stream, chunk: Chunk) -> None:
         """Raise StreamingError if the destination has been given up."""
         if self._given_up.is_set():
-            raise StreamingError(f"{_name(stream, chunk)} to rank {stream.peer} was given up")
+            raise StreamingError(
+                f"{_describe_chunk(stream, chunk)} to rank {stream.peer} was given up"
+            )
 
 
-def _name(stream: Stream, chunk: Chunk) -> str:
+def _describe_chunk(stream: Stream, chunk: Chunk) -> str:
     return f"chunk {chunk.index} (step {chunk.step}) of stream {stream.id}"

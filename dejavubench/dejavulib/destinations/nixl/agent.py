@@ -74,7 +74,7 @@ def load() -> Any:
     return _api
 
 
-def _reports_lost_peer(
+def _report_lost_peer(
     method: Callable[Concatenate[Agent, _P], _T],
 ) -> Callable[Concatenate[Agent, _P], _T]:
     """Turn NIXL's error about a lost peer into a StreamingError, after WAIT_FOR_PEER_REPORT_S."""
@@ -100,7 +100,7 @@ class Agent:
         comm: names the ranks; nothing else may be on its way there meanwhile.
         memory: contiguous tensors of one device, registered once. It is read here, or written by
             others.
-        share: objects by peer; each goes to its peer along with this agent's metadata.
+        shared_objects: objects by peer; each goes to its peer along with this agent's metadata.
 
     Raises:
         StreamingError: NIXL cannot be used here, or a peer did not connect.
@@ -112,11 +112,14 @@ class Agent:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, memory: Sequence[torch.Tensor], share: Mapping[int, object]
+        self,
+        comm: MPI.Intracomm,
+        memory: Sequence[torch.Tensor],
+        shared_objects: Mapping[int, object],
     ) -> None:
         nixl = load()
         device = memory[0].device
-        self.peers = sorted(share)
+        self.peers = sorted(shared_objects)
         self.disconnected: type[Exception] = nixl.nixlBind.nixlRemoteDisconnectError
         self._kind, self._device = ("VRAM", device.index) if device.type == "cuda" else ("DRAM", 0)
         config = nixl.nixl_agent_config(
@@ -131,19 +134,19 @@ class Agent:
         # (address, bytes) by sender, stream, kind and number.
         self._notifications: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         try:
-            self.shared = self._connect(comm, share)
+            self.shared = self._connect(comm, shared_objects)
         except DeadlineError as error:
             raise StreamingError(f"NIXL: {error}") from None
 
-    def _connect(self, comm: MPI.Intracomm, share: Mapping[int, object]) -> dict[int, Any]:
+    def _connect(self, comm: MPI.Intracomm, shared_objects: Mapping[int, object]) -> dict[int, Any]:
         """Exchange metadata; everyone sends before anyone waits, so nobody waits in a circle."""
         metadata = self._agent.get_agent_metadata()
         shared_by_peer: dict[int, Any] = {}
         send_requests = [
             comm.isend((metadata, self._device, shared_object), peer, _METADATA_TAG)
-            for peer, shared_object in share.items()
+            for peer, shared_object in shared_objects.items()
         ]
-        for peer in share:
+        for peer in shared_objects:
             awaited_message = f"the metadata of rank {peer}'s agent"
             wait_asleep(partial(comm.iprobe, peer, _METADATA_TAG), awaited_message, CONNECT_S)
             peer_metadata, self._device_of[str(peer)], shared_by_peer[peer] = comm.recv(
@@ -157,10 +160,10 @@ class Agent:
         )
         # UCX connects lazily: the first notification makes the connection, now and not in the
         # first timed chunk.
-        for peer in share:
+        for peer in shared_objects:
             hello = _NOTIFICATION.pack(Notification.HELLO, 0, 0, 0, 0)
             self._agent.send_notif(str(peer), hello)
-        for peer in share:
+        for peer in shared_objects:
             awaited_message = f"a notification of rank {peer}'s agent"
             wait_asleep(partial(self._has_come, peer), awaited_message, CONNECT_S)
         return shared_by_peer
@@ -171,7 +174,7 @@ class Agent:
 
     # ---- notifications ----
 
-    @_reports_lost_peer
+    @_report_lost_peer
     def advance(self) -> None:
         """Let writes move, and collect the notifications that have come, in any order."""
         if self._kind == "VRAM":
@@ -182,7 +185,7 @@ class Agent:
                 # Kept by number: UCX may deliver notifications in another order than they left.
                 self._notifications[int(sender), stream, kind, chunk_number] = address, nbytes
 
-    @_reports_lost_peer
+    @_report_lost_peer
     def notify(
         self,
         stream: Stream,
@@ -204,7 +207,7 @@ class Agent:
 
     # ---- writes into a peer's memory ----
 
-    @_reports_lost_peer
+    @_report_lost_peer
     def write(
         self, stream: Stream, source: Pieces, target: Pieces, chunk_number: int | None = None
     ) -> Write:
@@ -239,12 +242,12 @@ class Agent:
         device = self._device_of[agent]
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
 
-    @_reports_lost_peer
+    @_report_lost_peer
     def _begin(self, write: Write) -> Write:
         self._agent.transfer(write)  # NIXL's name for starting a prepared operation
         return write
 
-    @_reports_lost_peer
+    @_report_lost_peer
     def has_finished(self, write: Write) -> bool:
         """Return whether a write's bytes are in the peer's memory.
 

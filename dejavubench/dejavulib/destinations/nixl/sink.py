@@ -38,14 +38,14 @@ class PackedReceive:
         self._number = chunk_number
         self._scatter = scatter
         self._scatter_event: torch.cuda.Event | None = None
-        self.received = 0  # when it was seen that the chunk is written
+        self.received_ns = 0  # when it was seen that the chunk is written
 
     def poll(self) -> bool:
         """Return whether the chunk is in its place."""
-        if not self.received:
+        if not self.received_ns:
             if not self._endpoint.take_written(self._stream, self._number):
                 return False
-            self.received = chunk_times.now()
+            self.received_ns = chunk_times.now()
             if self._scatter is not None:
                 self._scatter_event = self._scatter()
         return self._scatter_event is None or self._scatter_event.query()
@@ -112,7 +112,7 @@ class NIXLSinkEndpoint:
 
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the oldest chunk not yet acknowledged is in its place."""
-        sink_ns = chunk_times.now() - self._arrivals[stream.key].popleft().received
+        sink_ns = chunk_times.now() - self._arrivals[stream.key].popleft().received_ns
         self.agent.notify(stream, Notification.DONE, self._acknowledged[stream.key], nbytes=sink_ns)
         self._acknowledged[stream.key] += 1
 

@@ -9,7 +9,7 @@ import torch
 
 from ...extents import ExtentAddresses
 from ..base import PreparedChunk, StreamingError
-from .chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, flag_index
+from .chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, find_flag_index
 from .pairs import MappedSink, StreamAtSink
 from .puts import Puts
 
@@ -102,7 +102,7 @@ class ChunkQueue:
         """Announce a chunk. Its copies have been issued before, on the same stream."""
         # In stream order, so the flag is stored when the last byte is in the sink's memory.
         self._puts.store_word(
-            flag_index(number, target), self.words.flag_address(number), stream_handle
+            find_flag_index(number, target), self.words.flag_address(number), stream_handle
         )
 
     def _find_grant(self, number: int, is_direct: bool) -> int:

@@ -52,21 +52,21 @@ class SideState(IntEnum):
     ABORTED = 3  # it has failed: the other side must not wait for it
 
 
-def flag_of(number: int, target: ChunkTarget) -> int:
+def make_flag(number: int, target: ChunkTarget) -> int:
     """Return the flag that announces a chunk."""
     return (number % FLAG_PERIOD + 1) * len(ChunkTarget) + target
 
 
-def flag_values() -> np.ndarray:
-    """Return all flags, int64, in the order of :func:`flag_index`."""
+def list_flags() -> np.ndarray:
+    """Return all flags, int64, in the order of :func:`find_flag_index`."""
     return np.array(
-        [flag_of(number, target) for target in ChunkTarget for number in range(FLAG_PERIOD)],
+        [make_flag(number, target) for target in ChunkTarget for number in range(FLAG_PERIOD)],
         np.int64,
     )
 
 
-def flag_index(number: int, target: ChunkTarget) -> int:
-    """Return the place of a chunk's flag in :func:`flag_values`."""
+def find_flag_index(number: int, target: ChunkTarget) -> int:
+    """Return the place of a chunk's flag in :func:`list_flags`."""
     return target * FLAG_PERIOD + number % FLAG_PERIOD
 
 
@@ -80,8 +80,8 @@ class PairWords:
 
     def __init__(self, shared: SharedWords, stream_count: int) -> None:
         self.shared = shared
-        self._source_end = shared.words[:1]
-        self._sink_end = shared.words[_LINE_WORDS : _LINE_WORDS + 1]
+        self._source_word = shared.words[:1]
+        self._sink_word = shared.words[_LINE_WORDS : _LINE_WORDS + 1]
         self.streams = [
             StreamWords(shared, _PAIR_WORDS + stream_index * _STREAM_WORDS)
             for stream_index in range(stream_count)
@@ -95,28 +95,28 @@ class PairWords:
     @property
     def source_state(self) -> SideState:
         """How far the source is with its end. Only the source sets it."""
-        return SideState(self._source_end[0])
+        return SideState(self._source_word[0])
 
     @source_state.setter
-    def source_state(self, end: SideState) -> None:
-        self._source_end[0] = end
+    def source_state(self, state: SideState) -> None:
+        self._source_word[0] = state
 
     @property
     def sink_state(self) -> SideState:
         """How far the sink is with its end. Only the sink sets it."""
-        return SideState(self._sink_end[0])
+        return SideState(self._sink_word[0])
 
     @sink_state.setter
-    def sink_state(self, end: SideState) -> None:
-        self._sink_end[0] = end
+    def sink_state(self, state: SideState) -> None:
+        self._sink_word[0] = state
 
 
 class StreamWords:
     """The words of one stream.
 
     Attributes:
-        flags: a word per chunk of the ring. The source's GPU stores :func:`flag_of` behind the last
-            byte of the chunk.
+        flags: a word per chunk of the ring. The source's GPU stores :func:`make_flag` behind the
+            last byte of the chunk.
         flags_address: address of the first flag in this process.
     """
 
@@ -145,9 +145,9 @@ class StreamWords:
     def find_target(self, number: int) -> ChunkTarget | None:
         """Return the target that a chunk has been put into; None: it is not announced yet."""
         flag = self.flags[number % RING_WORDS]
-        if flag == flag_of(number, ChunkTarget.PLACE):
+        if flag == make_flag(number, ChunkTarget.PLACE):
             return ChunkTarget.PLACE
-        return ChunkTarget.SLOT if flag == flag_of(number, ChunkTarget.SLOT) else None
+        return ChunkTarget.SLOT if flag == make_flag(number, ChunkTarget.SLOT) else None
 
     def note_done(self, number: int, sink_ns: int) -> None:
         """Tell the source that a chunk is in its place, ``sink_ns`` after its flag was seen."""
@@ -179,5 +179,5 @@ class StreamWords:
 
     def sink_ns(self, number: int) -> int:
         """Return how long the sink took for one of the newest chunks that are in place."""
-        nanoseconds: int = self._sink_ns[number % RING_WORDS]
-        return nanoseconds
+        duration_ns: int = self._sink_ns[number % RING_WORDS]
+        return duration_ns

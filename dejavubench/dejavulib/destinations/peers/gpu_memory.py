@@ -26,7 +26,7 @@ class SharedTensor(NamedTuple):
     offset: int
 
 
-def export(tensors: Iterable[torch.Tensor]) -> list[SharedTensor]:
+def export_tensors(tensors: Iterable[torch.Tensor]) -> list[SharedTensor]:
     """Share tensors with other processes of this host. They stay allocated until unmapped there.
 
     Raises:
@@ -40,25 +40,25 @@ def export(tensors: Iterable[torch.Tensor]) -> list[SharedTensor]:
     shared = []
     for tensor in tensors:
         address = tensor.data_ptr()
-        base = base_of(address, segments)
-        if base not in handles:
-            handles[base] = runtime.ipcGetMemHandle(base)
+        allocation = find_allocation(address, segments)
+        if allocation not in handles:
+            handles[allocation] = runtime.ipcGetMemHandle(allocation)
         nbytes = tensor.numel() * tensor.element_size()
-        shared.append(SharedTensor(address, nbytes, handles[base], address - base))
+        shared.append(SharedTensor(address, nbytes, handles[allocation], address - allocation))
     return shared
 
 
-def base_of(address: int, segments: Sequence[Any]) -> int:
+def find_allocation(address: int, segments: Sequence[Any]) -> int:
     """Return the address of the allocation that an address lies in."""
     for segment in segments:
-        base = int(segment["address"])
-        if base <= address < base + segment["total_size"]:
+        allocation = int(segment["address"])
+        if allocation <= address < allocation + segment["total_size"]:
             if segment.get("is_expandable"):
                 raise PeerMemoryError(
                     "torch's expandable segments cannot be shared with another process. Take "
                     "expandable_segments:True out of PYTORCH_CUDA_ALLOC_CONF"
                 )
-            return base
+            return allocation
     raise PeerMemoryError(
         f"torch's allocator {torch.cuda.get_allocator_backend()} has no segment at {address:#x}: "
         "only memory of its native allocator can be shared. Unset PYTORCH_CUDA_ALLOC_CONF"
@@ -69,7 +69,7 @@ class MappedTensors:
     """Tensors of another process, mapped into this one for one of its devices.
 
     Args:
-        shared: from :func:`export` of the other process.
+        shared: from :func:`export_tensors` of the other process.
 
     Attributes:
         addresses: maps the address of each tensor in its own process to the one in this process.
@@ -105,12 +105,12 @@ class MappedTensors:
                 runtime.ipcCloseMemHandle(base)
 
 
-def peer_access_refusal(device: int, bus_id: str) -> str | None:
+def find_peer_access_problem(device: int, bus_id: str) -> str | None:
     """Return why a device of this process cannot write to a GPU's memory, or None.
 
     Args:
         device: number of the device.
-        bus_id: PCI bus id of the GPU, from :func:`bus_id_of` in any process of this host.
+        bus_id: PCI bus id of the GPU, from :func:`read_bus_id` in any process of this host.
     """
     from cupy.cuda import runtime
 
@@ -118,15 +118,15 @@ def peer_access_refusal(device: int, bus_id: str) -> str | None:
         other_device = runtime.deviceGetByPCIBusId(bus_id)
     except runtime.CUDARuntimeError:
         return (
-            f"GPU {bus_id} is not visible to the process of GPU {bus_id_of(device)}. Take it into "
-            "CUDA_VISIBLE_DEVICES"
+            f"GPU {bus_id} is not visible to the process of GPU {read_bus_id(device)}. "
+            "Take it into CUDA_VISIBLE_DEVICES"
         )
     if other_device == device or runtime.deviceCanAccessPeer(device, other_device):
         return None
-    return f"GPU {bus_id_of(device)} cannot access the memory of GPU {bus_id} (no peer access)"
+    return f"GPU {read_bus_id(device)} cannot access the memory of GPU {bus_id} (no peer access)"
 
 
-def bus_id_of(device: int) -> str:
+def read_bus_id(device: int) -> str:
     """Return the PCI bus id of a device of this process."""
     from cupy.cuda import runtime
 

@@ -19,7 +19,7 @@ class GrantedChunk:
             after which the chunk is in place. None: the chunk's extents go straight to their place.
 
     Attributes:
-        received: when the flag was seen; 0 until then.
+        received_ns: when the flag was seen; 0 until then.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class GrantedChunk:
         check_alive: Callable[[], None],
         scatter: Callable[[], torch.cuda.Event | None] | None = None,
     ) -> None:
-        self.received = 0
+        self.received_ns = 0
         self._words = words
         self._number = number
         self._check_alive = check_alive
@@ -38,12 +38,12 @@ class GrantedChunk:
 
     def poll(self) -> bool:
         """Return whether the chunk is in its place."""
-        if not self.received:
+        if not self.received_ns:
             target = self._words.find_target(self._number)
             if target is None:
                 self._check_alive()
                 return False
-            self.received = chunk_times.now()
+            self.received_ns = chunk_times.now()
             if target is ChunkTarget.SLOT:
                 assert self._scatter is not None, "a chunk of single extents has no slot"
                 self._scattered = self._scatter()
@@ -51,4 +51,4 @@ class GrantedChunk:
 
     def acknowledge(self) -> None:
         """Tell the source that the chunk is in its place."""
-        self._words.note_done(self._number, chunk_times.now() - self.received)
+        self._words.note_done(self._number, chunk_times.now() - self.received_ns)

@@ -19,7 +19,7 @@ from ...schedule import StreamSchedule
 from ...waiting import DeadlineError, wait_asleep
 from ..base import Stream, StreamingError
 from .chunk_words import PairWords, SideState, StreamWords
-from .gpu_memory import MappedTensors, SharedTensor, export
+from .gpu_memory import MappedTensors, SharedTensor, export_tensors
 from .shared_words import PeerMemoryError, SharedWords, WordsOffer, has_ended
 
 CONNECT_S = 60.0
@@ -39,16 +39,16 @@ class Peer:
 
     Args:
         pid: its process.
-        find_end: returns how far it is with its end.
+        find_end_state: returns how far it is with its end.
 
     Attributes:
         rank: its rank.
     """
 
-    def __init__(self, rank: int, pid: int, find_end: Callable[[], SideState]) -> None:
+    def __init__(self, rank: int, pid: int, find_end_state: Callable[[], SideState]) -> None:
         self.rank = rank
         self._pid = pid
-        self._find_end = find_end
+        self._find_end_state = find_end_state
         self._next_check_s = 0.0
 
     def check_alive(self, must_be_open: bool = False) -> None:
@@ -64,28 +64,28 @@ class Peer:
         if now_s < self._next_check_s:  # reading /proc takes 20 µs
             return
         self._next_check_s = now_s + CHECK_INTERVAL_S
-        end = self._find_end()
-        if end is SideState.ABORTED:
+        end_state = self._find_end_state()
+        if end_state is SideState.ABORTED:
             raise StreamingError(f"rank {self.rank} has given up streaming to or from this rank")
-        if must_be_open and end is not SideState.OPEN:
+        if must_be_open and end_state is not SideState.OPEN:
             raise StreamingError(f"rank {self.rank} has closed before the end of its stream")
         if has_ended(self._pid):
             time.sleep(WAIT_FOR_PEER_REPORT_S)
             raise StreamingError(f"the process of rank {self.rank} has ended within a stream")
 
-    def await_end(self, least_end: SideState, timeout: float = CONNECT_S) -> None:
-        """Wait until the other side is at least as far with its end as ``least_end``.
+    def await_state(self, least_state: SideState, timeout: float = CONNECT_S) -> None:
+        """Wait until the other side is at least as far with its end as ``least_state``.
 
         Raises:
             StreamingError: it has failed, or is not that far within ``timeout`` seconds.
         """
 
-        def has_reached_end() -> bool:
+        def has_reached_state() -> bool:
             self.check_alive()
-            return self._find_end() >= least_end
+            return self._find_end_state() >= least_state
 
         try:
-            wait_asleep(has_reached_end, f"the end of rank {self.rank}", timeout)
+            wait_asleep(has_reached_state, f"the end of rank {self.rank}", timeout)
         except DeadlineError as error:
             raise StreamingError(f"unmapping memory: {error}") from None
 
@@ -117,7 +117,7 @@ class StreamAtSink:
 
     def has_chunks_of(self, schedule: StreamSchedule) -> bool:
         """Return whether a source's schedule cuts the stream into the same chunks."""
-        return _common_sizes(schedule) == _common_sizes(self.schedule)
+        return _list_common_sizes(schedule) == _list_common_sizes(self.schedule)
 
     def place_of(self, region: Region, schedule: StreamSchedule) -> Region:
         """Return the place in the sink's cache of a part of a source's stream."""
@@ -134,7 +134,7 @@ class StreamAtSink:
         )
 
 
-def _common_sizes(schedule: StreamSchedule) -> tuple[int, ...]:
+def _list_common_sizes(schedule: StreamSchedule) -> tuple[int, ...]:
     """Return the sizes that two schedules of the same chunks have in common."""
     region = schedule.region
     return (
@@ -228,7 +228,7 @@ def release_sinks(sinks: Sequence[MappedSink]) -> None:
     for sink in sinks:
         sink.words.source_state = SideState.DONE
     for sink in sinks:
-        sink.peer.await_end(SideState.DONE)
+        sink.peer.await_state(SideState.DONE)
         sink.unmap()
         sink.words.source_state = SideState.UNMAPPED
 
@@ -265,7 +265,7 @@ def offer_memory(
         StreamingError: a source cannot map the memory, or did not connect.
     """
     try:
-        tensors = export(memory)
+        tensors = export_tensors(memory)
     except PeerMemoryError as error:
         _send(comm, dict.fromkeys(sources, str(error)), _OFFER)  # else they would wait for it
         raise
@@ -285,7 +285,7 @@ def offer_memory(
     _send(comm, offers, _OFFER)
     pids = {source: _receive_pid(comm, source) for source in sources}
     return {
-        source: _pair(
+        source: _pair_source(
             source,
             pids[source],
             PairWords(shared[source], len(streams_of_source)),
@@ -295,9 +295,11 @@ def offer_memory(
     }
 
 
-def _pair(source: int, pid: int, words: PairWords, stream_ids: Iterable[int]) -> PairedSource:
-    by_id = dict(zip(stream_ids, words.streams, strict=True))
-    return PairedSource(Peer(source, pid, lambda: words.source_state), words, by_id)
+def _pair_source(
+    source: int, pid: int, words: PairWords, stream_ids: Iterable[int]
+) -> PairedSource:
+    words_by_id = dict(zip(stream_ids, words.streams, strict=True))
+    return PairedSource(Peer(source, pid, lambda: words.source_state), words, words_by_id)
 
 
 def release_sources(sources: Sequence[PairedSource]) -> None:
@@ -309,7 +311,7 @@ def release_sources(sources: Sequence[PairedSource]) -> None:
     for source in sources:
         source.words.sink_state = SideState.DONE
     for source in sources:
-        source.peer.await_end(SideState.UNMAPPED)
+        source.peer.await_state(SideState.UNMAPPED)
         source.words.shared.close()
 
 

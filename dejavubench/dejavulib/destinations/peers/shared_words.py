@@ -48,7 +48,7 @@ class SharedWords:
     """
 
     def __init__(self, file_descriptor: int, word_count: int) -> None:
-        self.nbytes = _page_nbytes(word_count)
+        self.nbytes = _count_page_nbytes(word_count)
         self._file_descriptor = file_descriptor
         memory = mmap.mmap(file_descriptor, self.nbytes)
         all_words = np.frombuffer(memory, np.int64)
@@ -61,7 +61,7 @@ class SharedWords:
         """Make at least ``word_count`` words, all 0."""
         # A file without a name: no other program finds it, and it ends with its processes.
         file_descriptor = os.memfd_create("dejavulib-words")
-        os.ftruncate(file_descriptor, _page_nbytes(word_count))
+        os.ftruncate(file_descriptor, _count_page_nbytes(word_count))
         shared = cls(file_descriptor, word_count)
         shared._token[0] = secrets.randbits(62)
         return shared
@@ -97,7 +97,7 @@ class SharedWords:
         os.close(self._file_descriptor)
 
 
-def _page_nbytes(word_count: int) -> int:
+def _count_page_nbytes(word_count: int) -> int:
     """Return the bytes of the pages that hold ``word_count`` words and the token."""
     return -(-(word_count + 1) * WORD_NBYTES // mmap.PAGESIZE) * mmap.PAGESIZE
 

@@ -11,7 +11,7 @@ from ... import chunk_times
 from ...packing import aligned_buffer, scatter
 from ...regions import Region, Span
 from ...schedule import Chunk
-from .offer import TCPOffer, schedules
+from .offer import TCPOffer, make_schedules
 from .sink_stream import RefusalError, SinkStream
 from .wire import DURATION_NBYTES, REGION, Frame, FrameKind, Wire
 
@@ -42,7 +42,7 @@ class Connection:
         self.wire = wire
         self._services = services
         try:
-            by_stream = schedules(offer)
+            by_stream = make_schedules(offer)
             dtype = offer.torch_dtype()
         except ValueError as error:
             raise RefusalError(f"offer: {error}") from None

@@ -34,11 +34,11 @@ def walk_extents(
             rows = cache.geometry.rows(kv, atom)
             tensor_bytes = memory[kv]
             nbytes = rows.nbytes
-            for start in _offsets(rows, at_once):
+            for start in _list_row_offsets(rows, at_once):
                 yield tensor_bytes[start : start + nbytes]
 
 
-def _offsets(rows: Rows, at_once: int) -> Iterator[int]:
+def _list_row_offsets(rows: Rows, at_once: int) -> Iterator[int]:
     """Yield the offset of each row: its number written in the mixed radix of the axes' counts."""
     counts = [count for count, _ in rows.axes]
     strides = [stride for _, stride in rows.axes]

@@ -40,7 +40,7 @@ from .wire import (
     TokenError,
     Wire,
     WireError,
-    set_buffers,
+    set_socket_buffers,
 )
 
 VERSION = 4
@@ -74,7 +74,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         connected_socket = socket.create_connection(address, timeout)
     except OSError as error:
         raise WireError(f"{sink_text} cannot be reached: {error.strerror or error}") from None
-    set_buffers(connected_socket)
+    set_socket_buffers(connected_socket)
     wire = Wire(connected_socket, sink_text, timeout)
     try:
         nonce = secrets.token_bytes(32)
@@ -94,8 +94,8 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
             raise TokenError(f"{sink_text} does not know this token")
         # A connection from an address to itself never leaves the machine, whatever /proc says.
         is_own_address = connected_socket.getsockname()[0] == connected_socket.getpeername()[0]
-        wire.same_machine = machine == machine_digest() or is_own_address
-        wire.same_host = network == _network_digest() or is_own_address
+        wire.same_machine = machine == hash_machine() or is_own_address
+        wire.same_host = network == _hash_network() or is_own_address
         wire.end_handshake(timeout)
         return wire
     except WireError:
@@ -103,7 +103,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         raise
 
 
-def welcome(wire: Wire, token: bytes) -> None:
+def welcome_source(wire: Wire, token: bytes) -> None:
     """Do the sink's side of :func:`connect`.
 
     Raises:
@@ -118,7 +118,7 @@ def welcome(wire: Wire, token: bytes) -> None:
     if not hmac.compare_digest(proof, _make_proof(token, b"source", source_nonce, sink_nonce)):
         raise WireError(f"{wire.peer} does not know the token")
     wire.send(
-        _make_proof(token, b"sink", source_nonce, sink_nonce), machine_digest(), _network_digest()
+        _make_proof(token, b"sink", source_nonce, sink_nonce), hash_machine(), _hash_network()
     )
 
 
@@ -142,7 +142,7 @@ def _make_proof(
     return hmac.digest(token, side + source_nonce + sink_nonce, hashlib.sha256)
 
 
-def machine_digest() -> bytes:
+def hash_machine() -> bytes:
     """Return a digest that all processes under one kernel share, containers included.
 
     It is random if the kernel does not identify itself.
@@ -151,12 +151,12 @@ def machine_digest() -> bytes:
     return hashlib.sha256(file.read_bytes()).digest() if file.exists() else secrets.token_bytes(32)
 
 
-def _network_digest() -> bytes:
+def _hash_network() -> bytes:
     """Return a digest that all processes of one network namespace of one kernel share."""
     namespace = Path("/proc/self/ns/net")
     # A kernel without namespaces has one network.
     network_name = os.readlink(namespace).encode() if namespace.is_symlink() else b""
-    return hashlib.sha256(machine_digest() + network_name).digest()
+    return hashlib.sha256(hash_machine() + network_name).digest()
 
 
 def make_offer(wire: Wire, offer: TCPOffer) -> None:

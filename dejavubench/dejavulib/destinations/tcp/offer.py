@@ -158,7 +158,7 @@ def read_offer(text: str) -> TCPOffer:
         raise ValueError(f"offer: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
-def schedules(offer: TCPOffer) -> dict[int, StreamSchedule]:
+def make_schedules(offer: TCPOffer) -> dict[int, StreamSchedule]:
     """Return the streams' schedules by id, once the sink has agreed to :attr:`TCPOffer.nbytes`.
 
     Raises:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from .connection import Connection, Service
-from .handshake import Address, format_address, welcome
+from .handshake import Address, format_address, welcome_source
 from .offer import PARSING_NBYTES_PER_BYTE, TCPOffer, read_offer
 from .sink_stream import RefusalError
 from .unauthenticated_peers import MOST_UNAUTHENTICATED, PROVE_WITHIN_S, UnauthenticatedPeers
@@ -27,7 +27,7 @@ from .wire import (
     FrameKind,
     Wire,
     WireError,
-    set_buffers,
+    set_socket_buffers,
 )
 
 MOST_PEERS = 128
@@ -82,7 +82,7 @@ class TCPSinkServer:
         if any(kind < FIRST_SERVICE for kind in self._services):
             raise ValueError(f"kinds of frames below {FIRST_SERVICE} are the protocol's own")
         self._listening_socket = _listen(address)
-        set_buffers(self._listening_socket)  # accepted connections have them from the start
+        set_socket_buffers(self._listening_socket)  # accepted connections have them from the start
         self.address: Address = self._listening_socket.getsockname()[:2]
         self._token = token
         self._timeout = timeout
@@ -200,7 +200,7 @@ class TCPSinkServer:
             RefusalError: there is no place left.
         """
         try:
-            welcome(wire, self._token)
+            welcome_source(wire, self._token)
         finally:
             was_dropped = self._unauthenticated.leave(wire)
             if was_dropped:
@@ -275,13 +275,13 @@ def _send_refusal(wire: Wire, reason: str) -> None:
     connection, and the reason would be lost.
     """
     text = reason.encode()[:MOST_TEXT_NBYTES]
-    deadline = time.monotonic() + LAST_WORDS_S
+    deadline_s = time.monotonic() + LAST_WORDS_S
     try:
         wire.send_frame(Frame(FrameKind.REFUSED, nbytes=len(text)), text)
         wire.socket.shutdown(socket.SHUT_WR)
         wire.socket.settimeout(LAST_WORDS_S)
         ignored_bytes = bytearray(1 << 16)
-        while wire.socket.recv_into(ignored_bytes) and time.monotonic() < deadline:
+        while wire.socket.recv_into(ignored_bytes) and time.monotonic() < deadline_s:
             pass
     except (WireError, OSError):  # the peer does not listen any more
         return

@@ -152,7 +152,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
     # ---- services of the sink's owner ----
 
     def request(
-        self, stream: Stream, kind: int, number: int = 0, bare: Sequence[memoryview] = ()
+        self, stream: Stream, kind: int, number: int = 0, raw_buffers: Sequence[memoryview] = ()
     ) -> bytes:
         """Ask for a service that the sink's owner has added; return its answer.
 
@@ -160,7 +160,8 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             stream: the service's subject; it has begun.
             kind: kind of the service's frames, from ``FIRST_SERVICE`` on.
             number: 32 bits for the service.
-            bare: bytes behind the frame, without a head of their own, if the service takes any.
+            raw_buffers: bytes behind the frame, without a head of their own, if the service
+                takes any.
 
         Raises:
             RefusedError: the sink has no such service, or the service refuses.
@@ -168,7 +169,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         """
         with self._lock:
             self._ask(kind, stream, number)
-            for buffer in bare:
+            for buffer in raw_buffers:
                 self.wire.send(buffer)
             answer = self._await(kind, stream)
             if answer.nbytes > MOST_TEXT_NBYTES:

@@ -100,7 +100,7 @@ class Wire:
     Attributes:
         same_machine: both ends run under one kernel; known to the source after the handshake.
         same_host: both ends are in one network of that machine, so nothing between them leaves it.
-        handshake_deadline: ``time.monotonic`` by which the handshake must be over; None after it.
+        handshake_deadline_s: ``time.monotonic`` by which the handshake must be over; None after it.
     """
 
     def __init__(self, connected_socket: socket.socket, peer: str, timeout: float) -> None:
@@ -109,7 +109,7 @@ class Wire:
         self.timeout = timeout
         self.same_machine = False
         self.same_host = False
-        self.handshake_deadline: float | None = time.monotonic() + timeout
+        self.handshake_deadline_s: float | None = time.monotonic() + timeout
         self._head = memoryview(bytearray(_HEAD.size))
         self._readable_poll = select.poll()
         self._readable_poll.register(connected_socket, select.POLLIN)
@@ -136,31 +136,31 @@ class Wire:
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
         received_nbytes = 0
-        deadline = time.monotonic() + self.timeout + len(buffer) / LEAST_BYTES_PER_S
-        if self.handshake_deadline is not None:
-            deadline = min(deadline, self.handshake_deadline)
+        deadline_s = time.monotonic() + self.timeout + len(buffer) / LEAST_BYTES_PER_S
+        if self.handshake_deadline_s is not None:
+            deadline_s = min(deadline_s, self.handshake_deadline_s)
         while received_nbytes < len(buffer):
             # The handshake ends as a whole, however its bytes are spread.
-            if self.handshake_deadline is not None:
-                self.socket.settimeout(max(self.handshake_deadline - time.monotonic(), 1e-3))
+            if self.handshake_deadline_s is not None:
+                self.socket.settimeout(max(self.handshake_deadline_s - time.monotonic(), 1e-3))
             try:
-                count = self.socket.recv_into(
+                new_nbytes = self.socket.recv_into(
                     buffer[received_nbytes : received_nbytes + MOST_RECEIVED_NBYTES]
                 )
             except TimeoutError:
-                if received_nbytes and self.handshake_deadline is not None:
+                if received_nbytes and self.handshake_deadline_s is not None:
                     raise WireError(
                         _describe_slow_peer(self.peer, received_nbytes, len(buffer))
                     ) from None
                 raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
-            if not count:
+            if not new_nbytes:
                 raise ClosedError(f"{self.peer} has closed the connection")
             if hasher is not None:
-                hasher.update(buffer[received_nbytes : received_nbytes + count])
-            received_nbytes += count
-            if received_nbytes < len(buffer) and time.monotonic() > deadline:
+                hasher.update(buffer[received_nbytes : received_nbytes + new_nbytes])
+            received_nbytes += new_nbytes
+            if received_nbytes < len(buffer) and time.monotonic() > deadline_s:
                 raise WireError(_describe_slow_peer(self.peer, received_nbytes, len(buffer)))
 
     def send(self, *buffers: memoryview | bytes) -> None:
@@ -258,7 +258,7 @@ class Wire:
 
     def end_handshake(self, timeout: float) -> None:
         """End the handshake: from now on only silence within a frame is limited, to ``timeout``."""
-        self.handshake_deadline = None
+        self.handshake_deadline_s = None
         self.timeout = timeout
         self.socket.settimeout(timeout)
 
@@ -278,7 +278,7 @@ def _describe_slow_peer(peer: str, received_nbytes: int, expected_nbytes: int) -
     return f"{peer} is too slow: {received_nbytes} of {expected_nbytes} bytes came in time"
 
 
-def set_buffers(unconnected_socket: socket.socket) -> None:
+def set_socket_buffers(unconnected_socket: socket.socket) -> None:
     """Ask the kernel for buffers of :data:`SOCKET_BUFFER_NBYTES` bytes."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         unconnected_socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_NBYTES)
