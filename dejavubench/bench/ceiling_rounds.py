@@ -12,7 +12,7 @@ from dejavubench.bench.iteration import Iterations, pause_collector
 from dejavubench.bench.point.point_worker import PointWorker
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.probes.ceilings import Ceilings
-from dejavubench.bench.probes.choose import ceilings_of
+from dejavubench.bench.probes.choose import make_ceilings
 from dejavubench.bench.probes.probe_subjects import ProbedModel, ProbedRank
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios.registry import is_measured_without_compute
@@ -68,7 +68,7 @@ class CeilingRounds:
         """Make the probes, once the model has taken what memory it needs. Collective."""
         if all(arm.is_streaming for arm in self._arms):
             # No arm will show what the machine carries without streaming.
-            self._iterations.idle()
+            self._iterations.record_idle()
         if self._experiment.ceilings:
             self._ceilings = _make_ceilings(self._rank_at_point, self._progress_bar)
 
@@ -116,7 +116,7 @@ class CeilingRounds:
         return list({arm.opens: arm for arm in streaming}.values())
 
     def _arms_left(self) -> list[Arm]:
-        return self._iterations.failures.working_arms(self._arms)
+        return self._iterations.failures.list_working_arms(self._arms)
 
     def _measure_without_compute(self, arm: Arm) -> None:
         """Stream the arm's chunks at level 3 with no compute beside them."""
@@ -124,11 +124,11 @@ class CeilingRounds:
         if not has_ended:
             return
         # Sinks have no time of their own: a source's ends with the last acknowledgement.
-        times = sleeping_gather(self._world, together_ms)
-        if times is not None:
-            self._record_without_compute(arm, max(ms for ms in times if ms is not None))
-        sources = self._rank_at_point.view.topology.source_count
-        if arm.remote and 1 < sources <= MOST_ISOLATED_SOURCES:
+        times_ms = sleeping_gather(self._world, together_ms)
+        if times_ms is not None:
+            self._record_without_compute(arm, max(ms for ms in times_ms if ms is not None))
+        source_count = self._rank_at_point.view.topology.source_count
+        if arm.remote and 1 < source_count <= MOST_ISOLATED_SOURCES:
             self._measure_isolated_sources(arm, together_ms)
 
     def _measure_isolated_sources(self, arm: Arm, together_ms: float | None) -> None:
@@ -228,12 +228,16 @@ def _make_ceilings(rank_at_point: RankAtPoint, progress_bar: ProgressBar) -> Cei
         slot_nbytes=view.slot_nbytes,
     )
     rank = ProbedRank(view.topology, rank_at_point.context.comms.verification, rank_at_point.device)
-    return ceilings_of(
-        rank, model, rank_at_point.context.connectors, _probe_files(rank_at_point), progress_bar.say
+    return make_ceilings(
+        rank,
+        model,
+        rank_at_point.context.connectors,
+        _list_probe_files(rank_at_point),
+        progress_bar.say,
     )
 
 
-def _probe_files(rank_at_point: RankAtPoint) -> dict[str, list[FileContext]]:
+def _list_probe_files(rank_at_point: RankAtPoint) -> dict[str, list[FileContext]]:
     """Return the files of each durability of the arms, by destination, in the arms' order."""
     files: dict[str, dict[str, FileContext]] = {}
     for arm in rank_at_point.context.arms:

@@ -24,7 +24,9 @@ def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> N
     if continued_run is None or point_id not in continued_run.tokens:
         return
     own_difference = (
-        first_changed_token(continued_run.tokens[point_id], tokens) if context.rank == 0 else None
+        describe_changed_token(continued_run.tokens[point_id], tokens)
+        if context.rank == 0
+        else None
     )
     # Rank 0 alone has written tokens, so it decides for all.
     difference = sleeping_bcast(context.world, own_difference)
@@ -32,7 +34,7 @@ def refuse_other_tokens(context: RunContext, point_id: str, tokens: Tensor) -> N
         raise VerificationError(f"{point_id}: {difference}")
 
 
-def first_changed_token(
+def describe_changed_token(
     earlier_tokens: Mapping[tuple[int, int], tuple[int, ...]], tokens: Tensor
 ) -> str | None:
     """Return where new tokens first differ from earlier ones, in words; None if nowhere."""

@@ -44,7 +44,7 @@ def sample_extents(
     """
     for arm in arms_left:
         if arm.level is not None and _moves_extents_singly(arm, arm.level):
-            _sample(sampling, iterations, arm, arm.level)
+            _sample_arm(sampling, iterations, arm, arm.level)
 
 
 def _moves_extents_singly(arm: Arm, name: str) -> bool:
@@ -55,7 +55,9 @@ def _moves_extents_singly(arm: Arm, name: str) -> bool:
     return not level.buffered and (level.each_complete or not entry.issues_groups)
 
 
-def _sample(sampling: ExtentSampling, iterations: Iterations, arm: Arm, level_name: str) -> None:
+def _sample_arm(
+    sampling: ExtentSampling, iterations: Iterations, arm: Arm, level_name: str
+) -> None:
     iterations.mark("sample extents", arm)
     if not iterations.try_prepare(arm, lambda pattern: sampling.prepare(arm, level_name, pattern)):
         return
@@ -127,7 +129,7 @@ class SourceSampling:
                 cache, streams_of_cache, LEVELS[level_name], streamer, timeout, sampler
             )
             # All samplers share the limit, so that the file does not grow with the microbatches.
-            sampler.begin(_extents_of(manager), MOST_SAMPLES // len(self._samplers))
+            sampler.begin(_count_extents(manager), MOST_SAMPLES // len(self._samplers))
             managers.append(manager)
         return managers
 
@@ -140,7 +142,7 @@ class SourceSampling:
             of=arm.name,
             ubatch=microbatch,
             total_ms=total_ms,
-            extents=_extents_of(self._managers[microbatch]),
+            extents=_count_extents(self._managers[microbatch]),
             every=sampler.interval,
             step=[sample.step for sample in sampler.samples],
             nbytes=[sample.nbytes for sample in sampler.samples],
@@ -148,10 +150,10 @@ class SourceSampling:
         )
 
 
-def sampling_of(worker: Source | Sink) -> ExtentSampling:
+def make_sampling(worker: Source | Sink) -> ExtentSampling:
     """Return the part that this side's worker takes in the diagnostic iterations."""
     return SourceSampling(worker) if isinstance(worker, Source) else SinkSampling(worker)
 
 
-def _extents_of(manager: CacheManager) -> int:
+def _count_extents(manager: CacheManager) -> int:
     return sum(planned_chunk.extent_count for planned_chunk in manager.chunks)

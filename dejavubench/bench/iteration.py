@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from dejavubench import records
 from dejavubench.bench.checks.cache_bits import VerificationError
-from dejavubench.bench.checks.tokens import first_wrong_token
+from dejavubench.bench.checks.tokens import describe_wrong_token
 from dejavubench.bench.failures.arm_failures import ArmFailures, Attempt
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.recording.progress_bar import ProgressBar
@@ -74,7 +74,7 @@ class Iterations:
         if not self.try_prepare(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
         # Counters are read ahead of the barrier, so that no rank reads them within the iteration.
-        self._sampler.before()
+        self._sampler.begin_window()
         with pause_collector():
             sleeping_barrier(self._world, "start")
             scenario.run(arm, lambda phase: self.mark(phase, arm))
@@ -87,7 +87,7 @@ class Iterations:
         )
         recorded_iteration = scenario.record(arm, iteration_id)
         self._record_total(recorded_iteration.total_ms, iteration_id, place_in_round)
-        self._sampler.after(iteration_id)  # all ranks have come to the end of the iteration
+        self._sampler.end_window(iteration_id)  # all ranks have come to the end of the iteration
         # After the window is written, since comparing moves bytes, too.
         to_verify = self._context.experiment.verify and arm.has_cache_to_verify
         if to_verify and not self._verify(arm, scenario):
@@ -95,7 +95,9 @@ class Iterations:
         if recorded_iteration.microbatches and self._rank == 0:
             # Written only after verification: the times of wrong bytes are not reported.
             assert recorded_iteration.total_ms is not None
-            self._recorder.text(recorded_iteration.microbatches, recorded_iteration.total_ms)
+            self._recorder.write_text_lines(
+                recorded_iteration.microbatches, recorded_iteration.total_ms
+            )
         self._next_iterations[arm.name] += 1
         self._advance_progress_bar(arm, round_number, recorded_iteration.note)
 
@@ -104,15 +106,15 @@ class Iterations:
         details: dict[str, str | int] = {}
         if arm is not None:
             details = {"arm": arm.name, "iteration": self._next_iterations[arm.name]}
-        self._recorder.phase(phase, point=self._point.id, **details)
+        self._recorder.mark_phase(phase, point=self._point.id, **details)
 
     def wait_for_ranks(self, phase: str) -> None:
         """Wait, asleep, until all ranks are here."""
         sleeping_barrier(self._world, phase)
 
-    def idle(self) -> None:
+    def record_idle(self) -> None:
         """Record a window in which the job does nothing, as where every arm streams."""
-        self._sampler.idle(self._world, self._point.id, IDLE_S)
+        self._sampler.record_idle(self._world, self._point.id, IDLE_S)
 
     def try_prepare(self, arm: Arm, prepare: Callable[[int], None]) -> bool:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
@@ -159,21 +161,21 @@ class Iterations:
     def _advance_progress_bar(self, arm: Arm, round_number: int | None, note: str | None) -> None:
         """Count a measured iteration, and show what has just run."""
         if round_number is not None:
-            self._progress_bar.measured_so_far.count(arm.name)
+            self._progress_bar.measured_so_far.count_round(arm.name)
         round_text = "warm-up" if round_number is None else f"round {round_number + 1}"
         iteration_text = f"{arm.name} {note}" if note else f"{round_text} {arm.name}"
-        self._progress_bar.step(f"{self._point.id} {self._point.spec.name} {iteration_text}")
+        self._progress_bar.advance(f"{self._point.id} {self._point.spec.name} {iteration_text}")
 
     def _record_total(
         self, own_ms: float | None, iteration_id: IterationId, place_in_round: int
     ) -> None:
         """Record on rank 0 the slowest source's TOTAL, if the scenario has one."""
-        totals = sleeping_gather(self._world, own_ms)
+        totals_ms = sleeping_gather(self._world, own_ms)
         # Each source has a TOTAL of its own clock; the slowest one is what the requests waited for.
-        source_totals = [total for total in totals or [] if total is not None]
-        if source_totals:
+        source_totals_ms = [total_ms for total_ms in totals_ms or [] if total_ms is not None]
+        if source_totals_ms:
             iteration = records.Iteration(
-                **iteration_id, order=place_in_round, total_ms=max(source_totals)
+                **iteration_id, order=place_in_round, total_ms=max(source_totals_ms)
             )
             self.completed.append(iteration)
             self._recorder.write(iteration)
@@ -192,7 +194,7 @@ class Iterations:
         with Attempt(arm) as attempt:
             difference = scenario.verify(arm)
         if scenario.generated.numel() and scenario.expected.numel():
-            wrong_token = first_wrong_token(scenario.generated, scenario.expected_part())
+            wrong_token = describe_wrong_token(scenario.generated, scenario.expected_part())
             tokens_equal = wrong_token is None
             difference = difference or wrong_token
         sleeping_barrier(self._world, "verification")  # whoever compares may take long

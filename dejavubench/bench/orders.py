@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 
-def williams(arm_count: int) -> list[list[int]]:
+def make_williams_orders(arm_count: int) -> list[list[int]]:
     """Return orders of ``arm_count`` treatments, balanced for carry-over.
 
     There are ``arm_count`` of them, and twice as many if that number is odd. E. J. Williams,
@@ -24,7 +24,7 @@ def williams(arm_count: int) -> list[list[int]]:
     return rows + [order[::-1] for order in rows] if arm_count % 2 else rows
 
 
-def orders(arm_count: int, seed: int) -> Iterator[list[int]]:
+def shuffle_orders(arm_count: int, seed: int) -> Iterator[list[int]]:
     """Yield orders without end; every rank derives the same sequence from the seed.
 
     Each block is a Williams design with its treatments and rows shuffled. So any number of rounds
@@ -34,6 +34,6 @@ def orders(arm_count: int, seed: int) -> Iterator[list[int]]:
     while True:
         treatments = list(range(arm_count))
         shuffler.shuffle(treatments)
-        block = [[treatments[arm] for arm in order] for order in williams(arm_count)]
+        block = [[treatments[arm] for arm in order] for order in make_williams_orders(arm_count)]
         shuffler.shuffle(block)
         yield from block

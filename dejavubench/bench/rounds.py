@@ -9,9 +9,9 @@ import torch
 from dejavubench.bench.ceiling_rounds import CeilingRounds
 from dejavubench.bench.earlier_tokens import refuse_other_tokens
 from dejavubench.bench.engine.batch_maker import tokens_of
-from dejavubench.bench.extent_iteration import sampling_of
+from dejavubench.bench.extent_iteration import make_sampling
 from dejavubench.bench.iteration import Iterations
-from dejavubench.bench.orders import orders
+from dejavubench.bench.orders import shuffle_orders
 from dejavubench.bench.point.connect import connect_worker
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios import registry
@@ -28,7 +28,7 @@ class Rounds:
 
     Args:
         model: this worker's part of the model, loaded; None on a sink that only receives.
-        rounds_with_ceilings: number of rounds that are followed by ceilings and destinations
+        ceiling_round_count: number of rounds that are followed by ceilings and destinations
             without compute.
     """
 
@@ -38,7 +38,7 @@ class Rounds:
         point: Point,
         model: GPT | None,
         progress_bar: ProgressBar,
-        rounds_with_ceilings: int,
+        ceiling_round_count: int,
     ) -> None:
         self._context = context
         self._point_id = point.id
@@ -53,10 +53,10 @@ class Rounds:
         self._ceiling_rounds = CeilingRounds(
             worker.rank_at_point,
             worker,
-            sampling_of(worker),
+            make_sampling(worker),
             self._iterations,
             progress_bar,
-            rounds_with_ceilings,
+            ceiling_round_count,
         )
 
     @property
@@ -90,7 +90,7 @@ class Rounds:
 
     def _warm_up(self) -> None:
         experiment, arms = self._context.experiment, self._context.arms
-        arm_orders = orders(len(arms), self._seed)
+        arm_orders = shuffle_orders(len(arms), self._seed)
         for _ in range(experiment.warmup):
             for place_in_round, arm_index in enumerate(next(arm_orders)):
                 self._iterations.run(arms[arm_index], None, place_in_round)
@@ -101,7 +101,7 @@ class Rounds:
         arms = self._context.arms
         time_left = self._progress_bar.time_left
         # Another seed than the warm-up's, so that the first rounds do not repeat its orders.
-        arm_orders = orders(len(arms), self._seed + 1)
+        arm_orders = shuffle_orders(len(arms), self._seed + 1)
         began_s = time.monotonic()
         measured_round_count = 0
         time_left.begin_rounds()
@@ -120,7 +120,7 @@ class Rounds:
     ) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
-        if not self._iterations.failures.working_arms(arms):
+        if not self._iterations.failures.list_working_arms(arms):
             return True
         if half_width is None or experiment.precision is None:
             return measured_round_count >= self._start.rounds

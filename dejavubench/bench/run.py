@@ -14,8 +14,8 @@ from dejavubench.bench.failures.interrupt import Interruption
 from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.rounds import Rounds
-from dejavubench.bench.scenarios.registry import sinks_compute
-from dejavubench.bench.start_message import progress_bar_of, rounds_with_ceilings, say_start
+from dejavubench.bench.scenarios.registry import has_computing_sinks
+from dejavubench.bench.start_message import count_ceiling_rounds, make_progress_bar, say_start
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.hooks import HalfWidth, RunHooks
 from dejavubench.bench.startup.last_record import write_last_record
@@ -50,7 +50,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        context = start(plan, command, watchdog, sinks_compute(plan.running))
+        context = start(plan, command, watchdog, has_computing_sinks(plan.running))
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below
@@ -58,11 +58,11 @@ def run(
     # Looking through all imports before each iteration would take longer than a small model does.
     gc.freeze()
     workspace, ranks = context.workspace, context.ranks
-    progress_bar = progress_bar_of(context.runnable, ranks.rank == 0)
+    progress_bar = make_progress_bar(context.runnable, ranks.rank == 0)
     interruption = Interruption(
         ranks,
         workspace.recorder,
-        progress_bar.measured_so_far.text,
+        progress_bar.measured_so_far.describe,
         hooks.make_tables,
         continues=plan.restart_request is None,
     )
@@ -98,7 +98,7 @@ def _measure_all(
                 point,
                 model,
                 progress_bar,
-                rounds_with_ceilings=rounds_with_ceilings(point_index),
+                ceiling_round_count=count_ceiling_rounds(point_index),
             )
             try:
                 rounds.measure(half_width)
@@ -116,7 +116,7 @@ def _measure_all(
 def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
     """Load this worker's part of the model, if it has one, and wait for the others. Collective."""
     if context.computes:
-        context.workspace.recorder.phase("load", point=point.id)
+        context.workspace.recorder.mark_phase("load", point=point.id)
     else:  # a sink without a model records nothing of loading; it waits for the others
         liveness.begin_phase(f"load, point {point.id}")
     with liveness.show_state(liveness.PATIENT):  # however long it takes, here or on another host

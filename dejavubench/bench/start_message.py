@@ -23,30 +23,32 @@ GPU_RATES = Rates(matmul=2e14, read=3e12)
 """Rough rates of one GPU, for the same use."""
 
 
-def rounds_with_ceilings(point_index: int) -> int:
+def count_ceiling_rounds(point_index: int) -> int:
     """Return how many rounds of the run's n-th point, from 0, are followed by ceilings."""
     return LATER_ROUNDS_WITH_CEILINGS if point_index else ROUNDS_WITH_CEILINGS
 
 
-def progress_bar_of(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
+def make_progress_bar(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
     """Return the bar over all points and arms, with its estimate of the time left.
 
     Args:
         is_shown: draw the bar; else it only keeps count.
     """
     experiment, points = runnable.experiment, runnable.points
-    rounds = [runnable.plan.starts[point.id].rounds for point in points]
+    rounds_of_points = [runnable.plan.starts[point.id].rounds for point in points]
     precision = experiment.precision
-    works = [
+    works_of_points = [
         PointWork(
             size=_estimate_seconds(point, experiment.device),
             round_count=point_rounds,
-            ceiling_count=rounds_with_ceilings(point_index),
+            ceiling_count=count_ceiling_rounds(point_index),
         )
-        for point_index, (point, point_rounds) in enumerate(zip(points, rounds, strict=True))
+        for point_index, (point, point_rounds) in enumerate(
+            zip(points, rounds_of_points, strict=True)
+        )
     ]
     time_left = TimeLeft(
-        works,
+        works_of_points,
         warmup=experiment.warmup,
         ceilings_s=CEILINGS_S,
         precision=precision,
@@ -54,20 +56,24 @@ def progress_bar_of(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
     )
     arms = [arm.name for arm in runnable.arms]
     # With a precision nobody knows how many rounds there will be, so the bar has no end.
-    passes_over_arms = experiment.warmup * len(points) + sum(rounds)
-    total = None if precision is not None else len(arms) * passes_over_arms
+    pass_count = experiment.warmup * len(points) + sum(rounds_of_points)
+    iteration_count = None if precision is not None else len(arms) * pass_count
     measured_so_far = MeasuredSoFar(
-        {point.id: point_rounds for point, point_rounds in zip(points, rounds, strict=True)}, arms
+        {
+            point.id: point_rounds
+            for point, point_rounds in zip(points, rounds_of_points, strict=True)
+        },
+        arms,
     )
-    return ProgressBar(total, time_left, measured_so_far, is_shown)
+    return ProgressBar(iteration_count, time_left, measured_so_far, is_shown)
 
 
 def _estimate_seconds(point: Point, device: str) -> float:
     """Return roughly the time of one request at a point, to compare points with."""
     on_cuda = device == "cuda"
-    cores = 1 if on_cuda else point.settings.busy_cores
-    prompt, token = compute_seconds(point, GPU_RATES if on_cuda else CPU_RATES, cores)
-    return prompt + (point.output_len - 1) * token
+    core_count = 1 if on_cuda else point.settings.busy_cores
+    prompt_s, token_s = compute_seconds(point, GPU_RATES if on_cuda else CPU_RATES, core_count)
+    return prompt_s + (point.output_len - 1) * token_s
 
 
 def say_start(context: RunContext, progress_bar: ProgressBar) -> None:

@@ -22,9 +22,9 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
     if plan.experiment.precision is None:
         return None
     from dejavubench.analysis.numbers.stats import half_width_of, totals_by_arm
-    from dejavubench.bench.recording.infos import arm_info
+    from dejavubench.bench.recording.infos import describe_arm
 
-    arms = [arm_info(arm) for arm in plan.running]
+    arms = [describe_arm(arm) for arm in plan.running]
 
     def half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
         remaining_arms = [arm for arm in arms if arm.name not in failed_arms]

@@ -13,7 +13,7 @@ from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.formats import as_markdown
 from dejavubench.analysis.reports.report import report
-from dejavubench.bench.recording.infos import point_info
+from dejavubench.bench.recording.infos import describe_point
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.records import (
@@ -73,7 +73,7 @@ def info_of(model: str, **changes: Any) -> PointInfo:
         "tensor_para_size": 1,
         "pipeline_para_size": 1,
     }
-    return point_info(Point(id="p000", spec=SPECS[model], **(environment | sizes)))
+    return describe_point(Point(id="p000", spec=SPECS[model], **(environment | sizes)))
 
 
 @pytest.mark.parametrize("model", SPECS)

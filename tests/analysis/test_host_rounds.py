@@ -27,7 +27,7 @@ from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.report_part import NoteLine
-from dejavubench.bench.environment.sampler import Member, sampler_of
+from dejavubench.bench.environment.sampler import Member, make_sampler
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.machine.readings.processes import read_pid_namespace
 from dejavubench.records import ArmInfo, RecordError, read_run
@@ -475,10 +475,10 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
 ) -> None:
     members = [make_member("b"), make_member("a"), make_member("a"), make_member("c", "other")]
     for rank in range(3):
-        sampler = sampler_of(tmp_path, RUN_ID, rank, members)
-        sampler.before()
-        sampler.after(IterationId(point="p000", arm="none", iteration=0, round=None))
-        sampler.idle(cast(Any, FakeCommunicator()), "p000", 0.0)
+        sampler = make_sampler(tmp_path, RUN_ID, rank, members)
+        sampler.begin_window()
+        sampler.end_window(IterationId(point="p000", arm="none", iteration=0, round=None))
+        sampler.record_idle(cast(Any, FakeCommunicator()), "p000", 0.0)
         sampler.close()
     log_of_b, log_of_a = read_conditions(tmp_path)
     assert [log.host.ranks for log in (log_of_b, log_of_a)] == [[0], [1, 2]]
@@ -509,16 +509,16 @@ def test_gpus_without_their_library_are_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    sampler_of(tmp_path, RUN_ID, 0, [make_member("a", gpu="aaaa")]).close()
+    make_sampler(tmp_path, RUN_ID, 0, [make_member("a", gpu="aaaa")]).close()
     (log,) = read_conditions(tmp_path)
     assert "nvidia-ml-py is not installed" in log.host.unreadable["GPU"]
 
 
 def test_process_numbers_of_another_namespace_are_not_looked_up(tmp_path: Path) -> None:
     members = [make_member("a"), make_member("b", namespace="pid:[1]")]
-    sampler = sampler_of(tmp_path, RUN_ID, 0, members)
-    sampler.before()
-    sampler.after(IterationId(point="p000", arm="none", iteration=0, round=0))
+    sampler = make_sampler(tmp_path, RUN_ID, 0, members)
+    sampler.begin_window()
+    sampler.end_window(IterationId(point="p000", arm="none", iteration=0, round=0))
     sampler.close()
     (log,) = read_conditions(tmp_path)
     assert log.windows[0].other_cpu_s is None

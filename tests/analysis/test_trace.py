@@ -23,7 +23,7 @@ from dejavubench.analysis.trace.document import events_of
 from dejavubench.analysis.trace.events import MOST_LANES, Event, Passage, Process, lay_out_lanes
 from dejavubench.analysis.trace.sink_lanes import add_arrivals
 from dejavubench.bench.environment import clock_offset
-from dejavubench.bench.environment.clock_offset import RoundTrip, offset_of
+from dejavubench.bench.environment.clock_offset import RoundTrip, estimate_offset
 from dejavubench.records import (
     HostClock,
     Microbatch,
@@ -411,7 +411,7 @@ def test_the_true_offset_is_within_the_error_however_unequal_the_ways(
         RoundTrip(began, began + true_offset + out_ns, began + out_ns + back_ns)
         for out_ns, back_ns in ways
     ]
-    offset = offset_of("a", trips)
+    offset = estimate_offset("a", trips)
     assert abs(offset.offset_ns - true_offset) <= offset.error_ns
     assert offset.error_ns <= min(out_ns + back_ns for out_ns, back_ns in ways) / 2 + 1.5
 

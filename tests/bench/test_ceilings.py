@@ -18,8 +18,8 @@ from dejavubench.bench.probes.gpu_probes import (
     FREE_MEMORY_PARTS,
     LEAST_BUFFER_NBYTES,
     DeviceProbes,
-    buffer_nbytes,
-    gather_layers,
+    choose_buffer_nbytes,
+    count_gathered_layers,
 )
 from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.destinations.base import StorageError
@@ -83,12 +83,12 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     [(60 << 20, 100 * GB), (60 << 20, 4 * GB), (60 << 20, 10**7), (1 << 30, 200 * GB)],
 )
 def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) -> None:
-    nbytes = buffer_nbytes(l2, free)
+    nbytes = choose_buffer_nbytes(l2, free)
     assert nbytes % 16 == 0
     assert nbytes <= free // FREE_MEMORY_PARTS
     if free > FREE_MEMORY_PARTS * 4 * LEAST_BUFFER_NBYTES:
         assert nbytes >= max(LEAST_BUFFER_NBYTES, 4 * l2)
-    layers = gather_layers(PROMPT, 500, l2, free, nbytes)
+    layers = count_gathered_layers(PROMPT, 500, l2, free, nbytes)
     layer = PROMPT.nbytes // PROMPT.layers
     assert 2 * nbytes + layers * layer <= free * 3 // FREE_MEMORY_PARTS
 
@@ -96,12 +96,14 @@ def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) ->
 def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
     l2 = 60 << 20
     message_nbytes = PROMPT.nbytes // 40 * 500 // 640
-    layers = gather_layers(PROMPT, 500, l2, 100 * GB, LEAST_BUFFER_NBYTES)
+    layers = count_gathered_layers(PROMPT, 500, l2, 100 * GB, LEAST_BUFFER_NBYTES)
     assert 4 * l2 <= layers * message_nbytes < 4 * l2 + message_nbytes
-    assert gather_layers(PROMPT, 500, l2, GB, buffer_nbytes(l2, GB)) == 0  # no layer has room
+    assert (
+        count_gathered_layers(PROMPT, 500, l2, GB, choose_buffer_nbytes(l2, GB)) == 0
+    )  # no layer has room
     # The device has room for more layers than the model has.
     assert (
-        gather_layers(
+        count_gathered_layers(
             KVGeometry(layers=2, requests=1, heads=4, positions=8, head_size=64, itemsize=2),
             4,
             l2,
@@ -114,10 +116,10 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:
     assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(
-        environment.of_run(["node-a"], thread_count=1, core_count=2)
+        environment.describe_run(["node-a"], thread_count=1, core_count=2)
     )
-    assert environment.cuda_aware_mpi() in (True, False)
-    assert environment.driver_facts("no such device") == {}
+    assert environment.is_mpi_cuda_aware() in (True, False)
+    assert environment.query_driver("no such device") == {}
 
 
 # ---- on a device ----
@@ -179,12 +181,12 @@ def test_the_read_kernel_reads_all() -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_the_environment_of_a_rank_names_its_device_and_versions() -> None:
-    device_facts = environment.of_rank(torch.cuda.current_device())
+    device_facts = environment.describe_rank(torch.cuda.current_device())
     print(device_facts["gpu"], device_facts["cuda_aware_mpi"])
     assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()
     assert device_facts["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(device_facts["gpu"])
-    assert environment.of_run(
+    assert environment.describe_run(
         ["a"], thread_count=1, core_count=2, device=torch.cuda.current_device()
     )["gpus"] == [device_facts["gpu"]["name"]]
 

@@ -17,7 +17,7 @@ from dejavubench.bench.engine.clock import (
     LaterStage,
     MicrobatchClock,
     WaitingStage,
-    stage_of,
+    make_stage,
 )
 from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.models.gpt import GPT
@@ -172,7 +172,7 @@ def test_the_place_in_the_pipeline_chooses_the_case(
 ) -> None:
     time = Time()
     messages = cast(Collectives, Messages(time))
-    stage = stage_of(make_model(first, last), Steps(time, on_device), messages, [])
+    stage = make_stage(make_model(first, last), Steps(time, on_device), messages, [])
     assert type(stage) is kind
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dejavubench.bench.startup import skips
-from dejavubench.bench.startup.connectors import refused_points
+from dejavubench.bench.startup.connectors import find_refused_points
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.destinations.disk import DiskDestination
 from dejavubench.dejavulib.destinations.host import HostDestination
@@ -182,9 +182,9 @@ def test_nobody_waits_at_a_point_that_no_destination_can_refuse() -> None:
         name: find_transport(name).connector(rank_of()) for name in ("host", "disk", "mpi")
     }
     no_ranks: Any = SimpleNamespace()  # to ask them for anything would fail
-    assert refused_points(schedule, no_ranks, connectors) == {}
+    assert find_refused_points(schedule, no_ranks, connectors) == {}
     with pytest.raises(AttributeError):
-        refused_points(schedule, no_ranks, {"tcp": find_transport("tcp").connector(rank_of())})
+        find_refused_points(schedule, no_ranks, {"tcp": find_transport("tcp").connector(rank_of())})
 
 
 def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
@@ -208,5 +208,5 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
     monkeypatch.setattr(skips, "view_of", lambda *_: two_microbatches)
     ranks: Any = SimpleNamespace(topology=None)
     point: Any = SimpleNamespace()
-    assert skips.stored_nbytes(schedule, point, ranks, connectors) == 2 * (10 + 10 + 1)
-    assert skips.probe_nbytes(schedule) == 1000 + 1000 + 100
+    assert skips.count_stored_nbytes(schedule, point, ranks, connectors) == 2 * (10 + 10 + 1)
+    assert skips.count_probe_nbytes(schedule) == 1000 + 1000 + 100

@@ -22,8 +22,8 @@ from click.testing import Result
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.tables.run_rows import run_rows
-from dejavubench.bench.earlier_tokens import first_changed_token
-from dejavubench.bench.startup.continue_checks import differences, lock, lock_continued_run
+from dejavubench.bench.earlier_tokens import describe_changed_token
+from dejavubench.bench.startup.continue_checks import find_differences, lock, lock_continued_run
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
@@ -374,12 +374,12 @@ def test_another_machine_or_program_is_described_by_its_differences() -> None:
         "date": "2026-01-02",
         "kernel": "new key",
     }
-    assert list(differences(recorded, present)) == [
+    assert list(find_differences(recorded, present)) == [
         "cpu_model was A, now B",
         "variables UCX_TLS was tcp, now ib",
         "versions torch was 2.13, now 2.14",
     ]
-    assert list(differences(recorded, recorded)) == []
+    assert list(find_differences(recorded, recorded)) == []
 
 
 def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
@@ -398,7 +398,7 @@ def test_two_processes_cannot_go_on_with_one_run(cut: Path) -> None:
 
 def test_other_reference_tokens_are_located() -> None:
     tokens = torch.tensor([[[1, 2, 3], [4, 5, 6]]])
-    assert first_changed_token({(0, 0): (1, 2, 3), (0, 1): (4, 5, 6)}, tokens) is None
-    assert first_changed_token({(0, 1): (4, 9, 6)}, tokens) == (
+    assert describe_changed_token({(0, 0): (1, 2, 3), (0, 1): (4, 5, 6)}, tokens) is None
+    assert describe_changed_token({(0, 1): (4, 9, 6)}, tokens) == (
         "new token 1 of request 1 in microbatch 0 is 5, but 9 in an earlier session"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.bench.failures.abort import describe_error, describe_failure, status_of
+from dejavubench.bench.failures.abort import choose_status, describe_error, describe_failure
 from dejavubench.bench.recording.recorder import Recorder, write_header
 from dejavubench.cli.streams import ClosedStream, GuardedStream
 from dejavubench.dejavulib.destinations.base import StorageError, StreamingError
@@ -109,11 +109,11 @@ def test_a_standard_output_that_takes_nothing_is_named(
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", failing)
         with pytest.raises(OutputError) as caught:
-            recorder.text([make_microbatch()], 2.0)
+            recorder.write_text_lines([make_microbatch()], 2.0)
     recorder.close()
     words = f"dejavubench: rank 0 failed in phase verify: cannot write to {NAME}: {message}\n"
     assert describe_failure(caught.value, 0, "verify") == ("" if message is None else words)
-    assert status_of(caught.value) == status
+    assert choose_status(caught.value) == status
 
 
 def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def make_interruption(
     fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0
 ) -> Interruption:
     recorder = Recorder(folder, fake.rank, several_points=False, to_stdout=False)
-    recorder.phase("tokens", point="p000")
+    recorder.mark_phase("tokens", point="p000")
     patience = Patience(tables_s, tell_s=0.01, let_speak_s=0.01)
     return Interruption(fake, recorder, lambda: "3 of 9 points", tables_of, patience=patience)
 
@@ -135,24 +135,26 @@ def test_the_heartbeat_prints_for_a_thread_within_a_call_and_never_twice(
     interruption = make_interruption(fake, tmp_path / "r", lambda folder: "tables")
     folder = tmp_path / "r"
     message = f"3 of 9 points\nrecords: {folder}\ntables\n{GO_ON} {folder}"
-    assert interruption.words_of_heartbeat() == message
-    assert interruption.words_of_heartbeat() is None
+    assert interruption.make_last_words() == message
+    assert interruption.make_last_words() is None
 
 
 def test_a_tally_says_points_and_rounds() -> None:
     measured_so_far = MeasuredSoFar(dict.fromkeys(("p000", "p001", "p002"), 6), ["none", "mpi@3"])
-    assert measured_so_far.text() == "nothing was measured"
+    assert measured_so_far.describe() == "nothing was measured"
     measured_so_far.begin("p000")
-    assert measured_so_far.text() == "0 of 3 points measured; p000: no round measured yet"
+    assert measured_so_far.describe() == "0 of 3 points measured; p000: no round measured yet"
     measured_so_far.begin("p001")
     for arm in ("mpi@3", "none", "mpi@3"):
-        measured_so_far.count(arm)
-    assert measured_so_far.text() == (
+        measured_so_far.count_round(arm)
+    assert measured_so_far.describe() == (
         "1 of 3 points measured; p001: rounds measured of 6: none 1, mpi@3 2"
     )
     one_point = MeasuredSoFar({"p000": 2}, ["none"])
     one_point.begin("p000")
-    assert one_point.text() == "no round measured yet"
+    assert one_point.describe() == "no round measured yet"
     for _ in range(3):
-        one_point.count("none")
-    assert one_point.text() == "rounds measured: none 3"  # more than the fewest, for a precision
+        one_point.count_round("none")
+    assert (
+        one_point.describe() == "rounds measured: none 3"
+    )  # more than the fewest, for a precision

@@ -17,7 +17,7 @@ from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.bench.engine.microbatch_stream import NoStreaming
 from dejavubench.bench.engine.prompts import Prompts
-from dejavubench.bench.engine.steps import steps_of
+from dejavubench.bench.engine.steps import make_steps
 from dejavubench.dejavulib.kv_cache import KVCache
 from dejavubench.models import loading
 from dejavubench.models.backends.cpu.backend import find_largest
@@ -144,7 +144,7 @@ def run_iteration(model: GPT, sampling: SamplingOptions | None, steps: int = 4) 
     tokens = prompts()
     cache = cache_of_nan(model, tokens.shape[0], tokens.shape[1] + steps)
     asked = Prompts(tokens, torch.arange(len(tokens)))
-    maker = BatchMaker(model, steps_of(model, [cache], [asked], sampling), ALONE, [tokens], steps)
+    maker = BatchMaker(model, make_steps(model, [cache], [asked], sampling), ALONE, [tokens], steps)
     maker.run([NoStreaming()], lambda phase: None)
     return maker
 

@@ -24,7 +24,7 @@ from dejavubench.bench.profiling import nvtx
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
-from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
+from dejavubench.bench.recording.microbatches import IterationId, make_microbatch_record
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
@@ -128,7 +128,7 @@ def trace_microbatch(
     file.write(Arm("fake", "fake", level), when, [clock], [manager])
     file.close()
     process = Process(0, "rank 0")
-    record = microbatch_record(
+    record = make_microbatch_record(
         when, microbatch_index=0, clock=clock, stream=manager, cpu_s=0.0, helper_cpu_s=0.0
     )
     source_lanes.add_model(process, [record], lambda ns: ns)
@@ -232,13 +232,13 @@ def stream_to_failure(ranges: FakeRanges) -> None:
 def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     ranges = FakeRanges()
     recorder = RangedRecorder(ranges, tmp_path, rank=0, several_points=False, to_stdout=False)
-    recorder.phase("load", point="p000")
+    recorder.mark_phase("load", point="p000")
     for iteration in range(2):
         for phase in ("prepare", "prompt"):
-            recorder.phase(phase, point="p000", arm="mpi@3", iteration=iteration)
+            recorder.mark_phase(phase, point="p000", arm="mpi@3", iteration=iteration)
             with push_range(ranges, "model: prompt"):
                 pass
-    recorder.phase("end")
+    recorder.mark_phase("end")
     recorder.close()
     assert ranges.open == {MODEL_THREAD: []}
     in_iteration = [
@@ -259,8 +259,8 @@ def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
 
 def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
     off, on = Experiment(), Experiment(nvtx=True)
-    assert nvtx.plain_or_ranged(off, Recorder, RangedRecorder) is Recorder
-    recorder = nvtx.plain_or_ranged(on, Recorder, RangedRecorder)(
+    assert nvtx.choose_kind(off, Recorder, RangedRecorder) is Recorder
+    recorder = nvtx.choose_kind(on, Recorder, RangedRecorder)(
         tmp_path, 0, several_points=False, to_stdout=False, session=2
     )
     assert isinstance(recorder, RangedRecorder)

@@ -49,8 +49,8 @@ def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
     assert type(scenarios_of(make_sink()).part_of(handed_over)) is HandoverSink
-    assert registry.sinks_compute([handed_over])
-    assert not registry.sinks_compute([BASELINE, STREAMING, SWAPPING])
+    assert registry.has_computing_sinks([handed_over])
+    assert not registry.has_computing_sinks([BASELINE, STREAMING, SWAPPING])
 
 
 @pytest.mark.parametrize("scenario", get_args(Scenario))

@@ -47,13 +47,13 @@ def test_loading_compiling_and_warm_up_give_no_estimate() -> None:
     time_left = make_time_left(clock, [1.0])
     time_left.begin_point()
     clock.now += 28.0  # far longer than all that follows
-    assert (time_left.seconds(), time_left.text()) == (None, UNKNOWN_TEXT)
+    assert (time_left.estimate_s(), time_left.describe()) == (None, UNKNOWN_TEXT)
     time_left.begin_rounds()
     clock.now += 1.5
-    assert time_left.text() == UNKNOWN_TEXT
+    assert time_left.describe() == UNKNOWN_TEXT
     clock.now += 0.5
     time_left.end_round()
-    assert time_left.seconds() == pytest.approx(4 * 2.0)
+    assert time_left.estimate_s() == pytest.approx(4 * 2.0)
 
 
 def test_rounds_and_ceilings_are_known_apart() -> None:
@@ -63,15 +63,15 @@ def test_rounds_and_ceilings_are_known_apart() -> None:
     clock.now += 28.0
     time_left.begin_rounds()
     measure(time_left, clock, round_s=2.0, ceiling_s=3.0, rounds=1)
-    assert time_left.seconds() == pytest.approx(4 * 2.0 + 4 * 3.0)
+    assert time_left.estimate_s() == pytest.approx(4 * 2.0 + 4 * 3.0)
     clock.now += 1.0  # half of the second round
-    assert time_left.seconds() == pytest.approx(19.0)
-    assert time_left.text() == "about 19 s left"
+    assert time_left.estimate_s() == pytest.approx(19.0)
+    assert time_left.describe() == "about 19 s left"
     clock.now += 1.0
     time_left.end_round()
     clock.now += 3.0
     time_left.end_ceilings()
-    assert time_left.seconds() == pytest.approx(15.0)
+    assert time_left.estimate_s() == pytest.approx(15.0)
 
 
 def test_ceilings_that_take_long_end_after_their_time() -> None:
@@ -80,7 +80,7 @@ def test_ceilings_that_take_long_end_after_their_time() -> None:
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=1.0, ceiling_s=15.0, rounds=1)
-    assert time_left.seconds() == pytest.approx(4 * 1.0 + 5.0)  # 20 s less 15 s
+    assert time_left.estimate_s() == pytest.approx(4 * 1.0 + 5.0)  # 20 s less 15 s
 
 
 def test_later_points_are_estimated_by_their_size() -> None:
@@ -91,16 +91,16 @@ def test_later_points_are_estimated_by_their_size() -> None:
     time_left.begin_rounds()
     measure(time_left, clock, round_s=2.0, ceiling_s=1.0, rounds=5)
     later = (2 + 5) * 8.0 + 1.0  # two warm-ups and five rounds, each four times as long
-    assert time_left.seconds() == pytest.approx(later)
+    assert time_left.estimate_s() == pytest.approx(later)
     time_left.begin_point()
-    assert time_left.seconds() == pytest.approx(later)
+    assert time_left.estimate_s() == pytest.approx(later)
     clock.now += 10.0
-    assert time_left.seconds() == pytest.approx(later - 10.0)
+    assert time_left.estimate_s() == pytest.approx(later - 10.0)
     clock.now += 100.0  # loading takes longer than was thought: the rounds are still to come
-    assert time_left.seconds() == pytest.approx(5 * 8.0 + 1.0)
+    assert time_left.estimate_s() == pytest.approx(5 * 8.0 + 1.0)
     time_left.begin_rounds()
     measure(time_left, clock, round_s=3.0, ceiling_s=1.0, rounds=1)  # faster than its size says
-    assert time_left.seconds() == pytest.approx(4 * 3.0)
+    assert time_left.estimate_s() == pytest.approx(4 * 3.0)
 
 
 def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
@@ -118,7 +118,7 @@ def test_an_estimate_is_never_off_by_much_once_it_is_made() -> None:
             time_left.end_round()
             clock.now += 0.5 if round_number < (1 if number else 5) else 0.0
             time_left.end_ceilings()
-            estimates.append((clock.now, time_left.seconds()))
+            estimates.append((clock.now, time_left.estimate_s()))
     ended = clock.now
     for seconds, estimate in estimates[:-5]:
         assert estimate is not None
@@ -130,16 +130,16 @@ def test_precision_is_printed_only_with_its_longest_time() -> None:
     time_left = make_time_left(clock, [1.0, 1.0], precision=0.01, max_time=60.0)
     time_left.begin_point()
     clock.now += 30.0
-    assert time_left.text() == "±1 % asked"
+    assert time_left.describe() == "±1 % asked"
     time_left.begin_rounds()
     measure(time_left, clock, round_s=2.0, ceiling_s=0.0, rounds=7)
     time_left.reach(0.0184)
-    assert time_left.text() == "±1.8 % so far, ±1 % asked; at most 46 s left here, 1 more point"
+    assert time_left.describe() == "±1.8 % so far, ±1 % asked; at most 46 s left here, 1 more point"
     clock.now += 100.0
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=2.0, ceiling_s=0.0, rounds=1)
-    assert time_left.text() == "±1 % asked; at most 58 s left here"
+    assert time_left.describe() == "±1 % asked; at most 58 s left here"
 
 
 def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() -> None:
@@ -148,4 +148,4 @@ def test_the_fewest_rounds_count_where_they_take_longer_than_the_longest_time() 
     time_left.begin_point()
     time_left.begin_rounds()
     measure(time_left, clock, round_s=20.0, ceiling_s=0.0, rounds=1)
-    assert time_left.text().endswith("at most 80 s left here")
+    assert time_left.describe().endswith("at most 80 s left here")

@@ -11,7 +11,7 @@ import pytest
 
 from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS
-from dejavubench.bench.recording.infos import point_info
+from dejavubench.bench.recording.infos import describe_point
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import SETTINGS, PointSettings
 from dejavubench.config.resolve import load
@@ -40,7 +40,7 @@ def test_one_value_is_written_as_it_always_was() -> None:
     assert [dumped[name] for name in SETTINGS] == [2, 16, 4, True]
     assert plan.experiment.settings() == ["--threads 2", "--confine"]
     (point,) = plan.points
-    assert not set(SETTINGS) & set(point_info(point).model_dump(mode="json"))
+    assert not set(SETTINGS) & set(describe_point(point).model_dump(mode="json"))
 
 
 def test_an_experiment_of_single_values_keeps_its_hash() -> None:
@@ -80,7 +80,7 @@ def test_an_experiment_keeps_the_values_that_are_swept() -> None:
 def test_the_record_of_a_point_has_its_values_of_swept_settings_alone() -> None:
     plan = load(None, {**CPU, **SWEPT_FLAGS}, {})
     swept = plan.experiment.swept
-    record = point_info(plan.points[1], swept_options=swept).model_dump(mode="json")
+    record = describe_point(plan.points[1], swept_options=swept).model_dump(mode="json")
     assert {name: record[name] for name in swept} == {
         "threads": 1,
         "staging_mib": 16,

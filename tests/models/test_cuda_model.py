@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dejavubench.bench.engine.prompts import Prompts
-from dejavubench.bench.engine.steps import steps_of
+from dejavubench.bench.engine.steps import make_steps
 from dejavubench.dejavulib.kv_cache import KVCache, KVLayout, Span
 from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.model_spec import ModelSpec, RopeSpec
@@ -142,7 +142,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
     model = build(spec, dtype)
     geometry = model.kv_geometry(requests=BATCH, positions=64, layout=layout)
     cache, stepped_cache = (KVCache.allocate(geometry, dtype, "cuda") for _ in range(2))
-    steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
+    steps = make_steps(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
     cache.fill(0x11)
     generated = []
     assert steps.ahead
@@ -174,7 +174,7 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
     geometry = model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND)
     cache, stepped_cache = (KVCache.allocate(geometry, torch.float16, "cuda") for _ in range(2))
     request_numbers = torch.arange(BATCH)
-    steps = steps_of(model, [cache], [Prompts(prompt(spec), request_numbers)], sampling)
+    steps = make_steps(model, [cache], [Prompts(prompt(spec), request_numbers)], sampling)
     choose = Sampler(model, sampling, request_numbers.cuda(), PROMPT)
     tokens = prompt(spec).cuda()
     for step in range(STEPS):
@@ -204,7 +204,7 @@ def test_checks_tell_of_logits_that_are_no_numbers(
     cache = KVCache.allocate(
         model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND), torch.float16, "cuda"
     )
-    steps = steps_of(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
+    steps = make_steps(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
     steps.thorough = thorough
     assert model.output_head is not None
     weight = model.output_head.linear.weight

@@ -47,7 +47,7 @@ def busy_core(pid: str, arm: str) -> None:
             load.start(place["iteration"])  # before the prompt's clock starts
 
     inject(streamer, "start_helper", around=start_on_other_cores)
-    inject(Recorder, "phase", after=start_load)
+    inject(Recorder, "mark_phase", after=start_load)
     inject(PlainSource, "record", before=lambda *_: load.stop())
 
 

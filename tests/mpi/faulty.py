@@ -188,7 +188,7 @@ def late(ending: str) -> None:
         inject(distribute_plan, "agree_on_plan", after=fail_late)
     else:
         # The host's name is the first thing that the ranks tell each other.
-        inject(facts, "hostname", before=note_strike)
+        inject(facts, "read_hostname", before=note_strike)
 
 
 @fault

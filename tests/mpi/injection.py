@@ -81,7 +81,7 @@ class CurrentPhase:
     @classmethod
     def follow(cls) -> None:
         """Note every phase that this rank records from now on."""
-        inject(recorder.Recorder, "phase", after=cls._note)
+        inject(recorder.Recorder, "mark_phase", after=cls._note)
 
     @classmethod
     def _note(cls, _: recorder.Recorder, phase: str, **place: Any) -> None:

@@ -37,4 +37,4 @@ def throttled_link(interface: str, rate: str) -> None:
             command = ("tc", "qdisc", action, "dev", interface, "root", *discipline)
             subprocess.run(command, check=True)
 
-    inject(Recorder, "phase", before=switch)  # before the phase's clock starts
+    inject(Recorder, "mark_phase", before=switch)  # before the phase's clock starts

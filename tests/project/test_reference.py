@@ -96,7 +96,9 @@ def test_analysis_loads_neither_torch_nor_mpi() -> None:
 
 
 def test_every_key_that_is_recorded_has_a_name() -> None:
-    from dejavubench.bench.environment.facts import of_rank, of_run
+    from dejavubench.bench.environment.facts import describe_rank, describe_run
 
-    assert set(of_run(["a"], thread_count=1, core_count=2)) <= set(RunEnvironment.model_fields)
-    assert set(of_rank()) <= set(RankEnvironment.model_fields)
+    assert set(describe_run(["a"], thread_count=1, core_count=2)) <= set(
+        RunEnvironment.model_fields
+    )
+    assert set(describe_rank()) <= set(RankEnvironment.model_fields)

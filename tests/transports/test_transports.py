@@ -10,7 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from dejavubench.bench.recording.destination_infos import info, swapped_info
+from dejavubench.bench.recording.destination_infos import (
+    describe_destination,
+    describe_swap_destination,
+)
 from dejavubench.dejavulib import destinations
 from dejavubench.dejavulib.destinations.base import (
     Destination,
@@ -90,10 +93,11 @@ def test_classes_keep_what_their_entries_say() -> None:
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_the_frozen_table_of_older_records_equals_todays_entries(on_gpu: bool) -> None:
     infos = {
-        transport.name: info(transport, on_gpu) for transport in registry.list_builtin_transports()
+        transport.name: describe_destination(transport, on_gpu)
+        for transport in registry.list_builtin_transports()
     }
     infos |= {
-        f"swap-{transport.name}": swapped_info(transport)
+        f"swap-{transport.name}": describe_swap_destination(transport)
         for transport in registry.list_builtin_transports()
         if transport.swapped_label
     }

@@ -10,7 +10,7 @@ from dejavubench.models.dtypes import dtype_of
 from dejavubench.models.weights import identify_weights
 
 
-def stream_identity(
+def identify_streams(
     plan: Plan, point: Point, device: str, run_id: str, rank: int
 ) -> dict[str, str]:
     """Return the identity of all streams of one source at one point.
@@ -23,21 +23,21 @@ def stream_identity(
         # Another rank's part of the cache may have the same geometry.
         "rank": str(rank),
         "model": point.spec.name,
-        "weights": identity_of_weights(plan, point, device),
-        "requests": _digest(plan.experiment.seed, plan.prompts, plan.sampling),
+        "weights": identify_loaded_weights(plan, point, device),
+        "requests": _hash_content(plan.experiment.seed, plan.prompts, plan.sampling),
         "data_type": point.data_type,
     }
 
 
-def identity_of_weights(plan: Plan, point: Point, device: str) -> str:
+def identify_loaded_weights(plan: Plan, point: Point, device: str) -> str:
     """Return 16 hex digits that differ where the values that the model multiplies may differ."""
     types = (point.data_type, plan.weights_data_type)
     if plan.checkpoint is not None:
-        return _digest(plan.checkpoint.identity, *types)
+        return _hash_content(plan.checkpoint.identity, *types)
     return identify_weights(
         point.spec, plan.experiment.seed, dtype_of(point.data_type), device, plan.weights_data_type
     )
 
 
-def _digest(*content: object) -> str:
+def _hash_content(*content: object) -> str:
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

@@ -20,7 +20,7 @@ def as_integers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_INTEGER_TYPES[tensor.element_size()])
 
 
-def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int) -> int:
+def locate_element(geometry: KVGeometry, kv: KV, region: Region, element_index: int) -> int:
     """Return where in the whole K or V the element ``element_index`` of a region is."""
     # Two steps: the element's place within the region, then that place within the whole tensor.
     region_index = np.unravel_index(element_index, geometry.piece_shape(kv, region))
@@ -33,14 +33,14 @@ def element_of(geometry: KVGeometry, kv: KV, region: Region, element_index: int)
 
 
 def describe_difference(
-    view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, count: int
+    view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, wrong_count: int
 ) -> str:
     """Return where a cache differs, in words.
 
     Args:
         element: the first one that differs, counted in the whole K or V of this worker.
         is_streamed: true if it lies in a region that was streamed.
-        count: number of elements of the same layer that differ.
+        wrong_count: number of elements of the same layer that differ.
     """
     # This worker's numbers first, then those of the whole model, which a user can look up.
     layer, request, head, position, head_element = view.geometry.locate(kv, element)
@@ -50,6 +50,6 @@ def describe_difference(
     )
     return (
         f"layer {layer}, {kv.upper()}, request {request}, head {head}, position {position} "
-        f"(element {head_element}) of microbatch {microbatch} {fault}; {count} elements of this "
-        f"layer's {kv.upper()} differ"
+        f"(element {head_element}) of microbatch {microbatch} {fault}; "
+        f"{wrong_count} elements of this layer's {kv.upper()} differ"
     )

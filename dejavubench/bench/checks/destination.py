@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dejavubench.bench.assignment.worker import WorkerView
-from dejavubench.bench.checks.cache_bits import as_integers, describe_difference, element_of
+from dejavubench.bench.checks.cache_bits import as_integers, describe_difference, locate_element
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -109,7 +109,7 @@ def _locate_difference(
         if wrong_of_kv.any()
     )
     region = chunk.region.layer(chunk.region.layers.start + layer)
-    element = element_of(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
+    element = locate_element(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
     return describe_difference(view, microbatch, kv, element, True, int(wrong_elements.sum()))
 
 

@@ -9,12 +9,12 @@ from dejavubench.bench.checks.cache_bits import as_integers
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, Span
 
 
-def digests(cache: KVCache, positions: int) -> list[str]:
-    """Return a digest of K and V of each layer, of the first ``positions`` positions."""
+def compute_digests(cache: KVCache, position_count: int) -> list[str]:
+    """Return a digest of K and V of each layer, of the first ``position_count`` positions."""
     geometry = cache.geometry
     hashes = []
     for layer in range(geometry.layers):
-        region = geometry.region(layers=Span(layer, layer + 1), positions=Span(0, positions))
+        region = geometry.region(layers=Span(layer, layer + 1), positions=Span(0, position_count))
         for kv in BOTH:
             # Contiguous, so that two caches of one content have one digest, whatever their strides.
             piece = as_integers(cache.piece(kv, region)).contiguous().cpu()
@@ -22,7 +22,7 @@ def digests(cache: KVCache, positions: int) -> list[str]:
     return hashes
 
 
-def digests_differ(
+def describe_digest_difference(
     actual_digests: list[str], expected_digests: list[str], view: WorkerView, microbatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""

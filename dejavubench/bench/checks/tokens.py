@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 
-def first_wrong_token(generated_tokens: torch.Tensor, expected_tokens: torch.Tensor) -> str | None:
+def describe_wrong_token(
+    generated_tokens: torch.Tensor, expected_tokens: torch.Tensor
+) -> str | None:
     """Return which token differs first, in words; None if all are equal.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from dejavubench.bench.engine.clock import MicrobatchClock, stage_of
+from dejavubench.bench.engine.clock import MicrobatchClock, make_stage
 from dejavubench.bench.engine.logits import check_logits
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.engine.steps import Steps
@@ -23,14 +23,14 @@ MarkPhase = Callable[[str], None]
 """Records, outside the phases' clocks, that a phase begins."""
 
 
-def _with_progress(layer_ready: Callable[[int], None]) -> Callable[[int], None]:
+def _report_progress(layer_ready: Callable[[int], None]) -> Callable[[int], None]:
     """Report each layer to the watchdog as well: a large model's prompt can take minutes."""
 
-    def ready(layer: int) -> None:
+    def report_layer(layer: int) -> None:
         liveness.count_progress()
         layer_ready(layer)
 
-    return ready
+    return report_layer
 
 
 class BatchMaker:
@@ -64,9 +64,9 @@ class BatchMaker:
         self.output_len = output_len
         self._before_step = before_step
         self._now = now
-        self._stage = stage_of(model, steps, collectives, prompts)
+        self._stage = make_stage(model, steps, collectives, prompts)
 
-    def clocks(self) -> list[MicrobatchClock]:
+    def make_clocks(self) -> list[MicrobatchClock]:
         """Return a new clock for each microbatch in flight."""
         return [MicrobatchClock(self._now) for _ in self.prompts]
 
@@ -92,7 +92,7 @@ class BatchMaker:
         Raises:
             LogitsError: tokens were chosen from logits that are NaN or infinite.
         """
-        clocks = self.clocks()
+        clocks = self.make_clocks()
         step_count = self.output_len if token_count is None else token_count
         mark("prompt")
         began_s = self._now()
@@ -100,7 +100,7 @@ class BatchMaker:
             if step == 1:
                 mark("tokens")
             for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
-                self._step(step, microbatch, clock, stream)
+                self._take_step(step, microbatch, clock, stream)
         self._finish_steps(clocks)
         on_generated(clocks)
         mark("drain")
@@ -131,7 +131,7 @@ class BatchMaker:
             self.steps.prepare_decode(microbatch, prompts.shape[1] + first_step - 1, newest_tokens)
         for step in range(first_step, stop):
             for microbatch, (clock, stream) in enumerate(zip(clocks, streams, strict=True)):
-                self._step(step, microbatch, clock, stream)
+                self._take_step(step, microbatch, clock, stream)
         self._finish_steps(clocks)
         self.collectives.finish()
         for microbatch, clock in enumerate(clocks):
@@ -145,7 +145,7 @@ class BatchMaker:
             stream.drain()
             clock.drain_ms = (self._now() - clock.drain_began_s) * 1e3
 
-    def _step(
+    def _take_step(
         self, step: int, microbatch: int, clock: MicrobatchClock, stream: MicrobatchStream
     ) -> None:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""
@@ -155,7 +155,7 @@ class BatchMaker:
         if self._before_step is not None:
             self._before_step(microbatch, step)
         # Only a prompt is streamed layer by layer: a token step is one chunk, ready at its end.
-        on_layer = None if step else _with_progress(stream.layer_ready)
+        on_layer = None if step else _report_progress(stream.layer_ready)
         out = self.steps.run(microbatch, x, position, on_layer)
         clock.compute_ended_s = self._now()
         self._stage.after_launch(microbatch, clock, out)

@@ -2,7 +2,7 @@
 
 A step is one pass of a microbatch through this worker's part of the model: the prompt, or one new
 token. :class:`MicrobatchClock` holds the times. A *stage* decides when to read them, because a
-step is over at different moments in three cases. :func:`stage_of` chooses the case.
+step is over at different moments in three cases. :func:`make_stage` chooses the case.
 """
 
 # In the drawings `s` is start_step() and `r` is stop_step(). `run` computes the step or launches it
@@ -251,7 +251,7 @@ class LaterStage:
         return
 
 
-def stage_of(
+def make_stage(
     model: GPT, steps: Steps, collectives: Collectives, prompts: Sequence[Tensor]
 ) -> Stage:
     """Return the case of this worker; ``prompts``: token ids [B, P] of each microbatch."""

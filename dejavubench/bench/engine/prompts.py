@@ -56,10 +56,10 @@ def make_prompts(
     Args:
         plan_prompts: taken in order, and from the first again; without any, prompts are random.
     """
-    size = point.ubatch_size
-    by_microbatch = torch.arange(microbatch_count * size).split(size)
+    ubatch_size = point.ubatch_size
+    by_microbatch = torch.arange(microbatch_count * ubatch_size).split(ubatch_size)
     if plan_prompts:
-        requests = list(islice(cycle(plan_prompts), microbatch_count * size))
+        requests = list(islice(cycle(plan_prompts), microbatch_count * ubatch_size))
         return [
             Prompts.pad(
                 [requests[n] for n in request_numbers.tolist()], request_numbers, point.input_len
@@ -67,7 +67,7 @@ def make_prompts(
             for request_numbers in by_microbatch
         ]
     generator = torch.Generator().manual_seed(seed)
-    shape = (microbatch_count * size, point.input_len)
+    shape = (microbatch_count * ubatch_size, point.input_len)
     # One draw for all: a request asks the same however requests are grouped into microbatches.
     drawn_tokens = torch.randint(point.spec.vocab_size, shape, generator=generator)
     return [

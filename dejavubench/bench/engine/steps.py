@@ -65,7 +65,7 @@ class Steps(Protocol):
         """
 
 
-def steps_of(
+def make_steps(
     model: GPT,
     caches: Sequence[KVCache],
     prompts: Sequence[Prompts],

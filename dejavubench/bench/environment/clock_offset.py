@@ -30,7 +30,7 @@ class RoundTrip(NamedTuple):
     back_ns: int
 
 
-def offset_of(reference: str, trips: Sequence[RoundTrip]) -> HostClock:
+def estimate_offset(reference: str, trips: Sequence[RoundTrip]) -> HostClock:
     """Return the offset that is to be added to this host's times, from the shortest round trip."""
     shortest_trip = min(trips, key=lambda trip: trip.back_ns - trip.sent_ns)
     middle_ns, odd_ns = divmod(shortest_trip.sent_ns + shortest_trip.back_ns, 2)
@@ -59,9 +59,9 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
     )
     for leader in leaders:
         if comm.rank == 0:
-            _answer(comm, leader)
+            _answer_trips(comm, leader)
         elif comm.rank == leader:
-            host_clock = offset_of(reference, list(_measure_trips(comm)))
+            host_clock = estimate_offset(reference, list(_measure_trips(comm)))
     if leaders:  # the first rank of each host has measured for the others
         host_clock = comm.allgather(host_clock)[own_leader]
     return {"clock": host_clock.model_dump()}
@@ -76,7 +76,7 @@ def _measure_trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:
         yield RoundTrip(sent_ns, rank_0_ns[0], perf_counter_ns())
 
 
-def _answer(comm: MPI.Intracomm, leader: int) -> None:
+def _answer_trips(comm: MPI.Intracomm, leader: int) -> None:
     own_ns = array("q", [0])
     for _ in range(ROUND_TRIPS):
         comm.Recv(own_ns, leader)

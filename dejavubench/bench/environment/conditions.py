@@ -24,7 +24,7 @@ class Conditions:
         hosts: the host of each rank.
         threads: numbers of this rank's computing threads that points have, the most last; as many
             on every rank. See :class:`RankDemand`.
-        helpers: number of its helper threads.
+        helper_count: number of its helper threads.
         cores: cores granted to this rank, before the program confined it to fewer.
         stream_dir: folder of its files; None if it streams to none.
     """
@@ -34,14 +34,14 @@ class Conditions:
         world: MPI.Intracomm,
         hosts: list[str],
         threads: Sequence[int],
-        helpers: int,
+        helper_count: int,
         cores: set[int],
         stream_dir: Path | None,
     ) -> None:
         self._stream_dir = stream_dir
         self._quota = read_cpu_quota()
         own_demands = [
-            RankDemand(computing_threads, helpers, frozenset(cores), self._quota)
+            RankDemand(computing_threads, helper_count, frozenset(cores), self._quota)
             for computing_threads in threads
         ]
         by_rank = world.allgather(own_demands)

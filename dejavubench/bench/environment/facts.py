@@ -66,7 +66,7 @@ DRIVER_FACTS = {
 """Our keys, and the names by which ``nvidia-smi`` is asked for them."""
 
 
-def source_revision() -> str | None:
+def read_source_revision() -> str | None:
     """Return the commit of this checkout, with ``+`` if it is changed; None outside of one."""
     folder = Path(__file__).resolve().parent
     try:
@@ -82,7 +82,7 @@ def source_revision() -> str | None:
     return git.stdout.strip()
 
 
-def cuda_aware_mpi() -> bool:
+def is_mpi_cuda_aware() -> bool:
     """Return whether the loaded MPI library says that it takes pointers to device memory."""
     maps = Path("/proc/self/maps")
     # Names of files may hold any bytes, so they are not decoded as UTF-8.
@@ -96,7 +96,7 @@ def cuda_aware_mpi() -> bool:
     return False
 
 
-def of_device(device: int) -> dict[str, Any]:
+def describe_device(device: int) -> dict[str, Any]:
     """Describe the CUDA device of a rank and the software that drives it."""
     properties = torch.cuda.get_device_properties(device)
     return {
@@ -108,11 +108,11 @@ def of_device(device: int) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
         "mps": is_mps_running(),
-        **driver_facts(str(properties.uuid)),
+        **query_driver(str(properties.uuid)),
     }
 
 
-def driver_facts(uuid: str) -> dict[str, str]:
+def query_driver(uuid: str) -> dict[str, str]:
     """Ask ``nvidia-smi`` for :data:`DRIVER_FACTS`; none if it is missing or lacks the device."""
     query = [
         "nvidia-smi",
@@ -133,7 +133,7 @@ def driver_facts(uuid: str) -> dict[str, str]:
     return dict(zip(DRIVER_FACTS, values, strict=True)) if len(values) == len(DRIVER_FACTS) else {}
 
 
-def _device_variables() -> dict[str, str]:
+def _list_device_variables() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
@@ -141,7 +141,7 @@ def _device_variables() -> dict[str, str]:
     }
 
 
-def of_rank(device: int | None = None) -> dict[str, Any]:
+def describe_rank(device: int | None = None) -> dict[str, Any]:
     """Return the facts that may differ from rank to rank.
 
     Args:
@@ -166,13 +166,13 @@ def of_rank(device: int | None = None) -> dict[str, Any]:
         "variables": variables,
     }
     if device is not None:
-        rank_facts["gpu"] = of_device(device)
-        rank_facts["cuda_aware_mpi"] = cuda_aware_mpi()
-        variables |= _device_variables()
+        rank_facts["gpu"] = describe_device(device)
+        rank_facts["cuda_aware_mpi"] = is_mpi_cuda_aware()
+        variables |= _list_device_variables()
     return rank_facts
 
 
-def of_run(
+def describe_run(
     hosts: list[str], thread_count: int, core_count: int, device: int | None = None
 ) -> dict[str, Any]:
     """Return the facts that rank 0 records for the whole run.
@@ -188,7 +188,7 @@ def of_run(
         except PackageNotFoundError:
             continue
     # Cores are taken from the argument below: by now this rank may be confined to one.
-    own_facts = of_rank(device)
+    own_facts = describe_rank(device)
     if device is not None:
         own_facts["gpus"] = [own_facts["gpu"]["name"]]
     return {
@@ -199,11 +199,11 @@ def of_run(
         "threads": thread_count,
         "versions": versions,
         "mpi_library": MPI.Get_library_version().splitlines()[0].strip(),
-        "source_revision": source_revision(),
+        "source_revision": read_source_revision(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
-def hostname() -> str:
+def read_hostname() -> str:
     """Return the name that the kernel gives this host, as records have it."""
     return socket.gethostname()

@@ -74,18 +74,18 @@ class Member:
 class ConditionsSampler:
     """Samples nothing. This is the part of all ranks but the first of each host."""
 
-    def before(self) -> None:
+    def begin_window(self) -> None:
         """Read the counters; call this right before the barrier that starts an iteration."""
 
-    def after(self, window_id: IterationId | IdleWindow) -> None:
+    def end_window(self, window_id: IterationId | IdleWindow) -> None:
         """Read them again and write the window; call this once all ranks have ended."""
 
-    def idle(self, world: MPI.Intracomm, point_id: str, seconds: float) -> None:
+    def record_idle(self, world: MPI.Intracomm, point_id: str, seconds: float) -> None:
         """Write a window of some seconds in which the job does nothing. Collective."""
         sleeping_barrier(world, "idle window")
-        self.before()
+        self.begin_window()
         time.sleep(seconds)
-        self.after(IdleWindow(point=point_id))
+        self.end_window(IdleWindow(point=point_id))
 
     @property
     def seal(self) -> dict[str, str]:
@@ -138,12 +138,12 @@ class HostSampler(ConditionsSampler):
             )
         )
 
-    def before(self) -> None:
+    def begin_window(self) -> None:
         """Keep a snapshot of the host's counters, which the window begins with."""
         self._snapshot_before = self._take_snapshot()
 
-    def after(self, window_id: IterationId | IdleWindow) -> None:
-        """Append the window since :meth:`before` to the file, with what could not be read."""
+    def end_window(self, window_id: IterationId | IdleWindow) -> None:
+        """Append the window since :meth:`begin_window` to the file, with what could not be read."""
         snapshot = self._take_snapshot()
         newly_unreadable = {
             subject: reason
@@ -195,7 +195,7 @@ class HostSampler(ConditionsSampler):
         self._lines.write(condition_line(line))
 
 
-def sampler_of(
+def make_sampler(
     folder: Path, run_id: str, rank: int, members: Sequence[Member], session: int = 1
 ) -> ConditionsSampler:
     """Return this rank's sampler."""

@@ -103,11 +103,11 @@ class Snapshot:
             "cost_s": self.cost_s + earlier_snapshot.cost_s,
             "load": self.load,
             "cpu_mhz": self.cpu_mhz,
-            "cpu_wait_s": _growth(self.cpu_wait_s, earlier_snapshot.cpu_wait_s),
-            "io_wait_s": _growth(self.io_wait_s, earlier_snapshot.io_wait_s),
+            "cpu_wait_s": _compute_growth(self.cpu_wait_s, earlier_snapshot.cpu_wait_s),
+            "io_wait_s": _compute_growth(self.io_wait_s, earlier_snapshot.io_wait_s),
             **self._cpu_since(earlier_snapshot),
             "gpus": {
-                uuid: _gpu_since(reading, earlier_snapshot.gpus[uuid], wall_s)
+                uuid: _make_gpu_window(reading, earlier_snapshot.gpus[uuid], wall_s)
                 for uuid, reading in self.gpus.items()
                 if uuid in earlier_snapshot.gpus
             },
@@ -115,7 +115,7 @@ class Snapshot:
         }
 
     def _cpu_since(self, earlier_snapshot: Snapshot) -> dict[str, float | None]:
-        job_s = _growth(self.own_cpu_s, earlier_snapshot.own_cpu_s)
+        job_s = _compute_growth(self.own_cpu_s, earlier_snapshot.own_cpu_s)
         if self.processors is None or earlier_snapshot.processors is None:
             return {"own_cpu_s": job_s}
         busy_s = self.processors.busy_s - earlier_snapshot.processors.busy_s
@@ -123,10 +123,12 @@ class Snapshot:
             "own_cpu_s": job_s,
             # Both are rounded to ticks of their own, so the difference can fall below 0.
             "other_cpu_s": None if job_s is None else round(max(0.0, busy_s - job_s), 9),
-            "interrupt_s": _growth(
+            "interrupt_s": _compute_growth(
                 self.processors.interrupt_s, earlier_snapshot.processors.interrupt_s
             ),
-            "steal_s": _growth(self.processors.steal_s, earlier_snapshot.processors.steal_s),
+            "steal_s": _compute_growth(
+                self.processors.steal_s, earlier_snapshot.processors.steal_s
+            ),
         }
 
     def _carried_since(self, earlier_snapshot: Snapshot) -> dict[str, CarriedBytes] | None:
@@ -158,7 +160,7 @@ class Snapshot:
         return {**self.traffic, NVLINK: InterfaceCounts(out_nbytes, 0, in_nbytes, 0)}
 
 
-def _growth(count_after: float | None, count_before: float | None) -> float | None:
+def _compute_growth(count_after: float | None, count_before: float | None) -> float | None:
     """Return a counter's growth; it is never negative."""
     return (
         None
@@ -167,13 +169,15 @@ def _growth(count_after: float | None, count_before: float | None) -> float | No
     )
 
 
-def _gpu_since(reading_after: GpuReading, reading_before: GpuReading, wall_s: float) -> GpuWindow:
+def _make_gpu_window(
+    reading_after: GpuReading, reading_before: GpuReading, wall_s: float
+) -> GpuWindow:
     """Return a GPU's window between two readings; None for a counter that either of them lacks."""
-    energy_j = _growth(reading_after.energy_j, reading_before.energy_j)
+    energy_j = _compute_growth(reading_after.energy_j, reading_before.energy_j)
     limited_s = None
     if reading_after.limited_s is not None and reading_before.limited_s is not None:
         limited_s = {
-            name: _growth(seconds, reading_before.limited_s[name]) or 0.0
+            name: _compute_growth(seconds, reading_before.limited_s[name]) or 0.0
             for name, seconds in reading_after.limited_s.items()
             if name in reading_before.limited_s
         }

@@ -52,7 +52,7 @@ def describe_failure(error: BaseException, rank: int, phase: str) -> str:
     return traceback_text + message
 
 
-def status_of(error: BaseException) -> int:
+def choose_status(error: BaseException) -> int:
     """Return the exit status of a job that the error ends."""
     if isinstance(error, KeyboardInterrupt):
         return ExitStatus.INTERRUPTED
@@ -83,7 +83,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     Also if this is the only rank: threads of a failed session must not keep the process alive.
     """
     world = MPI.COMM_WORLD
-    status = status_of(error)
+    status = choose_status(error)
     say(describe_failure(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.

@@ -53,7 +53,7 @@ class ArmFailures:
         self._on_failure = on_failure
         self.failed_names: set[str] = set()
 
-    def working_arms(self, arms: Iterable[Arm]) -> list[Arm]:
+    def list_working_arms(self, arms: Iterable[Arm]) -> list[Arm]:
         """Return the arms that have not failed."""
         return [arm for arm in arms if arm.name not in self.failed_names]
 

@@ -71,7 +71,7 @@ class Interruption:
         self._continues = continues
         self._patience = patience
         self._speaking = threading.Lock()
-        set_last_words(self.words_of_heartbeat)
+        set_last_words(self.make_last_words)
 
     def end(self, error: KeyboardInterrupt) -> NoReturn:
         """Print what was measured, and end every rank's process."""
@@ -89,18 +89,18 @@ class Interruption:
                 recorder.write(RankFailure(phase=phase, error=describe_error(error)))
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
-        say(f"{describe_failure(error, self._ranks.rank, phase)}{self._measured_lines()}\n")
-        say(f"{self._last_lines()}\n")
+        say(f"{describe_failure(error, self._ranks.rank, phase)}{self._describe_records()}\n")
+        say(f"{self._make_last_lines()}\n")
         abort_job(self._ranks.world, ExitStatus.INTERRUPTED)
         raise SystemExit(ExitStatus.INTERRUPTED)  # not reached; for the type checker
 
-    def words_of_heartbeat(self) -> str | None:
+    def make_last_words(self) -> str | None:
         """Return the last words of a rank whose main thread does not return from a call."""
         if not self._speaking.acquire(blocking=False):
             return None
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
-        return f"{self._measured_lines()}\n{self._last_lines()}"
+        return f"{self._describe_records()}\n{self._make_last_lines()}"
 
     def _let_rank_0_speak(self) -> None:
         time.sleep(self._patience.tell_s)
@@ -109,10 +109,10 @@ class Interruption:
                 os.kill(self._ranks.first_pid, signal.SIGINT)
         time.sleep(self._patience.let_speak_s)  # rank 0 ends this process meanwhile
 
-    def _measured_lines(self) -> str:
+    def _describe_records(self) -> str:
         return f"{self._describe_measured()}\nrecords: {self._recorder.folder}"
 
-    def _last_lines(self) -> str:
+    def _make_last_lines(self) -> str:
         """Return the tables, or the command that shows them, and the command that goes on."""
         folder = shlex.quote(str(self._recorder.folder))
         tables = self._make_tables_in_time() or f"tables: dejavubench process {folder}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dejavubench.bench.assignment.identity import stream_identity
+from dejavubench.bench.assignment.identity import identify_streams
 from dejavubench.bench.assignment.worker import WorkerView
-from dejavubench.bench.startup.connectors import point_context
+from dejavubench.bench.startup.connectors import make_point_context
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
@@ -38,12 +38,12 @@ class RankAtPoint:
     @classmethod
     def connect(cls, context: RunContext, point: Point) -> RankAtPoint:
         """Connect this rank with the other side, for every destination. Collective."""
-        described_point = point_context(context.experiment, point, context.ranks)
+        described_point = make_point_context(context.experiment, point, context.ranks)
         # In one order on all ranks, as connecting may be collective.
         for connector in context.connectors.values():
             connector.connect(described_point)
         # A restart compares these entries with its own.
-        header_entries = stream_identity(
+        header_entries = identify_streams(
             context.plan,
             point,
             context.devices.compute_type,

@@ -111,13 +111,13 @@ class Sink:
         to_host = self._slots_device_of(arm.mode).type == "cpu"
         receive_all(receivers, self._shares_host_with_sources and to_host)
         # Acknowledgements may still be leaving: the sources' drain waits for them.
-        self._endpoint(arm.mode).finish()
+        self._open_endpoint(arm.mode).finish()
         return ReceivedIteration(
             sum(receiver.nbytes for receiver in receivers),
             sum(receiver.messages for receiver in receivers),
             time.process_time() - began_s,
             began_ns,
-            [*zip(self._microbatches(), receivers, strict=True)],
+            [*zip(self._list_microbatches(), receivers, strict=True)],
         )
 
     def record_times(
@@ -164,44 +164,44 @@ class Sink:
         if device.type not in self._slots:
             # A slot per chunk under way, each as large as the largest chunk of its stream.
             slot_count = receiving_slots(device)
-            largest_chunks_nbytes = [largest_chunk(stream) for _, stream in self._streams(mode)]
-            is_pinned = self._uploads(mode)
+            nbytes_of_slots = [largest_chunk(stream) for _, stream in self._list_streams(mode)]
+            is_pinned = self._needs_upload(mode)
             self._slots[device.type] = [
                 device_staging(nbytes, slot_count, device)
                 if device.type == "cuda"
                 else staging(nbytes, slot_count, is_pinned)
-                for nbytes in largest_chunks_nbytes
+                for nbytes in nbytes_of_slots
             ]
         return self._slots[device.type]
 
-    def _uploads(self, mode: str) -> bool:
+    def _needs_upload(self, mode: str) -> bool:
         """Return whether chunks of a mode come in host memory and go on to a device."""
         return self._device_of(mode).type != self._slots_device_of(mode).type
 
     def _upload_of(self, mode: str) -> DeviceUpload | None:
         """Return the way to the device, which all streams share; None where none is needed."""
-        if not self._uploads(mode):
+        if not self._needs_upload(mode):
             return None
         if self._upload is None:
-            largest = max(largest_chunk(stream) for _, stream in self._streams(mode))
-            self._upload = DeviceUpload(self._device_of(mode), largest)
+            largest_nbytes = max(largest_chunk(stream) for _, stream in self._list_streams(mode))
+            self._upload = DeviceUpload(self._device_of(mode), largest_nbytes)
         return self._upload
 
-    def _streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
+    def _list_streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
         caches = zip(self.caches(mode), self.view.remote_streams(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
-    def _microbatches(self) -> list[int]:
+    def _list_microbatches(self) -> list[int]:
         """Return the number of the microbatch that each stream fills."""
         numbered_streams = enumerate(self.view.remote_streams())
         return [microbatch for microbatch, streams in numbered_streams for _ in streams]
 
-    def _endpoint(self, mode: str) -> SinkEndpoint:
+    def _open_endpoint(self, mode: str) -> SinkEndpoint:
         if mode not in self._endpoints:
             self._endpoints[mode] = self.rank_at_point.context.connectors[mode].open_sink(
                 SinkContext(
-                    self._streams(mode),
+                    self._list_streams(mode),
                     self.view.peers(),
                     lambda: self._slots_of(mode),
                     self._device_of(mode),
@@ -212,14 +212,14 @@ class Sink:
     def _receivers_of(self, mode: str, level_name: str) -> list[CacheReceiver]:
         """Return the receiver of each stream, made once for each mode and level."""
         if (mode, level_name) not in self._receivers:
-            pairs = self._streams(mode)
+            pairs = self._list_streams(mode)
             slots = self._slots_of(mode) if LEVELS[level_name].buffered else [[] for _ in pairs]
             self._receivers[mode, level_name] = [
                 CacheReceiver(
                     cache=cache,
                     stream=stream,
                     level=LEVELS[level_name],
-                    endpoint=self._endpoint(mode),
+                    endpoint=self._open_endpoint(mode),
                     slots=own_slots,
                     timed=self.rank_at_point.experiment.chunk_times,
                     upload=self._upload_of(mode),

@@ -10,11 +10,11 @@ from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream, NoStreaming
 from dejavubench.bench.engine.prompts import make_prompts
-from dejavubench.bench.engine.steps import steps_of
+from dejavubench.bench.engine.steps import make_steps
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.source_destinations import SourceDestinations
 from dejavubench.bench.point.source_staging import SourceStaging
-from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.nvtx import choose_kind
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -45,12 +45,12 @@ class Source:
         self.prompts = make_prompts(
             view.point, view.microbatch_count, plan.experiment.seed, plan.prompts
         )
-        self.maker = self.maker_over(self.caches)
+        self.maker = self.make_maker(self.caches)
         self.staging = SourceStaging(rank_at_point, self.caches[0])
         self.destinations = SourceDestinations(rank_at_point, self.caches, self.staging)
         self._silent_streams = [NoStreaming() for _ in self.caches]
 
-    def maker_over(
+    def make_maker(
         self,
         caches: Sequence[KVCache],
         before_step: Callable[[int, int], None] | None = None,
@@ -64,9 +64,9 @@ class Source:
         context = self.rank_at_point.context
         plan, collectives = context.plan, context.collectives
         assert collectives is not None
-        steps = steps_of(self.model, caches, self.prompts, plan.sampling, turns)
+        steps = make_steps(self.model, caches, self.prompts, plan.sampling, turns)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
-        return plain_or_ranged(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
+        return choose_kind(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
             collectives,
@@ -80,17 +80,17 @@ class Source:
         # The checks of every step are kept, which takes time, but nothing is measured yet.
         steps = self.maker.steps
         steps.thorough = True
-        clocks, _ = self.maker.run(self.silent(), mark)
+        clocks, _ = self.maker.run(self.make_silent_streams(), mark)
         steps.thorough = False
         return clocks
 
     def microbatch_streams(self, arm: Arm, level_name: str | None) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
         if level_name is None:
-            return self.silent()
+            return self.make_silent_streams()
         return list[MicrobatchStream](self.destinations.managers(arm, level_name))
 
-    def silent(self) -> list[MicrobatchStream]:
+    def make_silent_streams(self) -> list[MicrobatchStream]:
         """Return streams that stream nothing."""
         return list[MicrobatchStream](self._silent_streams)
 

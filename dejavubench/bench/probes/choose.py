@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 
 from dejavubench.bench.probes.ceilings import Ceilings
-from dejavubench.bench.probes.cpu_probes import cpu_probes
+from dejavubench.bench.probes.cpu_probes import make_cpu_probes
 from dejavubench.bench.probes.probe_subjects import ProbedModel, ProbedRank
 from dejavubench.records import HELD_AGAINST
 from dejavubench.transports.base import Transport
@@ -18,7 +18,7 @@ from dejavubench.transports.probe import Probe
 from dejavubench.transports.registry import find_transport
 
 
-def ceilings_of(
+def make_ceilings(
     rank: ProbedRank,
     model: ProbedModel,
     connectors: Mapping[str, Connector],
@@ -58,7 +58,7 @@ def ceilings_of(
 def _make_machine_probes(device: torch.device, model: ProbedModel) -> list[Probe]:
     """Return the probes of the device that the model runs on."""
     if device.type != "cuda":
-        return cpu_probes(model.multiplied)
+        return make_cpu_probes(model.multiplied)
     # Imported here: torch's CUDA libraries are loaded where there is a device, not before.
     from dejavubench.bench.probes.gpu_probes import DeviceProbes
 

@@ -16,7 +16,7 @@ from dejavubench.transports.probe import Probe, Sample, time_call
 LEAST_BUFFER_NBYTES = 128 << 20
 """At least four times the last-level cache of the machines this was written on.
 
-See :func:`last_level_nbytes`.
+See :func:`read_last_level_nbytes`.
 """
 
 MATMUL_SIDES = (768, 1024, 2048)
@@ -34,7 +34,7 @@ EXTENTS = 4096
 EXTENT_NBYTES = 16
 
 
-def last_level_nbytes() -> int:
+def read_last_level_nbytes() -> int:
     """Return the bytes of the largest cache of CPU 0; 0 where the kernel does not tell."""
     sizes = [0]
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
@@ -56,7 +56,10 @@ class CPUMemory:
     def __init__(self) -> None:
         # Two buffers of fp32: an eighth of the free memory each.
         elements = (
-            min(max(LEAST_BUFFER_NBYTES, 4 * last_level_nbytes()), measure_available_nbytes() // 8)
+            min(
+                max(LEAST_BUFFER_NBYTES, 4 * read_last_level_nbytes()),
+                measure_available_nbytes() // 8,
+            )
             // 4
         )
         # Written: pages that were never written are all one page of zeros.
@@ -120,7 +123,7 @@ def _allocate_extents() -> tuple[torch.Tensor, torch.Tensor]:
     return aligned_buffer(EXTENTS * STRIDE_NBYTES), aligned_buffer(EXTENTS * EXTENT_NBYTES)
 
 
-def matmul(dtype: torch.dtype) -> list[Sample]:
+def measure_matmul(dtype: torch.dtype) -> list[Sample]:
     """Measure square products in the type that the model computes in, in GFLOP/s."""
     samples = []
     for side in MATMUL_SIDES:
@@ -129,7 +132,7 @@ def matmul(dtype: torch.dtype) -> list[Sample]:
     return samples
 
 
-def cpu_probes(dtype: torch.dtype) -> list[Probe]:
+def make_cpu_probes(dtype: torch.dtype) -> list[Probe]:
     """Return the probes of a source whose model runs on the CPU.
 
     Args:
@@ -139,7 +142,7 @@ def cpu_probes(dtype: torch.dtype) -> list[Probe]:
     return [
         Probe("memory-read", "GB/s", memory.read),
         Probe("memory-copy", "GB/s", memory.copy),
-        Probe("matmul", "GFLOP/s", partial(matmul, dtype)),
+        Probe("matmul", "GFLOP/s", partial(measure_matmul, dtype)),
         Probe("run-copy", "us", copy_loop),
         Probe("run-copy-compiled", "us", copy_loop_compiled),
     ]

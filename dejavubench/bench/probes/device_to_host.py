@@ -74,17 +74,17 @@ class DeviceToHostCopies:
         """Copy large pieces back to back, in GB/s: the rate that small chunks fall short of."""
         return self._time_copies([self._large_buffer] * SLOTS, CHUNKS // 4)
 
-    def _time_copies(self, slots: list[torch.Tensor], chunks: int) -> list[Sample]:
+    def _time_copies(self, slots: list[torch.Tensor], chunk_count: int) -> list[Sample]:
         nbytes = slots[0].numel()
         torch.cuda.synchronize(self._device)
         began_s = time.perf_counter()
         with torch.cuda.stream(self._stream):
-            for chunk_index in range(chunks):
+            for chunk_index in range(chunk_count):
                 self._pinned_slots[chunk_index % SLOTS][:nbytes].copy_(
                     slots[chunk_index % SLOTS], non_blocking=True
                 )
         self._stream.synchronize()
-        return self._sample(chunks * nbytes, time.perf_counter() - began_s, chunks)
+        return self._make_samples(chunk_count * nbytes, time.perf_counter() - began_s, chunk_count)
 
     def time_destination(self) -> list[Sample]:
         """Bring as many chunks through the library's staging, by the way that it chose."""
@@ -106,14 +106,22 @@ class DeviceToHostCopies:
                 self._staging.begin(transfer, self._packing, packed)
                 begun_count += 1
             arrived_count += sum(1 for _ in self._staging.take_arrived())
-        seconds = time.perf_counter() - began_s
-        ((rate, shape),) = self._sample(CHUNKS * self._nbytes, seconds, CHUNKS)
+        duration_s = time.perf_counter() - began_s
+        ((rate_gb_s, shape),) = self._make_samples(CHUNKS * self._nbytes, duration_s, CHUNKS)
         return [
-            (rate, f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}")
+            (
+                rate_gb_s,
+                f"{shape}, {self._cache.geometry.layout.value}, {self._staging.ways['prompt']}",
+            )
         ]
 
-    def _sample(self, nbytes: int, seconds: float, chunks: int) -> list[Sample]:
-        return [(nbytes / seconds / 1e9, f"{chunks} × {nbytes / chunks / 2**20:.1f} MiB, pinned")]
+    def _make_samples(self, nbytes: int, duration_s: float, chunk_count: int) -> list[Sample]:
+        return [
+            (
+                nbytes / duration_s / 1e9,
+                f"{chunk_count} × {nbytes / chunk_count / 2**20:.1f} MiB, pinned",
+            )
+        ]
 
 
 class ExtentCopies:
@@ -188,7 +196,7 @@ class ExtentCopies:
         stream_handle = self._stream.cuda_stream
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
-        def one_by_one() -> Iterator[memoryview]:
+        def copy_one_by_one() -> Iterator[memoryview]:
             for (target, source, nbytes), view in zip(copies, self._views, strict=True):
                 copy(target, source, nbytes, direction, stream_handle)
                 wait(stream_handle)
@@ -196,6 +204,6 @@ class ExtentCopies:
 
         torch.cuda.synchronize(self._device)
         began_s = time.perf_counter()
-        for _ in one_by_one():
+        for _ in copy_one_by_one():
             pass
         return (time.perf_counter() - began_s) / len(copies) * 1e6

@@ -68,13 +68,13 @@ READ_BLOCKS = 8
 """Blocks of that kernel on each multiprocessor."""
 
 
-def buffer_nbytes(l2_nbytes: int, free_nbytes: int) -> int:
+def choose_buffer_nbytes(l2_nbytes: int, free_nbytes: int) -> int:
     """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
     return min(max(LEAST_BUFFER_NBYTES, 4 * l2_nbytes), free_nbytes // FREE_MEMORY_PARTS) // 16 * 16
 
 
-def gather_layers(
-    geometry: KVGeometry, input_len: int, l2_nbytes: int, free_nbytes: int, buffer: int
+def count_gathered_layers(
+    geometry: KVGeometry, input_len: int, l2_nbytes: int, free_nbytes: int, buffer_nbytes: int
 ) -> int:
     """Return how many layers are gathered in turn; 0 if not one has room.
 
@@ -87,7 +87,7 @@ def gather_layers(
         geometry.layers,
         max(1, -(-4 * l2_nbytes // gathered_nbytes)),
         free_nbytes // FREE_MEMORY_PARTS // layer_nbytes,
-        buffer // gathered_nbytes,
+        buffer_nbytes // gathered_nbytes,
     )
 
 
@@ -105,16 +105,20 @@ class DeviceProbes:
         dtype, geometry, input_len = model.dtype, model.geometry, model.input_len
         properties = torch.cuda.get_device_properties(device)
         free_nbytes, _ = torch.cuda.mem_get_info(device)
-        nbytes = buffer_nbytes(properties.L2_cache_size, free_nbytes)
+        nbytes = choose_buffer_nbytes(properties.L2_cache_size, free_nbytes)
         self._device = device
         self._source = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
         self._target = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         self._blocks = properties.multi_processor_count * READ_BLOCKS
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
         self._products = _Products.make_within(device, dtype, free_nbytes // FREE_MEMORY_PARTS)
-        layers = gather_layers(geometry, input_len, properties.L2_cache_size, free_nbytes, nbytes)
+        layer_count = count_gathered_layers(
+            geometry, input_len, properties.L2_cache_size, free_nbytes, nbytes
+        )
         self._gathers = (
-            _Gathers.prepare(device, dtype, geometry, input_len, layers) if layers else None
+            _Gathers.prepare(device, dtype, geometry, input_len, layer_count)
+            if layer_count
+            else None
         )
         self._to_host = DeviceToHostCopies(device, model)
         self._extents = ExtentCopies(device)
@@ -244,11 +248,11 @@ class _Products:
     works: dict[int, Callable[[], object]]
 
     @classmethod
-    def make_within(cls, device: torch.device, dtype: torch.dtype, room: int) -> _Products:
-        """Make the products that fit into ``room`` bytes; the smallest in any case."""
+    def make_within(cls, device: torch.device, dtype: torch.dtype, room_nbytes: int) -> _Products:
+        """Make the products that fit into ``room_nbytes`` bytes; the smallest in any case."""
         works: dict[int, Callable[[], object]] = {}
         for side in MATMUL_SIDES:
-            if not works or 3 * side**2 * dtype.itemsize <= room:
+            if not works or 3 * side**2 * dtype.itemsize <= room_nbytes:
                 a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
                 works[side] = partial(torch.mm, a, b, out=out)
         return cls(works)
@@ -273,13 +277,13 @@ class _Gathers:
         dtype: torch.dtype,
         geometry: KVGeometry,
         input_len: int,
-        layers: int,
+        layer_count: int,
     ) -> _Gathers:
-        """Make the packings of a prompt over ``layers`` layers; allocates their cache."""
-        probe_geometry = replace(geometry, layers=layers)
+        """Make the packings of a prompt over ``layer_count`` layers; allocates their cache."""
+        probe_geometry = replace(geometry, layers=layer_count)
         probe_cache = KVCache.allocate(probe_geometry, dtype, device)
         region = probe_geometry.region(positions=Span(0, input_len))
-        packings = [Packing(probe_cache, region.layer(layer)) for layer in range(layers)]
+        packings = [Packing(probe_cache, region.layer(layer)) for layer in range(layer_count)]
         nbytes = probe_geometry.region_nbytes(region.layer(0))
         size = f"{nbytes / 2**20:.1f} MiB, {geometry.layout.value}"
-        return cls(packings, nbytes, f"{size}, {layers} layers in turn, read + write")
+        return cls(packings, nbytes, f"{size}, {layer_count} layers in turn, read + write")

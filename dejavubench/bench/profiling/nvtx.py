@@ -33,7 +33,7 @@ class NvtxRanges:
         torch.cuda.nvtx.range_pop()
 
 
-def plain_or_ranged(
+def choose_kind(
     experiment: Experiment,
     make_plain: Callable[ArgumentsT, ResultT],
     make_ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],

@@ -48,10 +48,10 @@ class RangedBatchMaker(BatchMaker):
         with push_range(self._ranges, name_range(lanes.MODEL, lanes.DRAIN)):
             super().drain(clocks, streams)
 
-    def _step(
+    def _take_step(
         self, step: int, microbatch: int, clock: MicrobatchClock, stream: MicrobatchStream
     ) -> None:
-        super()._step(step, microbatch, clock, RangedStream(stream, self._ranges))
+        super()._take_step(step, microbatch, clock, RangedStream(stream, self._ranges))
 
 
 class RangedSteps:
@@ -67,12 +67,12 @@ class RangedSteps:
     """
 
     def __init__(
-        self, steps: Steps, input_lens: Sequence[int], layers: int, ranges: Ranges
+        self, steps: Steps, input_lens: Sequence[int], layer_count: int, ranges: Ranges
     ) -> None:
         self._steps = steps
         self.ahead = steps.ahead
         self._input_lens = input_lens
-        self._layers = layers
+        self._layer_count = layer_count
         self._ranges = ranges
 
     @property
@@ -91,7 +91,7 @@ class RangedSteps:
         with push_range(self._ranges, name_range(lanes.MODEL, format_step_title(step))):
             if step or on_layer is None:
                 return self._steps.run(microbatch, x, position, on_layer)
-            layers = _Layers(on_layer, self._layers, self._ranges)
+            layers = _Layers(on_layer, self._layer_count, self._ranges)
             try:
                 return self._steps.run(microbatch, x, position, layers)
             finally:
@@ -121,9 +121,9 @@ class _Layers:
     the MLP of that one, and ends before its own.
     """
 
-    def __init__(self, on_layer: OnLayer, layers: int, ranges: Ranges) -> None:
+    def __init__(self, on_layer: OnLayer, layer_count: int, ranges: Ranges) -> None:
         self._on_layer = on_layer
-        self._layers_left = layers
+        self._missing_count = layer_count
         self._ranges = ranges
         self._is_open = False
         self._begin(0)
@@ -131,8 +131,8 @@ class _Layers:
     def __call__(self, layer: int) -> None:
         self.end()
         self._on_layer(layer)
-        self._layers_left -= 1
-        if self._layers_left:  # no layer is in place after the last one
+        self._missing_count -= 1
+        if self._missing_count:  # no layer is in place after the last one
             self._begin(layer + 1)
 
     def end(self) -> None:

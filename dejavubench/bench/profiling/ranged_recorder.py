@@ -31,11 +31,11 @@ class RangedRecorder(Recorder):
         super().__init__(folder, rank, several_points, to_stdout, session)
         self._ranges = ranges
         self._iteration: str | None = None
-        self._open_ranges = 0
+        self._open_count = 0
 
-    def phase(self, phase: str, **details: str | int | None) -> None:
-        """Record that a phase begins, as :meth:`Recorder.phase`."""
-        super().phase(phase, **details)
+    def mark_phase(self, phase: str, **details: str | int | None) -> None:
+        """Record that a phase begins, as :meth:`Recorder.mark_phase`."""
+        super().mark_phase(phase, **details)
         iteration = None
         if details.get("arm") is not None:
             iteration = (
@@ -56,10 +56,10 @@ class RangedRecorder(Recorder):
 
     def _begin(self, name: str) -> None:
         self._ranges.push(name)
-        self._open_ranges += 1
+        self._open_count += 1
 
-    def _end(self, ranges_left: int) -> None:
+    def _end(self, remaining_count: int) -> None:
         """End ranges until this number of them is left."""
-        while self._open_ranges > ranges_left:
+        while self._open_count > remaining_count:
             self._ranges.pop()
-            self._open_ranges -= 1
+            self._open_count -= 1

@@ -8,7 +8,7 @@ from dejavubench.records.destination_info import CrossingInfo, DestinationInfo, 
 from dejavubench.transports.base import Transport
 
 
-def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
+def describe_destination(transport: Transport, on_gpu: bool) -> DestinationInfo:
     """Return a destination as it is recorded.
 
     Args:
@@ -36,7 +36,7 @@ def info(transport: Transport, on_gpu: bool) -> DestinationInfo:
     )
 
 
-def swapped_info(transport: Transport) -> DestinationInfo:
+def describe_swap_destination(transport: Transport) -> DestinationInfo:
     """Return a destination that caches are swapped to: no probe bounds that."""
     return DestinationInfo(
         label=transport.swapped_label or transport.name,

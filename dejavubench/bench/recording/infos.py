@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dejavubench.bench.recording.destination_infos import info, swapped_info
+from dejavubench.bench.recording.destination_infos import (
+    describe_destination,
+    describe_swap_destination,
+)
 from dejavubench.config.arms import Arm
 from dejavubench.config.points import Point
 from dejavubench.records import ArmInfo, PointInfo
@@ -12,14 +15,14 @@ from dejavubench.records.destination_info import DestinationInfo
 from dejavubench.units import ITEMSIZE
 
 
-def arm_info(arm: Arm) -> ArmInfo:
+def describe_arm(arm: Arm) -> ArmInfo:
     """Return an arm's record."""
     return ArmInfo(
         name=arm.name, mode=arm.mode, level=arm.level, durability=arm.durability, role=arm.role
     )
 
 
-def point_info(
+def describe_point(
     point: Point, skip_reason: str | None = None, swept_options: Sequence[str] = ()
 ) -> PointInfo:
     """Return a point's record.
@@ -58,12 +61,12 @@ def point_info(
     )
 
 
-def destination_infos(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
+def describe_destinations(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
     """Return the facts on the arms' destinations that analysis needs, by mode."""
     return {
-        arm.mode: swapped_info(arm.destination)
+        arm.mode: describe_swap_destination(arm.destination)
         if arm.is_swapping
-        else info(arm.destination, on_gpu)
+        else describe_destination(arm.destination, on_gpu)
         for arm in arms
         if arm.destination is not None
     }

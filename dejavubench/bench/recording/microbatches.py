@@ -19,7 +19,7 @@ class IterationId(TypedDict):
     round: int | None
 
 
-def microbatch_record(
+def make_microbatch_record(
     iteration_id: IterationId,
     microbatch_index: int,
     clock: MicrobatchClock,

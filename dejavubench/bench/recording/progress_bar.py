@@ -87,7 +87,7 @@ class ProgressBar:
         if self._completed_count == 0 or (self._is_quiet() and not self._bar):
             self.say(text)
 
-    def step(self, title: str) -> None:
+    def advance(self, title: str) -> None:
         """Count one iteration that is done.
 
         Args:
@@ -95,14 +95,15 @@ class ProgressBar:
         """
         self._completed_count += 1
         if self._bar:
-            left_text = self.time_left.text()
+            left_text = self.time_left.describe()
             self._bar.update(
                 self._task, completed=self._completed_count, description=title, left=left_text
             )
         elif self._is_shown and self._is_quiet():
             of_total = "" if self._total is None else f"/{self._total}"
             self.say(
-                f"{self._completed_count}{of_total} iterations, {title}; {self.time_left.text()}"
+                f"{self._completed_count}{of_total} iterations, {title}; "
+                f"{self.time_left.describe()}"
             )
 
     def _is_quiet(self) -> bool:

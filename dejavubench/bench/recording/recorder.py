@@ -54,7 +54,7 @@ class Recorder:
             update={"digest": self._lines.digest, "header_digest": header_digest}
         )
 
-    def phase(self, phase: str, **details: str | int | None) -> None:
+    def mark_phase(self, phase: str, **details: str | int | None) -> None:
         """Record that a phase begins."""
         self.phase_name = phase
         liveness.begin_phase(
@@ -64,7 +64,7 @@ class Recorder:
         mark = {"phase": phase, **details, "at_ns": time.perf_counter_ns()}
         self.write(records.PhaseMark.model_validate(mark))
 
-    def text(self, microbatches: list[Microbatch], total_ms: float) -> None:
+    def write_text_lines(self, microbatches: list[Microbatch], total_ms: float) -> None:
         """Write DéjàVu's text lines of one iteration to ``<arm>.log``.
 
         If there is only one arm, they go to stdout as well.

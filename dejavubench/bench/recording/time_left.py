@@ -134,11 +134,11 @@ class TimeLeft:
 
     # ---- what is left ----
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """Return the time left in words, as far as it is known."""
         if self._precision is not None:
             return self._describe_precision(self._precision)
-        left_s = self.seconds()
+        left_s = self.estimate_s()
         return UNKNOWN_TEXT if left_s is None else f"about {format_duration(left_s)} left"
 
     def _describe_precision(self, precision: float) -> str:
@@ -158,7 +158,7 @@ class TimeLeft:
             f"here{later_text}"
         )
 
-    def seconds(self) -> float | None:
+    def estimate_s(self) -> float | None:
         """Return the time left until the last round has ended; None while it is not known."""
         if self._measured.round_durations_s:
             unit_s = self._round_s() / self._point.size

@@ -20,10 +20,10 @@ from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, tokens_o
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream, NoStreaming
 from dejavubench.bench.engine.prompts import make_prompts
-from dejavubench.bench.engine.steps import steps_of
+from dejavubench.bench.engine.steps import make_steps
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.nvtx import choose_kind
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.scenarios.base import RecordedIteration
@@ -44,17 +44,17 @@ _TOKENS_TAG = 1
 _GOES_ON_TAG = 2
 
 
-def token_sender(topology: Topology) -> int:
+def find_token_sender(topology: Topology) -> int:
     """Return the rank of the source that knows new tokens first: the first of the last stage."""
     return topology.sources[-topology.tensor_size]
 
 
-def token_receivers(topology: Topology) -> range:
+def find_token_receivers(topology: Topology) -> range:
     """Return the ranks of the sinks that embed tokens: the first stage."""
     return topology.sinks[: topology.sink_width]
 
 
-def first_answerer(topology: Topology) -> int:
+def find_first_answerer(topology: Topology) -> int:
     """Return the rank of the sink that knows new tokens first."""
     return topology.sinks[-topology.sink_width]
 
@@ -67,7 +67,7 @@ class HandoverSource(StreamingSource):
         self._newest_iteration = NO_ITERATION
         self._topology = source.view.topology
         self._comm = self.rank_at_point.context.comms.handover
-        self._sends = self._topology.rank == token_sender(self._topology)
+        self._sends_tokens = self._topology.rank == find_token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
         self._handover_ms: float | None = None
 
@@ -94,7 +94,7 @@ class HandoverSource(StreamingSource):
         )
         self.generated = tokens_of(self._newest_iteration.clocks)
         mark("hand-over")
-        self._handover_ms = self._wait_for_answer() if self._sends else None
+        self._handover_ms = self._wait_for_answer() if self._sends_tokens else None
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the hand-over's milliseconds, on the source that sends, and the microbatches."""
@@ -108,13 +108,14 @@ class HandoverSource(StreamingSource):
 
     def _send_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Send all tokens so far of all requests, as soon as they are known."""
-        if not self._sends:
+        if not self._sends_tokens:
             return
         tokens = torch.cat([torch.stack(clock.tokens, dim=1) for clock in clocks])
         # Kept alive by its requests until the sinks have answered.
         message = np.ascontiguousarray(tokens.numpy())  # [requests, tokens]
         self._under_way = [
-            self._comm.Isend(message, rank, _TOKENS_TAG) for rank in token_receivers(self._topology)
+            self._comm.Isend(message, rank, _TOKENS_TAG)
+            for rank in find_token_receivers(self._topology)
         ]
 
     def _wait_for_answer(self) -> float:
@@ -124,7 +125,7 @@ class HandoverSource(StreamingSource):
             clock.returned_s if clock.event_ms else clock.compute_ended_s
             for clock in self._newest_iteration.clocks
         )
-        answer = self._comm.Irecv(bytearray(1), first_answerer(self._topology), _GOES_ON_TAG)
+        answer = self._comm.Irecv(bytearray(1), find_first_answerer(self._topology), _GOES_ON_TAG)
         wait_asleep(answer.Test, "the sinks' first token")
         answer_ms = (time.perf_counter() - ended_s) * 1e3
         MPI.Request.Waitall(self._under_way)  # at once: whoever answered has the tokens
@@ -138,13 +139,13 @@ class SinkModelTimes:
     Attributes:
         waited_ms: time from the start until the cache was whole and the tokens were known.
         first_ms: time from then until every microbatch has its first token on this stage.
-        rest_ms: time of each later step, over all microbatches.
+        later_step_ms: time of each later step, over all microbatches.
         tokens: new tokens [requests, T − k]; empty on stages that do not see them.
     """
 
     waited_ms: float = 0.0
     first_ms: float = 0.0
-    rest_ms: list[float] = field(default_factory=list)
+    later_step_ms: list[float] = field(default_factory=list)
     tokens: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -190,7 +191,7 @@ class HandoverSink(StreamingSink):
                 **iteration_id,
                 waited_ms=times.waited_ms,
                 first_ms=times.first_ms,
-                token_ms=times.rest_ms,
+                token_ms=times.later_step_ms,
             )
         )
         return recorded_iteration
@@ -214,9 +215,9 @@ class SinkModel:
         self._prompts = make_prompts(
             sink_point, view.microbatch_count, plan.experiment.seed, plan.prompts
         )
-        steps = steps_of(model, caches, self._prompts, plan.sampling)
+        steps = make_steps(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]
-        self._maker = plain_or_ranged(plan.experiment, BatchMaker, RangedBatchMaker)(
+        self._maker = choose_kind(plan.experiment, BatchMaker, RangedBatchMaker)(
             model=model,
             steps=steps,
             collectives=collectives,
@@ -236,8 +237,8 @@ class SinkModel:
         """
         topology = self._view.topology
         point = self._point
-        clocks = self._maker.clocks()
-        if topology.rank in token_receivers(topology):
+        clocks = self._maker.make_clocks()
+        if topology.rank in find_token_receivers(topology):
             self._receive_tokens(clocks)
         ready_s = time.perf_counter()
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
@@ -246,17 +247,17 @@ class SinkModel:
             clocks, self._silent_streams, point.generated_tokens, point.generated_tokens + 1
         )
         first_token_s = time.perf_counter()
-        if topology.rank == first_answerer(topology):
-            self._comm.Send(bytearray(1), token_sender(topology), _GOES_ON_TAG)
+        if topology.rank == find_first_answerer(topology):
+            self._comm.Send(bytearray(1), find_token_sender(topology), _GOES_ON_TAG)
         self._maker.decode(
             clocks, self._silent_streams, point.generated_tokens + 1, point.output_len
         )
-        rest_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
+        later_step_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
             (ready_s - began_s) * 1e3,
             (first_token_s - ready_s) * 1e3,
-            rest_ms,
-            self._newest_tokens(clocks),
+            later_step_ms,
+            self._list_new_tokens(clocks),
         )
 
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
@@ -264,14 +265,14 @@ class SinkModel:
         point = self._point
         source_tokens = torch.empty(point.requests, point.generated_tokens, dtype=torch.long)
         message = self._comm.Irecv(
-            source_tokens.numpy(), token_sender(self._view.topology), _TOKENS_TAG
+            source_tokens.numpy(), find_token_sender(self._view.topology), _TOKENS_TAG
         )
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):
             # By the requests' numbers: this side may cut them into other microbatches.
             clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
-    def _newest_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
+    def _list_new_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
         new_count = self._point.output_len - self._point.generated_tokens
         if len(clocks[0].tokens) < new_count:
             return torch.empty(0)

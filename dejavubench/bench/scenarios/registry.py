@@ -21,7 +21,7 @@ SCENARIOS: Mapping[Scenario, ScenarioKind] = {
 """Every scenario, by the name that arms have for it."""
 
 
-def sinks_compute(arms: Sequence[Arm]) -> bool:
+def has_computing_sinks(arms: Sequence[Arm]) -> bool:
     """Return whether sinks have a part of the model in some arm."""
     return any(SCENARIOS[arm.scenario].sinks_compute for arm in arms)
 

@@ -51,15 +51,15 @@ class RestoredCaches:
         """Why files hold fewer good steps than they say, for each such file."""
         return [stream.wrong for stream in self.restored if stream.wrong is not None]
 
-    def tokens(self, steps: int) -> list[list[torch.Tensor]]:
-        """Return for each microbatch the new tokens [B] of the first ``steps`` steps.
+    def list_tokens(self, step_count: int) -> list[list[torch.Tensor]]:
+        """Return for each microbatch the new tokens [B] of the first ``step_count`` steps.
 
         The new token of a step is what went into the step after it.
         """
         return [
             [
                 torch.from_numpy(stream.tokens[step + 1][:, 0].astype(np.int64))
-                for step in range(steps)
+                for step in range(step_count)
             ]
             for stream in self.restored
         ]
@@ -92,15 +92,15 @@ def _drop_unknown_steps(restored_stream: RestoredStream, file: SavedStream) -> N
         del restored_stream.tokens[first_unknown:]
 
 
-def _agree_on_first_step(world: MPI.Intracomm, steps: int | None) -> int:
+def _agree_on_first_step(world: MPI.Intracomm, step_count: int | None) -> int:
     """Return the first step that is computed again, on every rank. Collective.
 
     Args:
-        steps: number of steps that this source has; None on a sink.
+        step_count: number of steps that this source has; None on a sink.
     """
     # A stage cannot compute a step whose hidden states the stage before does not send again, so the
     # rank with the fewest steps decides for all.
-    steps_of_ranks = world.allgather(steps)
+    steps_of_ranks = world.allgather(step_count)
     # The new token of the last step is not known: that step is computed again.
     return max(min(step for step in steps_of_ranks if step is not None) - 1, 0)
 
@@ -145,10 +145,12 @@ class RestartSource(StreamingSource):
         """Stream what was put back, then take every microbatch to its end."""
         source = self.source
         first_step = self._first_step
-        clocks = source.maker.clocks()
+        clocks = source.maker.make_clocks()
         layers = source.view.geometry.layers
         if source.model.is_first_stage:
-            for clock, tokens in zip(clocks, self._restored_caches.tokens(first_step), strict=True):
+            for clock, tokens in zip(
+                clocks, self._restored_caches.list_tokens(first_step), strict=True
+            ):
                 clock.tokens = list(tokens)
         # The killed run's files are only read. This run's own files get the old steps as well, so
         # that they are whole without the old ones.

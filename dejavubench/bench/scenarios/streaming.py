@@ -15,7 +15,7 @@ from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.sink import ReceivedIteration, Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.recording.microbatches import IterationId, microbatch_record
+from dejavubench.bench.recording.microbatches import IterationId, make_microbatch_record
 from dejavubench.bench.scenarios.base import RecordedIteration, ScenarioPart
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import Span
@@ -78,7 +78,7 @@ def record_iteration(
     """
     clocks = source_iteration.clocks
     microbatches = [
-        microbatch_record(
+        make_microbatch_record(
             iteration_id,
             microbatch_index,
             clock,

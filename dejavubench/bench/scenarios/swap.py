@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dejavubench import records
-from dejavubench.bench.checks.digests import digests, digests_differ
+from dejavubench.bench.checks.digests import compute_digests, describe_digest_difference
 from dejavubench.bench.engine.batch_maker import BatchMaker, MarkPhase, tokens_of
 from dejavubench.bench.engine.clock import MicrobatchClock
 from dejavubench.bench.engine.microbatch_stream import MicrobatchStream
@@ -59,7 +59,7 @@ class Swaps:
         # Host memory and disk as stores share these caches: only one arm works at a time.
         self._resident_caches: list[KVCache] = []
 
-    def of(self, arm: Arm) -> Swap:
+    def open_swap(self, arm: Arm) -> Swap:
         """Return the swap of the arm's store; resident caches are made with the first one."""
         if arm.mode not in self._swaps:
             source = self._source
@@ -74,13 +74,13 @@ class Swaps:
             streamer = self._stores.streamer(arm)
             timeout = self._experiment.drain_timeout
             swapper = Swapper(self._resident_caches, streams, streamer, timeout)
-            maker = source.maker_over(swapper.current, swapper.step_begins, self._resident_caches)
+            maker = source.make_maker(swapper.current, swapper.step_begins, self._resident_caches)
             self._swaps[arm.mode] = Swap(swapper, maker)
         return self._swaps[arm.mode]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill resident caches, slots and store with the pattern; begin all streams."""
-        streams = self.of(arm).streams  # makes the resident caches, which are filled below
+        streams = self.open_swap(arm).streams  # makes the resident caches, which are filled below
         caches: Sequence[KVCache] = (*self._source.caches, *self._resident_caches)
         for cache in caches:
             cache.fill(pattern)
@@ -130,7 +130,7 @@ class SwapSource(ScenarioPart):
         """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
         super().expect(undisturbed_clocks, tokens)
         written_positions = self.rank_at_point.point.written_positions
-        self._digests = [digests(cache, written_positions) for cache in self.source.caches]
+        self._digests = [compute_digests(cache, written_positions) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill resident caches, slots and store with the pattern; begin all streams."""
@@ -138,7 +138,7 @@ class SwapSource(ScenarioPart):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Run with a batch maker over the caches in place, which waits for each turn's cache."""
-        swap = self._swaps.of(arm)
+        swap = self._swaps.open_swap(arm)
         self._newest_iteration = measure_iteration(
             lambda: swap.maker.run(swap.streams, mark), lambda: self._swaps.cpu_seconds(arm)
         )
@@ -146,7 +146,7 @@ class SwapSource(ScenarioPart):
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:
         """Write the microbatches, and the cost of swapping, bytes and times, behind them."""
-        swap = self._swaps.of(arm)
+        swap = self._swaps.open_swap(arm)
         swapper = swap.swapper
         recorded_iteration = record_iteration(
             self.rank_at_point, iteration_id, self._newest_iteration, swap.streams
@@ -173,10 +173,10 @@ class SwapSource(ScenarioPart):
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
         view = self.source.view
-        swapper = self._swaps.of(arm).swapper
+        swapper = self._swaps.open_swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected_digests in enumerate(self._digests):
-            hashes = digests(swapper.bring_back(microbatch), view.point.written_positions)
-            if difference := digests_differ(hashes, expected_digests, view, microbatch):
+            hashes = compute_digests(swapper.bring_back(microbatch), view.point.written_positions)
+            if difference := describe_digest_difference(hashes, expected_digests, view, microbatch):
                 return difference
         return None

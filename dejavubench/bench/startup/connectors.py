@@ -27,7 +27,7 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
     Raises:
         UsageError: on every rank, if one of them cannot be used.
     """
-    rank = RankContext(
+    rank_context = RankContext(
         world=ranks.world,
         host=ranks.host,
         is_source=ranks.is_source,
@@ -38,7 +38,8 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
 
     def load() -> Connectors:
         connectors = {
-            name: transport.connector(rank) for name, transport in runnable.transports.items()
+            name: transport.connector(rank_context)
+            for name, transport in runnable.transports.items()
         }
         for connector in connectors.values():
             connector.load()
@@ -57,13 +58,15 @@ def find_all_peers(connectors: Connectors, ranks: Ranks) -> None:
         agree(ranks.world, connector.find_peers)
 
 
-def refused_points(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
+def find_refused_points(
+    runnable: RunnablePlan, ranks: Ranks, connectors: Connectors
+) -> dict[str, str]:
     """Announce every point to the other sides; return why points are refused. Collective."""
     if all(type(connector).refusal is Connector.refusal for connector in connectors.values()):
         return {}  # nobody is asked, so that ranks need not wait for each other at every point
     refusal_reasons: dict[str, str] = {}
     for point in runnable.points:
-        context = point_context(runnable.experiment, point, ranks)
+        context = make_point_context(runnable.experiment, point, ranks)
         # All sources hold the other sides' room at the same time, as they do in the measurement.
         with ExitStack() as open_connectors:
             refusal_checks = [
@@ -86,7 +89,7 @@ def _ask_for_refusals(
     return {} if refusal_reason is None else {point.id: refusal_reason}
 
 
-def point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointContext:
+def make_point_context(experiment: Experiment, point: Point, ranks: Ranks) -> PointContext:
     """Describe a point to a destination."""
     # The same list on every rank, in the same order: connecting may be collective.
     topology = ranks.topology

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.recording.infos import arm_info, point_info
+from dejavubench.bench.recording.infos import describe_arm, describe_point
 from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.config.continued_run import ContinuedRun
 from dejavubench.errors import UsageError
@@ -71,7 +71,7 @@ def check_same(
     found_differences = [
         *_compare_plans(continued_run, runnable),
         *_compare_hosts(continued_run, ranks),
-        *differences(continued_run.header.environment, environment),
+        *find_differences(continued_run.header.environment, environment),
     ]
     if found_differences:
         unnamed_count = len(found_differences) - MOST_NAMED_DIFFERENCES
@@ -89,12 +89,12 @@ def _compare_plans(continued_run: ContinuedRun, runnable: RunnablePlan) -> Itera
     header = continued_run.header
     earlier_arms = [arm.name for arm in header.arms]
     arms = [arm.name for arm in plan.arms]
-    if header.arms != [arm_info(arm) for arm in plan.arms]:
+    if header.arms != [describe_arm(arm) for arm in plan.arms]:
         yield f"its arms were {', '.join(earlier_arms)}, now {', '.join(arms)}"
     for earlier_point, point in zip(header.points, plan.points, strict=False):
         # Keys that the older program did not write are None, and say nothing.
         old_fields = earlier_point.model_dump(exclude_none=True, exclude={"skipped"})
-        new_fields = point_info(point, swept_options=plan.experiment.swept).model_dump()
+        new_fields = describe_point(point, swept_options=plan.experiment.swept).model_dump()
         for key, value in old_fields.items():
             if new_fields[key] != value:
                 yield f"{key} of {earlier_point.id} was {value}, now {new_fields[key]}"
@@ -108,7 +108,7 @@ def _compare_hosts(continued_run: ContinuedRun, ranks: Ranks) -> Iterator[str]:
             yield f"rank {rank} was on {host}, now on {ranks.hosts[rank]}"
 
 
-def differences(
+def find_differences(
     old_environment: Mapping[str, Any], new_environment: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield the differences between two environments, by the keys that the older one has."""

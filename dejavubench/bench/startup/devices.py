@@ -78,19 +78,19 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
     on_sinks = any(arm.fills_sink_devices for arm in runnable.arms)
     if plan.experiment.device != "cuda" or not (ranks.is_source or on_sinks):
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if count == 0:
+    device_count = torch.cuda.device_count()
+    if device_count == 0:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
     source_count, sink_count = map(ranks.on_this_host, (topology.sources, topology.sinks))
     refusal = too_few_devices(plan, list_cuda_devices(), source_count, sink_count)
     if refusal:
         raise UsageError(refusal)
-    assigned_devices = device_numbers(plan, source_count, sink_count, count)
-    of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
+    assigned_devices = device_numbers(plan, source_count, sink_count, device_count)
+    numbers_of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
     # Ranks of one side take the devices of their host in turn, in the order of their numbers.
     ranks_before = ranks.on_this_host(range(ranks.side.start, ranks.rank))
-    device = torch.device("cuda", of_role[ranks_before])
+    device = torch.device("cuda", numbers_of_role[ranks_before])
     torch.cuda.set_device(device)
     return device
 

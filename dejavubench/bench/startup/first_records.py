@@ -10,7 +10,7 @@ from typing import Any
 
 from dejavubench import records
 from dejavubench.bench.environment import clock_offset, facts
-from dejavubench.bench.recording.infos import arm_info, destination_infos, point_info
+from dejavubench.bench.recording.infos import describe_arm, describe_destinations, describe_point
 from dejavubench.bench.recording.recorder import write_header, write_session_header
 from dejavubench.bench.startup.communicators import may_spin
 from dejavubench.bench.startup.context import RunContext
@@ -42,7 +42,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     """Write this rank's place, machine and staging. Collective, because clocks are compared."""
     topology = context.ranks.topology
     workspace = context.workspace
-    environment = facts.of_rank(context.devices.number) | context.conditions.facts()
+    environment = facts.describe_rank(context.devices.number) | context.conditions.facts()
     # Measured at the start and at the end: clocks of hosts drift apart meanwhile.
     environment |= clock_offset.measure(context.comms.verification, context.ranks.hosts)
     if context.devices.loopback is not None:
@@ -53,7 +53,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     ):
         environment |= connector_facts
     environment |= _describe_points(context)
-    staging = _most_staging(context)
+    staging = _find_most_staging(context)
     # The peers may differ from point to point: the record names all of them.
     peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
     workspace.recorder.write(
@@ -78,12 +78,12 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     )
 
 
-def _most_staging(context: RunContext) -> Staging:
+def _find_most_staging(context: RunContext) -> Staging:
     """Return the most staging memory that this rank uses at any point."""
-    return Staging.largest_of(_staging_at(context, point) for point in context.runnable.points)
+    return Staging.largest_of(_count_staging(context, point) for point in context.runnable.points)
 
 
-def _staging_at(context: RunContext, point: Point) -> Staging:
+def _count_staging(context: RunContext, point: Point) -> Staging:
     plan = context.plan
     view = context.view(point)
     if context.ranks.is_source:
@@ -118,7 +118,7 @@ def _write_run(context: RunContext, command: list[str]) -> None:
     """Write ``run.json``, and lock the folder against a second session."""
     experiment, runnable, ranks = context.experiment, context.runnable, context.ranks
     points = [
-        point_info(point, runnable.skipped.get(point.id), experiment.swept)
+        describe_point(point, runnable.skipped.get(point.id), experiment.swept)
         for point in context.plan.points
     ]
     header = records.RunHeader(
@@ -131,9 +131,9 @@ def _write_run(context: RunContext, command: list[str]) -> None:
         figure=experiment.figure,
         note=experiment.note,
         warmup=experiment.warmup,
-        arms=[arm_info(arm) for arm in context.plan.arms],
+        arms=[describe_arm(arm) for arm in context.plan.arms],
         points=points,
-        destinations=destination_infos(context.plan.arms, context.devices.on_cuda),
+        destinations=describe_destinations(context.plan.arms, context.devices.on_cuda),
         settings=experiment.settings(),
         environment=run_facts(context.plan, ranks, context.devices),
         asked_points=None if context.plan.only_points is None else list(context.plan.only_points),
@@ -163,7 +163,9 @@ def _write_session(context: RunContext, command: list[str]) -> None:
 
 def run_facts(plan: Plan, ranks: Ranks, devices: Devices) -> dict[str, Any]:
     """Return the facts about the host that a session's header holds."""
-    return facts.of_run(list(ranks.hosts), plan.most_threads, len(ranks.cores), devices.number)
+    return facts.describe_run(
+        list(ranks.hosts), plan.most_threads, len(ranks.cores), devices.number
+    )
 
 
 def _format_utc_now() -> str:

@@ -20,7 +20,7 @@ class ProcessSettings:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._bystanders = _threads() - {os.getpid()}
+        self._bystanders = _list_threads() - {os.getpid()}
         self._applied: PointSettings | None = None
         self._confined = False
         self._cores_before: dict[int, set[int]] = {}
@@ -40,7 +40,7 @@ class ProcessSettings:
         """Move the threads that measure to the rank's one core, or back to those they had."""
         # A new thread has the cores of the one that starts it. Those of torch's pool live on from
         # point to point, so they are moved one by one.
-        for thread in _threads() - self._bystanders:
+        for thread in _list_threads() - self._bystanders:
             with suppress(ProcessLookupError):  # it has ended meanwhile
                 if confine:
                     self._cores_before[thread] = os.sched_getaffinity(thread)
@@ -51,6 +51,6 @@ class ProcessSettings:
         self._confined = confine
 
 
-def _threads() -> set[int]:
+def _list_threads() -> set[int]:
     """Return the numbers of this process's threads; the first one has that of the process."""
     return set(map(int, os.listdir("/proc/self/task")))

@@ -93,7 +93,9 @@ class Ranks:
             sink_stages=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
-        facts_of_ranks = world.allgather((facts.hostname(), cores, has_native_bf16(), os.getpid()))
+        facts_of_ranks = world.allgather(
+            (facts.read_hostname(), cores, has_native_bf16(), os.getpid())
+        )
         hosts = tuple(host for host, *_ in facts_of_ranks)
         on_host = frozenset[int]().union(
             *(cores for host, cores, *_ in facts_of_ranks if host == hosts[world.rank])

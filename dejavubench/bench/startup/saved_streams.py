@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.bench.assignment.identity import stream_identity
+from dejavubench.bench.assignment.identity import identify_streams
 from dejavubench.bench.assignment.worker import WorkerView
 from dejavubench.config.plan import Plan
 from dejavubench.config.restart_request import RestartRequest
@@ -25,7 +25,7 @@ def open_saved_streams(
     """
     rank = view.topology.rank
     # The killed run's id, not this one's: the identity is that of the files it has written.
-    expected_identity = stream_identity(plan, view.point, device, restart_request.run_id, rank)
+    expected_identity = identify_streams(plan, view.point, device, restart_request.run_id, rank)
     name = restart_request.stream_name(rank)
     try:
         return [

@@ -13,7 +13,9 @@ from dejavubench.planning import fit
 from dejavubench.units import format_binary_nbytes
 
 
-def reasons_here(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) -> dict[str, str]:
+def find_reasons_here(
+    runnable: RunnablePlan, ranks: Ranks, connectors: Connectors
+) -> dict[str, str]:
     """Return why points cannot run on some rank's host, by point. Collective."""
     return agree_on_reasons(ranks.world, lambda: _find_reasons(runnable, ranks, connectors))
 
@@ -40,13 +42,13 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     free_nbytes = shutil.disk_usage(existing_folder).free
     # Files of all arms of a point lie on the disk at the same time; those of a point that is over
     # are gone, unless they are kept.
-    probes = probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
+    probes_nbytes = count_probe_nbytes(runnable) if experiment.ceilings and ranks.rank == 0 else 0
     kept_nbytes = 0  # files of earlier points that stay (--keep)
     for point in runnable.measured:
         if point.id in reasons:
             continue
-        files_nbytes = source_count * stored_nbytes(runnable, point, ranks, connectors)
-        needed_nbytes = kept_nbytes + files_nbytes + probes
+        files_nbytes = source_count * count_stored_nbytes(runnable, point, ranks, connectors)
+        needed_nbytes = kept_nbytes + files_nbytes + probes_nbytes
         if needed_nbytes > free_nbytes:
             reasons[point.id] = (
                 f"{directory}: streaming to disk needs {format_binary_nbytes(needed_nbytes)}, "
@@ -57,7 +59,7 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     return reasons
 
 
-def stored_nbytes(
+def count_stored_nbytes(
     runnable: RunnablePlan, point: Point, ranks: Ranks, connectors: Connectors
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
@@ -71,7 +73,7 @@ def stored_nbytes(
     )
 
 
-def probe_nbytes(runnable: RunnablePlan) -> int:
+def count_probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
     files = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
     return sum(runnable.transports[name].probe_nbytes for name, _ in files)

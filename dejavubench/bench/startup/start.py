@@ -11,13 +11,13 @@ from dejavubench import records, units
 from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.assignment.worker import view_of
 from dejavubench.bench.environment.conditions import Conditions
-from dejavubench.bench.environment.sampler import ConditionsSampler, Member, sampler_of
+from dejavubench.bench.environment.sampler import ConditionsSampler, Member, make_sampler
 from dejavubench.bench.startup import skips
 from dejavubench.bench.startup.communicators import Communicators, connect_workers, may_spin
 from dejavubench.bench.startup.connectors import (
     find_all_peers,
+    find_refused_points,
     load_destinations,
-    refused_points,
 )
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.continue_checks import check_same, lock_continued_run
@@ -58,10 +58,10 @@ def start(
     connectors = load_destinations(runnable, ranks, device)
     devices = Devices.prepare(experiment, ranks, device)
     # Points that lack memory or disk are taken out first, so that no other side reserves for them.
-    skip_reasons = skips.reasons_here(runnable, ranks, connectors)
+    skip_reasons = skips.find_reasons_here(runnable, ranks, connectors)
     find_all_peers(connectors, ranks)
     runnable = replace(runnable, skipped=skip_reasons)
-    refusal_reasons = refused_points(runnable, ranks, connectors)
+    refusal_reasons = find_refused_points(runnable, ranks, connectors)
     runnable = replace(runnable, skipped=skip_reasons | refusal_reasons)
     fit.refuse_if_none_runs(plan, runnable.skipped)
     saved_streams = agree(ranks.world, lambda: _open_saved_streams(runnable, ranks, devices))
@@ -123,14 +123,14 @@ def _find_conditions(
 ) -> Conditions:
     """Exchange what each rank asks of its host's cores. Collective."""
     # A helper thread per destination exists, but arms take turns: one of them is at work.
-    helpers = int(ranks.is_source and bool(runnable.streaming))
+    helper_count = int(ranks.is_source and bool(runnable.streaming))
     writes = ranks.is_source and bool(runnable.on_disk)
     stream_dir = workspace.stream_dir if writes else None
     return Conditions(
         world=ranks.world,
         hosts=list(ranks.hosts),
         threads=[threads if computes else 1 for threads in sorted(runnable.experiment.threads)],
-        helpers=helpers,
+        helper_count=helper_count,
         cores=set(ranks.cores),
         stream_dir=stream_dir,
     )
@@ -147,4 +147,4 @@ def _find_sampler(
     ports = [units.parse_address(peer)[1] for peer in runnable.experiment.peer]
     member = Member.here(ranks.host, hash_machine().hex(), ranks.cores, gpu, ports)
     members = ranks.world.allgather(member)
-    return sampler_of(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)
+    return make_sampler(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)

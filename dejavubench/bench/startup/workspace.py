@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.profiling.nvtx import plain_or_ranged
+from dejavubench.bench.profiling.nvtx import choose_kind
 from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
@@ -65,7 +65,7 @@ class Workspace:
             run_id = continued_run.header.run_id
             folder = continued_run.folder
             # A host may have files of a session that died before they were brought together.
-            session = 1 + max(ranks.world.allgather(_last_session(folder)))
+            session = 1 + max(ranks.world.allgather(_find_last_session(folder)))
         rank = ranks.rank
         recorder = agree(ranks.world, lambda: _open_recorder(folder, runnable, rank, session))
         chunk_file = ChunkFile(folder, rank, session)
@@ -134,16 +134,16 @@ def _make_new_folder(log_dir: Path, name: str) -> Path:
             folder = first_choice.with_name(f"{first_choice.name}-{folder_number}")
 
 
-def _last_session(folder: Path) -> int:
+def _find_last_session(folder: Path) -> int:
     """Return the last session that has left files in a run's folder on this host."""
     return session_numbers(os.listdir(folder))[-1] if folder.is_dir() else 1
 
 
 def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int) -> Recorder:
-    points = len(runnable.plan.points)
-    is_single_arm = rank == 0 and len(runnable.plan.arms) == points == 1
+    point_count = len(runnable.plan.points)
+    is_single_arm = rank == 0 and len(runnable.plan.arms) == point_count == 1
     try:
-        make = plain_or_ranged(runnable.experiment, Recorder, RangedRecorder)
-        return make(folder, rank, points > 1, to_stdout=is_single_arm, session=session)
+        make = choose_kind(runnable.experiment, Recorder, RangedRecorder)
+        return make(folder, rank, point_count > 1, to_stdout=is_single_arm, session=session)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
