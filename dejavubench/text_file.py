@@ -41,12 +41,12 @@ def read_text(path: Path) -> str:
         mode = path.stat().st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             # Reading a device might never end.
-            raise TextFileError(f"{_shown(path)}: is a device, not a file")
+            raise TextFileError(f"{_format_path(path)}: is a device, not a file")
         content = path.read_bytes()
     except OSError as error:
-        raise TextFileError(f"{_shown(path)}: {error.strerror or error}") from None
+        raise TextFileError(f"{_format_path(path)}: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path
-        raise TextFileError(f"{_shown(path)}: no file can have this name: {error}") from None
+        raise TextFileError(f"{_format_path(path)}: no file can have this name: {error}") from None
     for mark, encoding in FOREIGN_BYTE_ORDER_MARKS:
         if content.startswith(mark):
             raise TextFileError(f"{path}: the file is {encoding} text; save it as UTF-8")
@@ -55,8 +55,11 @@ def read_text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        valid_bytes = content[: error.start]
+        line, column = (
+            valid_bytes.count(b"\n") + 1,
+            error.start - (valid_bytes.rfind(b"\n") + 1) + 1,
+        )
         byte = content[error.start]
         raise TextFileError(
             f"{path}: line {line}, byte {column}: can't decode 0x{byte:02x} as UTF-8; "
@@ -87,7 +90,8 @@ def parse_json(text: str, location: str) -> Any:
     except json.JSONDecodeError as error:
         position = f"line {error.lineno}, column {error.colno}"
         raise TextFileError(
-            f"{location}: {_instead_of_json(text, error) or f'{position}: not JSON: {error.msg}'}"
+            f"{location}: "
+            f"{_explain_json_mistake(text, error) or f'{position}: not JSON: {error.msg}'}"
         ) from None
     except RecursionError:
         raise TextFileError(
@@ -107,7 +111,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise TextFileError(f"{path}{_of_toml(str(error))}") from None
+        raise TextFileError(f"{path}{_describe_toml_error(str(error))}") from None
     except RecursionError:
         raise TextFileError(
             f"{path}: not usable TOML: its brackets are nested too deeply"
@@ -116,7 +120,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise TextFileError(f"{path}: not usable TOML: a number has too many digits") from None
 
 
-def _of_toml(error: str) -> str:
+def _describe_toml_error(error: str) -> str:
     """Return a TOML error with its line first, and with a hint at the usual mistake."""
     problem, _, position_text = error.removesuffix(")").partition(" (at ")
     hint = ': a text needs quotes, as in model = "gpt2"' if problem == "Invalid value" else ""
@@ -126,7 +130,7 @@ def _of_toml(error: str) -> str:
     return f", {position[1]}: not valid TOML: {problem} at {position[2]}{hint}"
 
 
-def _instead_of_json(text: str, error: json.JSONDecodeError) -> str | None:
+def _explain_json_mistake(text: str, error: json.JSONDecodeError) -> str | None:
     """Return a message that names a well-known mistake; None for other mistakes."""
     position, rest = f"line {error.lineno}, column {error.colno}", text[error.pos :]
     if not text.strip():
@@ -150,7 +154,7 @@ def escape(text: str) -> str:
     )
 
 
-def _shown(path: Path) -> str:
+def _format_path(path: Path) -> str:
     """Return a path's text, shortened if it is long."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from dejavubench.values import shown, text_of
+from dejavubench.values import format_value, text_of
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes per element of each data type."""
@@ -37,11 +37,12 @@ def parse_fraction(value: object) -> float:
     number = float(match[1]) / (100 if match[2] else 1) if match else math.nan
     if not LEAST_FRACTION <= number < 1:
         raise ValueError(
-            f"{shown(value)} is neither a percentage such as 0.5% nor a fraction between 0 and 1"
+            f"{format_value(value)} is neither a percentage such as 0.5% nor a fraction between 0 "
+            "and 1"
         )
     if not text.endswith("%") and number >= 0.1:
         raise ValueError(
-            f"{shown(value)} would be {100 * number:g} %: write {text}% or {100 * number:g}%"
+            f"{format_value(value)} would be {100 * number:g} %: write {text}% or {100 * number:g}%"
         )
     return number
 
@@ -55,9 +56,11 @@ def parse_seconds(value: object) -> float:
     match = re.fullmatch(rf"{_NUMBER_PATTERN}[ \t]*(s|m|min|h)?", text_of(value))
     number = float(match[1]) * _SECONDS_BY_UNIT[match[2] or "s"] if match else 0.0
     if number <= 0:
-        raise ValueError(f"{shown(value)} is not a time such as 90, 90s, 10m or 1h")
+        raise ValueError(f"{format_value(value)} is not a time such as 90, 90s, 10m or 1h")
     if not LEAST_S <= number <= MOST_S:
-        raise ValueError(f"{shown(value)} is not a time from {LEAST_S:g} s to {MOST_S / 3600:g}h")
+        raise ValueError(
+            f"{format_value(value)} is not a time from {LEAST_S:g} s to {MOST_S / 3600:g}h"
+        )
     return number
 
 
@@ -72,10 +75,10 @@ def parse_latency(value: object) -> float:
     if text == "0":
         return 0.0
     if not match:
-        raise ValueError(f"{shown(value)} is not a latency such as 5us, 0.1ms or 0")
+        raise ValueError(f"{format_value(value)} is not a latency such as 5us, 0.1ms or 0")
     latency_s = float(f"{match[1]}e{_EXPONENTS[match[2]]}")
     if latency_s > MOST_LATENCY_S:
-        raise ValueError(f"{shown(value)} is not a latency of at most {MOST_LATENCY_S:g} s")
+        raise ValueError(f"{format_value(value)} is not a latency of at most {MOST_LATENCY_S:g} s")
     return latency_s
 
 
@@ -92,13 +95,16 @@ def parse_rate(value: object) -> float:
     )
     number = float(match[1]) if match else 0.0
     if not match or number <= 0:
-        raise ValueError(f"{shown(value)} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s")
+        raise ValueError(
+            f"{format_value(value)} is not a rate such as 25GB/s, 23.3GiB/s or 200Gbit/s"
+        )
     prefix, unit = match[2], match[3]
     base = 1024 if prefix.endswith("i") else 1000
     bytes_per_s = number * base ** _PREFIXES[prefix.removesuffix("i")] / (1 if unit == "B" else 8)
     if not LEAST_RATE <= bytes_per_s <= MOST_RATE:
         raise ValueError(
-            f"{shown(value)} is not a rate from {LEAST_RATE:g}B/s to {MOST_RATE / 1e12:g}TB/s"
+            f"{format_value(value)} is not a rate from {LEAST_RATE:g}B/s to "
+            f"{MOST_RATE / 1e12:g}TB/s"
         )
     return bytes_per_s
 
@@ -114,44 +120,46 @@ def parse_address(value: object) -> tuple[str, int]:
     is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
     if not colon or not is_port or (":" in host and not bracketed):
         raise ValueError(
-            f"{shown(value)} is not an address such as 10.0.0.2:7601, host:7601 or [::1]:7601"
+            f"{format_value(value)} is not an address such as 10.0.0.2:7601, host:7601 or "
+            "[::1]:7601"
         )
     try:
         host.encode("idna")  # the resolver will do the same
-        named = len(host) <= 255 and host.isprintable() and " " not in host
+        is_host_name = len(host) <= 255 and host.isprintable() and " " not in host
     except UnicodeError:
-        named = False
-    if not named:
+        is_host_name = False
+    if not is_host_name:
         raise ValueError(
-            f"{shown(value)} is not an address such as host:7601: {shown(host)} is no name"
+            f"{format_value(value)} is not an address such as host:7601: {format_value(host)} is "
+            "no name"
         )
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def format_binary_nbytes(nbytes: float) -> str:
     """Return bytes with a binary unit and three digits: ``3.30 GiB``."""
-    value, unit = float(nbytes), "B"
+    scaled_nbytes, unit = float(nbytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
+        if scaled_nbytes < 1024:
             break
-        value, unit = value / 1024, larger
-    if value >= 1e6:
-        return f"{value:.3g} {unit}"
-    digits = 0 if unit == "B" or value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+        scaled_nbytes, unit = scaled_nbytes / 1024, larger
+    if scaled_nbytes >= 1e6:
+        return f"{scaled_nbytes:.3g} {unit}"
+    digits = 0 if unit == "B" or scaled_nbytes >= 100 else 1 if scaled_nbytes >= 10 else 2
+    return f"{scaled_nbytes:.{digits}f} {unit}"
 
 
-def format_duration(value: float) -> str:
+def format_duration(duration_s: float) -> str:
     """Return a duration with a suitable unit: ``350 ms``, ``3.5 s``, ``12 min``, ``3.1 h``."""
-    if value < 1:
-        return f"{value * 1e3:.0f} ms"
-    if value < 120:
-        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-    if value < 2 * 3600:
-        return f"{value / 60:.0f} min"
-    if value < 48 * 3600:
-        return f"{value / 3600:.1f} h"
-    days = value / 86400
+    if duration_s < 1:
+        return f"{duration_s * 1e3:.0f} ms"
+    if duration_s < 120:
+        return f"{duration_s:.1f} s" if duration_s < 10 else f"{duration_s:.0f} s"
+    if duration_s < 2 * 3600:
+        return f"{duration_s / 60:.0f} min"
+    if duration_s < 48 * 3600:
+        return f"{duration_s / 3600:.1f} h"
+    days = duration_s / 86400
     return f"{days:.1f} days" if days < 1e6 else f"{days:.2g} days"
 
 

@@ -28,7 +28,7 @@ _MOST_DIGITS = 20
 """No number here has more digits. Python reads and prints at most 4,300."""
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as messages show it: on one line, shortened."""
     try:
         text = repr(value)
@@ -41,7 +41,7 @@ def shown(value: object) -> str:
     return f"{text[: LONGEST_VALUE // 2]}… ({len(text)} characters)"
 
 
-def whole(value: object, least: int = 1, most: int = LARGEST_COUNT) -> int:
+def parse_count(value: object, least: int = 1, most: int = LARGEST_COUNT) -> int:
     """Return a whole number from ``least`` to ``most``, given as an integer or ASCII digits.
 
     Raises:
@@ -59,19 +59,19 @@ def whole(value: object, least: int = 1, most: int = LARGEST_COUNT) -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         count = value
     else:
-        raise ValueError(f"must be a whole number, not {shown(value)}")
+        raise ValueError(f"must be a whole number, not {format_value(value)}")
     if count < least:
-        raise ValueError(f"must be {_above(least)}, not {shown(value)}")
+        raise ValueError(f"must be {_describe_bound(least)}, not {format_value(value)}")
     if count > most:
-        raise ValueError(f"must be at most {most}, not {shown(value)}")
+        raise ValueError(f"must be at most {most}, not {format_value(value)}")
     return count
 
 
-def _above(least: int) -> str:
+def _describe_bound(least: int) -> str:
     return "greater than 0" if least == 1 else f"at least {least}"
 
 
-def number(value: object) -> float:
+def parse_number(value: object) -> float:
     """Return a finite number, given as an integer, a float, or text such as ``1e-3``.
 
     Raises:
@@ -85,7 +85,7 @@ def number(value: object) -> float:
     ):
         converted = float(value)
     if converted is None or not abs(converted) < float("inf"):
-        raise ValueError(f"must be a number, not {shown(value)}")
+        raise ValueError(f"must be a number, not {format_value(value)}")
     return converted
 
 
@@ -100,34 +100,34 @@ def text_of(value: object) -> str:
     return ""
 
 
-def path(value: object) -> Path:
+def parse_path(value: object) -> Path:
     """Return a path that the system could open.
 
     Raises:
         ValueError: the value is no path, is not UTF-8, is too long, or has control characters.
     """
     if not isinstance(value, str | Path):
-        raise ValueError(f"must be a path, not {shown(value)}")
+        raise ValueError(f"must be a path, not {format_value(value)}")
     text = str(value)
     if not text.strip():
-        raise ValueError(f"must be a path, not {shown(text)}")
+        raise ValueError(f"must be a path, not {format_value(text)}")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError(
-            f"{shown(text)} is not a path: it has a control character, such as a line break"
+            f"{format_value(text)} is not a path: it has a control character, such as a line break"
         )
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{shown(text)} is not UTF-8, so records cannot hold it") from None
+        raise ValueError(f"{format_value(text)} is not UTF-8, so records cannot hold it") from None
     if len(encoded) > PATH_NBYTES or max(map(len, encoded.split(os.sep.encode()))) > NAME_NBYTES:
         raise ValueError(
-            f"{shown(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, "
+            f"{format_value(text)}: File name too long: a name has at most {NAME_NBYTES} bytes, "
             f"a path {PATH_NBYTES}"
         )
     return Path(value)
 
 
-def one_line(text: str, most: int = 300) -> str:
+def format_one_line(text: str, most: int = 300) -> str:
     """Return text of another program on one line, shortened to ``most`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[:most]}…"

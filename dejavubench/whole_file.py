@@ -47,7 +47,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
+def write_whole_file(path: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends.
 
     If the block raises, on a full disk for example, ``path`` stays as it was and the temporary

@@ -37,7 +37,7 @@ LARGEST_PORT = 65535
 @click.option(
     "--port",
     metavar="PORT",
-    type=ParsedType("port", partial(values.whole, most=LARGEST_PORT)),
+    type=ParsedType("port", partial(values.parse_count, most=LARGEST_PORT)),
     default=DEFAULT_PORT,
     show_default=True,
     help="TCP port that a sink would listen on.",

@@ -239,7 +239,7 @@ def _describe_rounds(plan: Plan) -> str:
     experiment = plan.experiment
     warmups = format_count_of(experiment.warmup, "warm-up iteration")
     continued_run = plan.continued_run
-    rounds = experiment.rounds if continued_run is None else continued_run.rounds
+    rounds = experiment.rounds if continued_run is None else continued_run.round_count
     text = f"{warmups}, {format_count_of(rounds, 'round')}"
     if experiment.precision is None:
         return text

@@ -10,7 +10,7 @@ import warnings
 from dejavubench.cli.errors import exit_without_mpi
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import read_local_rank, read_rank
-from dejavubench.values import one_line
+from dejavubench.values import format_one_line
 
 LEAST_FILES = 64
 """Open files that a rank needs; about 40 were measured: sockets, libraries, records, streams."""
@@ -42,7 +42,7 @@ def find_problem() -> str | None:
         try:
             import numba
         except Exception as error:  # noqa: BLE001 - whatever its variables make of it
-            return f"numba cannot be imported: {one_line(str(error))}"
+            return f"numba cannot be imported: {format_one_line(str(error))}"
     unread_options = [
         str(warning.message)
         for warning in caught_warnings

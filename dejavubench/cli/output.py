@@ -13,7 +13,7 @@ import click
 
 from dejavubench.cli.params import PATH
 from dejavubench.errors import ExitStatus
-from dejavubench.whole_file import is_stream, whole_file
+from dejavubench.whole_file import is_stream, write_whole_file
 
 TABLE_STYLES = ("table", "csv", "json", "markdown")
 """Values of ``--format``."""
@@ -143,7 +143,7 @@ def write_to(output: Path | None, force: bool, write: Callable[[IO[str]], Any]) 
     check_output(output, force)
     try:
         with (
-            whole_file(output, force) as path,
+            write_whole_file(output, force) as path,
             path.open("w", encoding="utf-8", errors="backslashreplace") as file,
         ):
             write(file)

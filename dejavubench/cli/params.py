@@ -25,5 +25,5 @@ class ParsedType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
             self.fail(str(error), param, ctx)
 
 
-PATH = ParsedType("path", values.path)
+PATH = ParsedType("path", values.parse_path)
 """A path that the system could open, whether or not something is there."""

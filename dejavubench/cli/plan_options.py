@@ -27,16 +27,19 @@ def _parse_cuts(value: Any) -> Any:
         return value
     try:
         return tuple(
-            values.whole(layer, least=-values.LARGEST_COUNT) for layer in str(value).split(",")
+            values.parse_count(layer, least=-values.LARGEST_COUNT)
+            for layer in str(value).split(",")
         )
     except ValueError:
-        raise ValueError(f"{values.shown(value)} is not a list of layers such as 0,7,13") from None
+        raise ValueError(
+            f"{values.format_value(value)} is not a list of layers such as 0,7,13"
+        ) from None
 
 
 def _parse_count(value: Any) -> int:
     if isinstance(value, str) and "," in value:
-        raise ValueError(f"takes one value; it cannot be swept: {values.shown(value)}")
-    return values.whole(value)
+        raise ValueError(f"takes one value; it cannot be swept: {values.format_value(value)}")
+    return values.parse_count(value)
 
 
 def _count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:

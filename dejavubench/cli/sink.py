@@ -99,9 +99,11 @@ def _format_limit(nbytes: int) -> str:
 
 
 def _parse_gib(value: object) -> float:
-    gib = values.number(value)
+    gib = values.parse_number(value)
     if not LEAST_GIB <= gib <= MOST_GIB:
-        raise ValueError(f"must be from {LEAST_GIB:g} to {MOST_GIB:g}, not {values.shown(value)}")
+        raise ValueError(
+            f"must be from {LEAST_GIB:g} to {MOST_GIB:g}, not {values.format_value(value)}"
+        )
     return gib
 
 

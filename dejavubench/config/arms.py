@@ -102,7 +102,7 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> l
     Args:
         unavailable: maps a destination that cannot run here to the reason.
     """
-    streaming_arms = list(_streaming_arms(experiment, unavailable))
+    streaming_arms = list(_list_streaming_arms(experiment, unavailable))
     baseline = Arm(NO_STREAMING, NO_STREAMING, role="baseline")
     if experiment.handoff:
         # Sources compute only part of a request, so no baseline would be comparable.
@@ -114,7 +114,7 @@ def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> l
     return streaming_arms or [baseline]
 
 
-def _streaming_arms(
+def _list_streaming_arms(
     experiment: Experiment, unavailable: Mapping[str, Unavailable]
 ) -> Iterator[Arm]:
     """Yield an arm per destination, level and durability, then the arms that swap."""

@@ -65,8 +65,9 @@ class ContinuedRun:
         hosts: host of each rank in earlier sessions.
         sessions: numbers of the earlier sessions.
         tokens: tokens that earlier sessions generated without streaming, by point and request.
-        rounds: rounds that its points shall have in all sessions together; the most of any point.
-        added_rounds: the same number, if this session was asked for more than earlier ones.
+        round_count: rounds that its points shall have in all sessions together; the most of any
+            point.
+        added_round_count: the same number, if this session was asked for more than earlier ones.
     """
 
     folder: Path
@@ -76,15 +77,15 @@ class ContinuedRun:
     hosts: Mapping[int, str]
     sessions: tuple[int, ...]
     tokens: Mapping[str, Mapping[tuple[int, int], tuple[int, ...]]]
-    rounds: int
-    added_rounds: int | None = None
+    round_count: int
+    added_round_count: int | None = None
 
 
 def find_continued_run(
     folder: Path,
     only_points: Sequence[str] | None,
     check: CheckSessions | None = None,
-    rounds: int | None = None,
+    round_count: int | None = None,
     ceilings: bool = False,
 ) -> ContinuedRun:
     """Return the run of a folder, and what is missing there.
@@ -92,7 +93,7 @@ def find_continued_run(
     Args:
         only_points: ids of points; None: all of them.
         check: a further check of the run, which is given what was read of it.
-        rounds: rounds that each of these points shall have; None: as many as were asked for before.
+        round_count: rounds that each of these points shall have; None: as many as before.
         ceilings: a point without ceilings gets a round more, as they are measured after a round.
 
     Raises:
@@ -101,11 +102,11 @@ def find_continued_run(
     try:
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
-        unfinished_ids = _points_without_ceilings(sessions) if ceilings else ()
+        unfinished_ids = _list_points_without_ceilings(sessions) if ceilings else ()
         starts = missing_rounds(
-            sessions, largest_numbers(folder), only_points, rounds, unfinished_ids
+            sessions, largest_numbers(folder), only_points, round_count, unfinished_ids
         )
-        rounds_by_point = _rounds_of_points(sessions, only_points)
+        round_counts = _count_rounds_of_points(sessions, only_points)
         tokens = _read_tokens(folder, [run.number for run in sessions])
     except (RecordError, OSError) as error:
         raise UsageError(f"--continue: {error}") from None
@@ -122,25 +123,26 @@ def find_continued_run(
             check(sessions)
         except RecordError as error:
             raise UsageError(f"--continue: {error}") from None
-    if rounds is not None and rounds_by_point:
-        _refuse_fewer_rounds(folder, rounds_by_point, rounds)
+    if round_count is not None and round_counts:
+        _refuse_fewer_rounds(folder, round_counts, round_count)
     joined_run = join_sessions(sessions)
     return ContinuedRun(
         folder=folder.absolute(),
         header=header,
         starts=tuple(starts),
         earlier_iterations={
-            point.id: _whole_iterations(joined_run, sessions, point.id) for point in header.points
+            point.id: _list_whole_iterations(joined_run, sessions, point.id)
+            for point in header.points
         },
         hosts={rank: info.host for run in sessions for rank, info in run.records_of(RankInfo)},
         sessions=tuple(run.number for run in sessions),
         tokens=tokens,
-        rounds=rounds or max(rounds_by_point.values(), default=header.rounds),
-        added_rounds=rounds,
+        round_count=round_count or max(round_counts.values(), default=header.rounds),
+        added_round_count=round_count,
     )
 
 
-def _points_without_ceilings(sessions: Sequence[Run]) -> frozenset[str]:
+def _list_points_without_ceilings(sessions: Sequence[Run]) -> frozenset[str]:
     """Return the ids of the points for which no session has measured a ceiling."""
     measured_ids = {ceiling.point for run in sessions for _, ceiling in run.records_of(Ceiling)}
     # A ceiling of older records names no point: it is of the whole run.
@@ -148,7 +150,9 @@ def _points_without_ceilings(sessions: Sequence[Run]) -> frozenset[str]:
     return frozenset() if None in measured_ids else frozenset(point_ids - measured_ids)
 
 
-def _rounds_of_points(sessions: Sequence[Run], only_points: Sequence[str] | None) -> dict[str, int]:
+def _count_rounds_of_points(
+    sessions: Sequence[Run], only_points: Sequence[str] | None
+) -> dict[str, int]:
     """Return the rounds that each point has or shall have, by its id; of skipped points none."""
     header = sessions[0].header
     trimmed_sessions = trim_sessions(sessions)
@@ -163,14 +167,16 @@ def _rounds_of_points(sessions: Sequence[Run], only_points: Sequence[str] | None
     }
 
 
-def _refuse_fewer_rounds(folder: Path, rounds_by_point: Mapping[str, int], rounds: int) -> None:
+def _refuse_fewer_rounds(folder: Path, round_counts: Mapping[str, int], round_count: int) -> None:
     """Refuse a number of rounds that would leave out some that were measured or asked for."""
-    point_id, most_rounds = max(rounds_by_point.items(), key=lambda id_and_rounds: id_and_rounds[1])
-    if rounds < most_rounds:
+    point_id, largest_round_count = max(
+        round_counts.items(), key=lambda id_and_rounds: id_and_rounds[1]
+    )
+    if round_count < largest_round_count:
         raise UsageError(
-            f"--rounds {rounds} is fewer than the {most_rounds} rounds that {point_id} of {folder} "
-            f"has or was asked for, and rounds can only be added. Give {most_rounds} or more, or "
-            "leave --rounds out"
+            f"--rounds {round_count} is fewer than the {largest_round_count} rounds that "
+            f"{point_id} of {folder} has or was asked for, and rounds can only be added. Give "
+            f"{largest_round_count} or more, or leave --rounds out"
         )
 
 
@@ -184,7 +190,7 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
                 )
 
 
-def _whole_iterations(
+def _list_whole_iterations(
     joined_run: Run, sessions: Sequence[Run], point_id: str
 ) -> tuple[Iteration, ...]:
     arms = arms_of(joined_run.header, point_id, sessions)

@@ -14,7 +14,7 @@ from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.options.streaming import BASELINE_VARIABLE
 from dejavubench.errors import UsageError
-from dejavubench.values import shown
+from dejavubench.values import format_value
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_experiment(
     for key, value in option_values.items():
         if _is_several(key, value):
             raise UsageError(
-                f"{value_origins[key]} takes one value; it cannot be swept: {shown(value)}"
+                f"{value_origins[key]} takes one value; it cannot be swept: {format_value(value)}"
             )
     try:
         return GivenExperiment(Experiment.model_validate(option_values), path, value_origins)
@@ -82,14 +82,14 @@ def read_experiment(
         raise UsageError(_describe_complaint(error, value_origins)) from None
 
 
-def checked_path(path: Any, option: str) -> Path:
+def check_path(path: Any, option: str) -> Path:
     """Return a path that the system could open.
 
     Raises:
         UsageError: it is none; the message begins with ``option``.
     """
     try:
-        return values.path(path)
+        return values.parse_path(path)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
 
@@ -108,7 +108,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     from dejavubench.text_file import TextFileError, read_toml
 
     # A pipe is a usable CONFIG: the shell's <(…) gives one.
-    if not checked_path(path, "CONFIG").exists():
+    if not check_path(path, "CONFIG").exists():
         raise UsageError(f"{path} does not exist; CONFIG is a TOML file")
     if not (path.is_file() or path.is_fifo()):
         raise UsageError(f"{path} is not a file; CONFIG is a TOML file")
@@ -145,5 +145,7 @@ def _describe_complaint(error: ValidationError, value_origins: Mapping[str, str]
     message = complaint["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     key = cast(str, complaint["loc"][0])
     # A message of this program's own readers shows the value already.
-    input_text = "" if complaint["type"] == "value_error" else f", not {shown(complaint['input'])}"
+    input_text = (
+        "" if complaint["type"] == "value_error" else f", not {format_value(complaint['input'])}"
+    )
     return f"{value_origins.get(key, key)}: {message}{input_text}"

@@ -212,9 +212,8 @@ class Plan:
     def sinks_text(self) -> str:
         """The number of sinks in words, for messages."""
         count = self.experiment.sinks
-        return (
-            "as many sinks" if count == self.source_count else units.format_count_of(count, "sink")
-        )
+        sink_text = units.format_count_of(count, "sink")
+        return "as many sinks" if count == self.source_count else sink_text
 
     def check_ranks(self, size: int, command: str = "dejavubench run …") -> None:
         """Check the number of ranks.
@@ -229,37 +228,38 @@ class Plan:
             return
         experiment = self.experiment
         remote_mode = next((arm.mode for arm in self.running if arm.remote), None)
-        sources = units.format_count_of(self.source_count, "source")
-        sinks = units.format_count_of(experiment.sinks, "sink")
+        source_text = units.format_count_of(self.source_count, "source")
+        sink_text = units.format_count_of(experiment.sinks, "sink")
         if self.source_count > 1:
-            sources += (
+            source_text += (
                 f" by --tensor-para-size {experiment.tensor_para_size} × --pipeline-para-size "
                 f"{experiment.pipeline_para_size}"
             )
-        fewest, ranks = self.rank_counts[0], units.format_count_of(self.rank_counts[-1], "rank")
+        fewest, rank_text = self.rank_counts[0], units.format_count_of(self.rank_counts[-1], "rank")
         if remote_mode:
-            needs = f"{remote_mode} needs {ranks} here ({sources}, and {sinks})"
+            needs = f"{remote_mode} needs {rank_text} here ({source_text}, and {sink_text})"
         else:
-            needs = f"this run needs {fewest} or {ranks} ({sources}, with or without {sinks})"
+            sources_and_sinks = f"{source_text}, with or without {sink_text}"
+            needs = f"this run needs {fewest} or {rank_text} ({sources_and_sinks})"
         raise UsageError(
             f"{needs}, but {size} {'was' if size == 1 else 'were'} started. "
             f"Start it with: mpirun -n {fewest} {command}"
         )
 
-    def check_threads(self, cores: int) -> None:
+    def check_threads(self, core_count: int) -> None:
         """Refuse threads that would only wait for each other.
 
         Args:
-            cores: cores of the rank that may use the fewest.
+            core_count: cores of the rank that may use the fewest.
 
         Raises:
             UsageError: there are too many.
         """
-        threads = self.most_threads
-        if threads > THREADS_PER_CORE * cores:
+        if (thread_count := self.most_threads) > THREADS_PER_CORE * core_count:
+            core_text = units.format_count_of(core_count, "core")
             raise UsageError(
-                f"--threads {threads} is more than {THREADS_PER_CORE} per core: a rank may use "
-                f"{units.format_count_of(cores, 'core')} here. Use --threads {cores} or fewer"
+                f"--threads {thread_count} is more than {THREADS_PER_CORE} per core: a rank may "
+                f"use {core_text} here. Use --threads {core_count} or fewer"
             )
 
     # ---- identity ----

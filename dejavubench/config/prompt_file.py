@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.text_file import TextFileError, parse_json, read_text
-from dejavubench.values import one_line, shown
+from dejavubench.values import format_one_line, format_value
 
 Encode = Callable[[str], list[int]]
 """Turns a text into token ids, without special tokens."""
@@ -179,26 +179,28 @@ def _parse_json_line(line: str) -> list[int] | str:
     except ValueError:  # Python's limit on the digits of an integer
         raise ValueError("not usable JSON: a number has too many digits") from None
     if isinstance(value, dict):
-        value = _prompt_of_object(value)
+        value = _read_prompt_of_object(value)
     if isinstance(value, list):
         return [_parse_id(token) for token in value]
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not a prompt; lines that are read: {LINE_FORMS}")
+        raise ValueError(
+            f"{format_value(value)} is not a prompt; lines that are read: {LINE_FORMS}"
+        )
     return value
 
 
-def _prompt_of_object(value: dict[str, Any]) -> Any:
+def _read_prompt_of_object(value: dict[str, Any]) -> Any:
     """Return the value under the key of the prompt."""
     for key in PROMPT_KEYS:
         if key in value:
             if key in ID_KEYS and not isinstance(value[key], list):
-                raise ValueError(f"{key} {shown(value[key])} is not a list of token ids")
+                raise ValueError(f"{key} {format_value(value[key])} is not a list of token ids")
             return value[key]
     foreign_reason = next((reason for key, reason in FOREIGN_KEYS.items() if key in value), None)
     complaint = (
         f"it is {foreign_reason}"
         if foreign_reason
-        else f"an object with {', '.join(map(shown, list(value)[:4])) or 'no keys'}"
+        else f"an object with {', '.join(map(format_value, list(value)[:4])) or 'no keys'}"
     )
     raise ValueError(f"{complaint}; lines that are read: {LINE_FORMS}")
 
@@ -207,9 +209,9 @@ def _parse_id(token: Any) -> int:
     token_id = int(token) if isinstance(token, str) and _WHOLE_NUMBER.fullmatch(token) else token
     # Python's bool is a subclass of int, but true is no token.
     if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-        raise ValueError(f"{shown(token)} is not a token id{_describe_hint(token)}")
+        raise ValueError(f"{format_value(token)} is not a token id{_describe_hint(token)}")
     if token_id > LARGEST_ID:
-        raise ValueError(f"{shown(token)} is not a token id: it is larger than {LARGEST_ID}")
+        raise ValueError(f"{format_value(token)} is not a token id: it is larger than {LARGEST_ID}")
     return token_id
 
 
@@ -249,7 +251,7 @@ def _load_tokenizer(folder: Path | None) -> Encode:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - broken tokenizer files raise anything
-        reason = one_line(str(error)) or type(error).__name__
+        reason = format_one_line(str(error)) or type(error).__name__
         raise PromptError(
             f"{folder}: no tokenizer that transformers can load; give token ids, or save the "
             f"tokenizer there: {reason}"

@@ -20,12 +20,12 @@ from dejavubench.config.continued_run import (
     values_of,
 )
 from dejavubench.config.experiment import OPTIONS, Experiment
-from dejavubench.config.loading import GivenExperiment, checked_path, read_experiment
+from dejavubench.config.loading import GivenExperiment, check_path, read_experiment
 from dejavubench.config.options.option_types import require_unique
 from dejavubench.config.plan import Plan
 from dejavubench.config.prompt_file import PromptError, read_prompts
 from dejavubench.config.restart_request import RestartRequest, find_restart_request
-from dejavubench.config.rules import conflict
+from dejavubench.config.rules import find_conflict
 from dejavubench.errors import UsageError
 from dejavubench.machine import cpu, gpu
 from dejavubench.models.hub.checkpoint import Checkpoint, open_checkpoint
@@ -72,11 +72,11 @@ def load(
     # The killed run's values take the place of a file. Flags win over them in turn, so that a
     # restart can, for example, verify what the killed run did not. A rule refuses the flags that
     # would make it another request.
-    folder = checked_path(overrides["resume"], "--restart-request")
-    restart_request, values = find_restart_request(folder)
-    origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in values}
+    folder = check_path(overrides["resume"], "--restart-request")
+    restart_request, killed_values = find_restart_request(folder)
+    origins = {key: f"--restart-request: {folder / RUN_FILE}: {key}" for key in killed_values}
     return resolve(
-        read_experiment(None, overrides, environ, values, origins), dry_run, restart_request
+        read_experiment(None, overrides, environ, killed_values, origins), dry_run, restart_request
     )
 
 
@@ -99,15 +99,19 @@ def load_continued_run(
         UsageError: no session can go on with the run, or its experiment means another one here.
     """
     check_overrides(overrides)
-    overrides, rounds = _without_rounds(overrides)
+    overrides, requested_round_count = _drop_rounds(overrides)
     ceilings: bool | None = overrides.pop("ceilings", None)
     continued_run = find_continued_run(
-        checked_path(folder, "--continue"), only_points, check, rounds, ceilings=bool(ceilings)
+        check_path(folder, "--continue"),
+        only_points,
+        check,
+        requested_round_count,
+        ceilings=bool(ceilings),
     )
-    values = values_of(continued_run)
+    run_values = values_of(continued_run)
     # No file and no environment: all settings are those of the run.
-    origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in values}
-    plan = resolve(read_experiment(None, overrides, {}, values, origins), dry_run)
+    origins = {key: f"--continue: {folder / RUN_FILE}: {key}" for key in run_values}
+    plan = resolve(read_experiment(None, overrides, {}, run_values, origins), dry_run)
     # The hash covers prompts and weights, too, which run.json does not hold.
     if plan.hash() != continued_run.header.experiment_hash:
         raise UsageError(
@@ -120,7 +124,7 @@ def load_continued_run(
     return replace(plan, continued_run=continued_run, only_points=only_points)
 
 
-def _without_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+def _drop_rounds(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
     """Return the other flags, and the rounds that a continued run shall have.
 
     The experiment keeps its own number: the hash, which tells a run from others, covers it.
@@ -178,7 +182,7 @@ def resolve(
         },
         native_bf16=native_bf16,
     )
-    message = conflict(plan)
+    message = find_conflict(plan)
     if message is not None:
         raise UsageError(
             message if given_experiment.path is None else f"{given_experiment.path}: {message}"

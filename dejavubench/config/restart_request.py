@@ -50,15 +50,15 @@ class RestartRequest:
 
     def stream_name(self, rank: int) -> str:
         """Return the beginning of the file names of one of the run's sources."""
-        return stream_name(self.run_id, self.point_id, rank, self.durability)
+        return name_stream(self.run_id, self.point_id, rank, self.durability)
 
 
-def stream_id(run_id: str, session: int) -> str:
+def name_streams(run_id: str, session: int) -> str:
     """Return the begin of the names of a session's streamed files: none may replace another's."""
     return run_id if session == 1 else f"{run_id}-s{session}"
 
 
-def stream_name(run_id: str, point_id: str, rank: int, durability: str) -> str:
+def name_stream(run_id: str, point_id: str, rank: int, durability: str) -> str:
     """Return the beginning of the file names of a source at one point."""
     return f"{run_id}-{point_id}-rank{rank:04d}-{durability}"
 
@@ -74,7 +74,7 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
     except RecordError as error:
         raise UsageError(f"--restart-request: {error}") from None
     last_session = run.last_session  # an earlier session's request is over
-    mark = _last_mark(last_session)
+    mark = _find_last_mark(last_session)
     arm = next((arm for arm in run.header.arms if arm.name == mark.arm), None)
     point = next((point for point in run.header.points if point.id == mark.point), None)
     if arm is None or point is None:
@@ -95,13 +95,13 @@ def find_restart_request(folder: Path) -> tuple[RestartRequest, dict[str, Any]]:
         )
     try:
         # Without the option the files are in the run's own folder.
-        stream_dir = values.path(experiment.get("stream_dir") or folder)
+        stream_dir = values.parse_path(experiment.get("stream_dir") or folder)
     except ValueError as error:
         raise UsageError(f"--restart-request: {folder / RUN_FILE}: stream_dir: {error}") from None
     restart_request = RestartRequest(
         folder=folder.absolute(),
         # Each session streams to files of its own; the request is in those of the last one.
-        run_id=stream_id(run.header.run_id, last_session.number),
+        run_id=name_streams(run.header.run_id, last_session.number),
         point_id=point.id,
         arm_name=arm.name,
         durability=arm.durability,
@@ -117,7 +117,7 @@ def _allows_restart(mode: str) -> bool:
     return mode in list_modes() and find_transport(mode).allows_restart
 
 
-def _last_mark(run: Run) -> PhaseMark:
+def _find_last_mark(run: Run) -> PhaseMark:
     """Return the last phase that rank 0 began within an iteration."""
     log_of_rank_0: RankLog | None = next((log for log in run.ranks if log.rank == 0), None)
     if log_of_rank_0 is None:

@@ -24,7 +24,7 @@ from dejavubench.dejavulib.destinations.tcp import sink as tcp_sink
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE
 from dejavubench.transports.tcp_token import TOKEN_VARIABLE
-from dejavubench.values import LONGEST_VALUE, shown
+from dejavubench.values import LONGEST_VALUE, format_value
 from helpers.cli_calls import call
 from helpers.jobs import args
 from helpers.killed_runs import write_killed_run
@@ -136,7 +136,7 @@ def require_one_line(message: str, value: object, *flag_names: str) -> None:
     assert "\n" not in message
     assert len(message) <= LONGEST_MESSAGE
     assert any(name in message for name in flag_names), message
-    text = shown(value)[: LONGEST_VALUE // 2].strip("'\"[]() ")
+    text = format_value(value)[: LONGEST_VALUE // 2].strip("'\"[]() ")
     assert text in message or text.lower() in message or ascii(text)[1:-1] in message, message
 
 

@@ -16,7 +16,7 @@ import pytest
 from dejavubench.analysis.figures import files
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import find
-from dejavubench.whole_file import whole_file
+from dejavubench.whole_file import write_whole_file
 from helpers.cli_calls import call
 from helpers.synthetic_runs import point_of, write_run
 
@@ -78,7 +78,7 @@ def test_a_file_that_outgrows_its_place_is_not_left_torn(
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path, pythons_own_handler: None) -> None:
     def write_and_interrupt() -> None:
-        with whole_file(tmp_path / "t", overwrite=False) as partial:
+        with write_whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("half")
             signal.raise_signal(signal.SIGINT)
 
@@ -89,7 +89,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path, pythons_own_handler
 
 def test_a_file_that_another_program_made_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     def write_too_late() -> None:
-        with whole_file(tmp_path / "t", overwrite=False) as partial:
+        with write_whole_file(tmp_path / "t", overwrite=False) as partial:
             partial.write_text("mine")
             (tmp_path / "t").write_text("theirs")
 
@@ -105,7 +105,7 @@ def test_files_are_written_on_a_file_system_without_hard_links(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse_link)
-    with whole_file(tmp_path / "t", overwrite=False) as partial:
+    with write_whole_file(tmp_path / "t", overwrite=False) as partial:
         partial.write_text("mine")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
 
@@ -114,7 +114,7 @@ def test_overwriting_keeps_links_and_modes(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "real").chmod(0o640)
     (tmp_path / "link").symlink_to("real")
-    with whole_file(tmp_path / "link", overwrite=True) as partial:
+    with write_whole_file(tmp_path / "link", overwrite=True) as partial:
         partial.write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"

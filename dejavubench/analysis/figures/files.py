@@ -11,7 +11,7 @@ import matplotlib
 from dejavubench.analysis.figures import framing
 from dejavubench.analysis.figures.figure import Drawing
 from dejavubench.analysis.figures.style import STYLE
-from dejavubench.whole_file import whole_file
+from dejavubench.whole_file import write_whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -33,7 +33,7 @@ def save(drawing: Drawing, folder: Path) -> None:
     """Write PNG, PDF and CSV of one drawing, each whole or not at all; replace existing files."""
     *pictures, csv = paths(drawing, folder)
     save_pictures(drawing, pictures, overwrite=True)
-    with whole_file(csv, overwrite=True) as partial_path:
+    with write_whole_file(csv, overwrite=True) as partial_path:
         drawing.frame.to_csv(partial_path, index=False, errors="backslashreplace")
 
 
@@ -62,7 +62,7 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
     with matplotlib.rc_context(STYLE):
         for path in files:
             style = path.suffix[1:].lower()
-            with whole_file(path, overwrite) as partial_path:
+            with write_whole_file(path, overwrite) as partial_path:
                 picture.savefig(
                     partial_path, format=style, dpi=DPI, metadata=_make_metadata(drawing, style)
                 )

@@ -14,7 +14,7 @@ from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.arms import Arm
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
-from dejavubench.config.restart_request import stream_name
+from dejavubench.config.restart_request import name_stream
 from dejavubench.models.dtypes import dtype_of
 from dejavubench.records import Record
 from dejavubench.transports.connector import Connector
@@ -90,7 +90,7 @@ class RankAtPoint:
             keep: they stay when they are closed.
         """
         stream_id = self.context.workspace.stream_id
-        name = stream_name(stream_id, self.point.id, self.context.rank, f"{prefix}{durability}")
+        name = name_stream(stream_id, self.point.id, self.context.rank, f"{prefix}{durability}")
         folder = self.context.workspace.stream_dir
         return FileContext(durability, folder, name, keep, self.stream_identity)
 

@@ -156,7 +156,7 @@ def _write_session(context: RunContext, command: list[str]) -> None:
         command=command,
         starts=list(context.plan.starts.values()),
         environment=run_facts(context.plan, context.ranks, context.devices),
-        rounds=continued_run.added_rounds,
+        rounds=continued_run.added_round_count,
     )
     write_session_header(workspace.folder, header)
 

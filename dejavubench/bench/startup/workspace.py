@@ -18,7 +18,7 @@ from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.experiment import Experiment
-from dejavubench.config.restart_request import stream_id
+from dejavubench.config.restart_request import name_streams
 from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
 from dejavubench.records.names import conditions_file
@@ -74,7 +74,7 @@ class Workspace:
     @property
     def stream_id(self) -> str:
         """Beginning of the names of streamed files: none replaces those of an earlier session."""
-        return stream_id(self.run_id, self.session)
+        return name_streams(self.run_id, self.session)
 
     def bring_together(self, ranks: Ranks) -> None:
         """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""

@@ -10,11 +10,11 @@ from pydantic import BaseModel, BeforeValidator
 
 from dejavubench import units, values
 from dejavubench.config.options.field import OPTIONS_CONFIG, option
-from dejavubench.config.options.option_types import MOST_ROUNDS, RoundsOption, as_path, unless_none
+from dejavubench.config.options.option_types import MOST_ROUNDS, RoundsOption, allow_none, as_path
 
 _option = partial(option, "Measurement")
 
-_FRACTION_OR_NONE = BeforeValidator(unless_none(units.parse_fraction))
+_FRACTION_OR_NONE = BeforeValidator(allow_none(units.parse_fraction))
 
 
 class MeasurementOptions(BaseModel):
@@ -30,14 +30,14 @@ class MeasurementOptions(BaseModel):
         fixed_on_restart=True,
         stated=True,
     )
-    warmup: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=MOST_ROUNDS))] = (
-        _option(
-            2,
-            "N",
-            "Warm-up iterations of each arm, recorded and marked as such.",
-            value_on_restart=0,
-            fixed_on_restart=True,
-        )
+    warmup: Annotated[
+        int, BeforeValidator(partial(values.parse_count, least=0, most=MOST_ROUNDS))
+    ] = _option(
+        2,
+        "N",
+        "Warm-up iterations of each arm, recorded and marked as such.",
+        value_on_restart=0,
+        fixed_on_restart=True,
     )
     precision: Annotated[float | None, _FRACTION_OR_NONE] = _option(
         None,

@@ -94,8 +94,8 @@ class ModelOptions(BaseModel):
     top_p: Annotated[float | None, BeforeValidator(as_top_p)] = _option(
         None, "P", "Draw from the fewest most likely tokens whose probabilities add up to P."
     )
-    seed: Annotated[int, BeforeValidator(partial(values.whole, least=0, most=2**63 - 1))] = _option(
-        0, "N", "Seed of weights, random prompts, draws and the order of arms."
+    seed: Annotated[int, BeforeValidator(partial(values.parse_count, least=0, most=2**63 - 1))] = (
+        _option(0, "N", "Seed of weights, random prompts, draws and the order of arms.")
     )
 
 

@@ -18,7 +18,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.models.hub import specs
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports import registry
-from dejavubench.values import shown
+from dejavubench.values import format_value
 
 UNLIMITED = "unlimited"
 """The rate of a link that nothing limits."""
@@ -44,7 +44,7 @@ LONGEST_NAME_NBYTES = 200
 MOST_ROUNDS = 1_000_000
 """Rounds, and warm-up iterations: far more than a run can make."""
 
-LEAST_RANK_TIMEOUT = 1.0
+LEAST_RANK_TIMEOUT_S = 1.0
 """Seconds. On a busy machine a sound rank may be silent for that long."""
 
 
@@ -74,28 +74,28 @@ def require_unique(choices: tuple[Any, ...]) -> tuple[Any, ...]:
     Raises:
         ValueError: a value is given twice.
     """
-    texts = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
+    texts = [choice if isinstance(choice, str) else format_value(choice) for choice in choices]
     if len(set(texts)) != len(texts):
         choices_text = ", ".join(texts)
         if len(choices_text) > values.LONGEST_VALUE:
-            choices_text = shown(choices_text)
+            choices_text = format_value(choices_text)
         raise ValueError(f"{choices_text}: a value is given twice")
     return choices
 
 
 def as_counts(value: Any) -> Any:
     """Read counts. They are compared as numbers: ``1,01`` gives one twice."""
-    return require_unique(tuple(map(values.whole, as_list(value))))
+    return require_unique(tuple(map(values.parse_count, as_list(value))))
 
 
 def as_swept_counts(value: Any, largest_count: int = values.LARGEST_COUNT) -> Any:
     """Read the counts of a setting that is most often given once: a wrong one is named alone."""
     return require_unique(
-        tuple(values.whole(count, most=largest_count) for count in as_items(value))
+        tuple(values.parse_count(count, most=largest_count) for count in as_items(value))
     )
 
 
-def one_or_list(setting_values: tuple[Any, ...]) -> Any:
+def simplify_list(setting_values: tuple[Any, ...]) -> Any:
     """Return the value of a setting that is not swept, as records of older programs have it."""
     return setting_values[0] if len(setting_values) == 1 else list(setting_values)
 
@@ -106,7 +106,7 @@ def as_levels(value: Any) -> Any:
     for level_name in levels:
         if level_name not in tuple(LEVELS):
             raise ValueError(
-                f"there is no level {shown(level_name)}; levels are {', '.join(LEVELS)}"
+                f"there is no level {format_value(level_name)}; levels are {', '.join(LEVELS)}"
             )
     return levels
 
@@ -118,7 +118,9 @@ def as_modes(value: Any) -> Any:
     for mode in modes:
         if mode != NO_STREAMING and not registry.is_known(mode):
             complaint = (
-                f"there is no destination {shown(mode)}" if mode else "no destination is given"
+                f"there is no destination {format_value(mode)}"
+                if mode
+                else "no destination is given"
             )
             choices = (NO_STREAMING, *registry.list_modes())
             raise ValueError(f"{complaint}; choose one or more of {', '.join(choices)}")
@@ -154,7 +156,7 @@ def _require_among(known_items: list[str], choices: Any) -> Any:
         if choice not in known_items:
             *all_but_last, last_item = map(repr, known_items)
             raise ValueError(
-                f"must be {', '.join(all_but_last)} or {last_item}, not {shown(choice)}"
+                f"must be {', '.join(all_but_last)} or {last_item}, not {format_value(choice)}"
             )
     return choices
 
@@ -189,7 +191,7 @@ def as_models(value: Any) -> Any:
     names = as_list(value)
     for name in names:
         if name != specs.CUSTOM:
-            specs.find_spec(name if isinstance(name, str) else shown(name))
+            specs.find_spec(name if isinstance(name, str) else format_value(name))
     return names
 
 
@@ -205,8 +207,8 @@ def as_name(value: Any) -> Any:
     )
     if has_bad_character or is_too_long or value != value.strip():
         raise ValueError(
-            f"{shown(value)} cannot name a folder: it must be printable, at most {LONGEST_NAME} "
-            "characters, without '/', a leading dot or blanks at its ends"
+            f"{format_value(value)} cannot name a folder: it must be printable, at most "
+            f"{LONGEST_NAME} characters, without '/', a leading dot or blanks at its ends"
         )
     return value
 
@@ -216,10 +218,10 @@ def as_folder(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, str | Path) or not str(value).strip():
-        raise ValueError(f"{shown(value)} is not a folder; give the path of one, as text")
+        raise ValueError(f"{format_value(value)} is not a folder; give the path of one, as text")
     if "\0" in str(value):
         raise ValueError(f"{str(value)!a} has a NUL character, which no path may have")
-    values.path(value)
+    values.parse_path(value)
     return value
 
 
@@ -228,29 +230,29 @@ def as_rank_timeout(value: Any) -> float:
     # units.parse_seconds refuses 0, which is the switch here.
     if values.text_of(value) in ("0", "0s", "0.0"):
         return 0.0
-    timeout = units.parse_seconds(value)
-    if timeout < LEAST_RANK_TIMEOUT:
+    timeout_s = units.parse_seconds(value)
+    if timeout_s < LEAST_RANK_TIMEOUT_S:
         raise ValueError(
-            f"{shown(value)} is too short: on a busy machine a rank may be silent for longer. "
-            "Give 1s or more, or 0 to switch it off"
+            f"{format_value(value)} is too short: on a busy machine a rank may be silent for "
+            "longer. Give 1s or more, or 0 to switch it off"
         )
-    return timeout
+    return timeout_s
 
 
 def as_path(value: Any) -> Any:
     """Return the value itself: pydantic makes the Path, from JSON too."""
     if value is not None:
-        values.path(value)
+        values.parse_path(value)
     return value
 
 
 def as_temperature(value: Any) -> float:
     """Read a temperature of sampling; 0 takes the most likely token."""
-    temperature = values.number(value)
+    temperature = values.parse_number(value)
     if temperature != 0 and not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
         raise ValueError(
             f"must be 0 (the most likely token) or from {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g}, not {shown(value)}"
+            f"{HIGHEST_TEMPERATURE:g}, not {format_value(value)}"
         )
     return temperature
 
@@ -259,9 +261,9 @@ def as_top_p(value: Any) -> Any:
     """Read the share of probability that sampling is cut to; None leaves all of it."""
     if value is None:
         return None
-    top_p = values.number(value)
+    top_p = values.parse_number(value)
     if not LEAST_TOP_P <= top_p <= 1:
-        raise ValueError(f"must be from {LEAST_TOP_P:g} to 1, not {shown(value)}")
+        raise ValueError(f"must be from {LEAST_TOP_P:g} to 1, not {format_value(value)}")
     return top_p
 
 
@@ -270,30 +272,30 @@ def as_text(value: Any) -> Any:
     if isinstance(value, str) and any(
         ord(character) < 32 and character not in "\n\t" for character in value
     ):
-        raise ValueError(f"{shown(value)} has a control character")
+        raise ValueError(f"{format_value(value)} has a control character")
     if isinstance(value, str) and len(value) > LONGEST_NOTE:
-        raise ValueError(f"{shown(value)} is longer than {LONGEST_NOTE} characters")
+        raise ValueError(f"{format_value(value)} is longer than {LONGEST_NOTE} characters")
     # Lone surrogates stand for bytes of a command line that are no UTF-8.
     if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
-        raise ValueError(f"{shown(value)} is not UTF-8 text")
+        raise ValueError(f"{format_value(value)} is not UTF-8 text")
     return value
 
 
-def unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def allow_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Let ``none``, as a flag's value, undo what the file says."""
     return lambda value: None if value in (None, "none") else read(value)
 
 
 # ---- types of fields ----
 
-CountOption = Annotated[int, BeforeValidator(values.whole)]
+CountOption = Annotated[int, BeforeValidator(values.parse_count)]
 CountsOption = Annotated[tuple[int, ...], BeforeValidator(as_counts)]
-OneOrList = PlainSerializer(one_or_list, when_used="json")
+OneOrList = PlainSerializer(simplify_list, when_used="json")
 SweptCountOption = Annotated[tuple[int, ...], BeforeValidator(as_swept_counts), OneOrList]
 SwitchesOption = Annotated[
     tuple[bool, ...], BeforeValidator(as_items), AfterValidator(require_unique), OneOrList
 ]
 """A switch that sweeps if both of its values are given."""
-MaybeCountOption = Annotated[int | None, BeforeValidator(unless_none(values.whole))]
+MaybeCountOption = Annotated[int | None, BeforeValidator(allow_none(values.parse_count))]
 FolderOption = Annotated[Path | None, BeforeValidator(as_path)]
-RoundsOption = Annotated[int, BeforeValidator(partial(values.whole, most=MOST_ROUNDS))]
+RoundsOption = Annotated[int, BeforeValidator(partial(values.parse_count, most=MOST_ROUNDS))]

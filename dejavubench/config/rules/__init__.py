@@ -24,6 +24,6 @@ RULES: tuple[OptionRule, ...] = (
 )
 
 
-def conflict(plan: Plan) -> str | None:
+def find_conflict(plan: Plan) -> str | None:
     """Return the message of the first rule that a plan breaks."""
     return next((message for rule in RULES if (message := rule(plan))), None)

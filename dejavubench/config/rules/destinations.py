@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, make_rule
+from dejavubench.config.rules.rule import (
+    format_given,
+    format_list,
+    list_chosen_destinations,
+    make_rule,
+)
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.base import Unavailable
@@ -13,36 +18,36 @@ from dejavubench.transports.registry import list_usable_transports
 _SINK_KEYS = ("sink_pipeline_para_size", "sink_tensor_para_size", "sink_ubatch_size")
 
 
-def _sink_key(plan: Plan) -> str | None:
+def _find_sink_key(plan: Plan) -> str | None:
     return next((key for key in _SINK_KEYS if plan.experiment.is_given(key)), None)
 
 
-def _names_with_sinks() -> list[str]:
+def _list_names_with_sinks() -> list[str]:
     return [
         destination.name for destination in list_usable_transports() if destination.entry.remote
     ]
 
 
-def _sink_key_without_sinks(plan: Plan) -> str | None:
-    return None if plan.needs_sinks else _sink_key(plan)
+def _find_sink_key_without_sinks(plan: Plan) -> str | None:
+    return None if plan.needs_sinks else _find_sink_key(plan)
 
 
 _STAGING_KEYS = ("staging_mib", "staging_slots")
 """Settings of the stream alone: without one, all points of their sweep would be alike."""
 
 
-def _staging_of_no_stream(plan: Plan) -> str | None:
-    if chosen_destinations(plan) or plan.experiment.swap:
+def _find_staging_of_no_stream(plan: Plan) -> str | None:
+    if list_chosen_destinations(plan) or plan.experiment.swap:
         return None
     return next((key for key in plan.experiment.swept if key in _STAGING_KEYS), None)
 
 
-def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
-    key = _sink_key(plan)
+def _find_external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
+    key = _find_sink_key(plan)
     external_name = next(
         (
             transport.name
-            for transport in chosen_destinations(plan)
+            for transport in list_chosen_destinations(plan)
             if transport.entry.external_sink
         ),
         None,
@@ -52,14 +57,14 @@ def _external_sink_of_another_setup(plan: Plan) -> tuple[str, str] | None:
 
 SINKS = (
     make_rule(
-        lambda plan: not chosen_destinations(plan) and len(plan.experiment.level) > 1,
+        lambda plan: not list_chosen_destinations(plan) and len(plan.experiment.level) > 1,
         lambda plan, _: (
             f"--level {format_list(plan.experiment.level)} needs a destination: --streaming "
             f"{NO_STREAMING} streams nothing at any level"
         ),
     ),
     make_rule(
-        _staging_of_no_stream,
+        _find_staging_of_no_stream,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a destination: --streaming {NO_STREAMING} stages "
             "nothing"
@@ -69,7 +74,7 @@ SINKS = (
         lambda plan: (
             plan.experiment.sample_extents
             and (
-                not chosen_destinations(plan)
+                not list_chosen_destinations(plan)
                 or all(LEVELS[level_name].buffered for level_name in plan.experiment.level)
             )
         ),
@@ -85,15 +90,15 @@ SINKS = (
         lambda plan, _: "--sample-extents cannot be combined with --handoff or --swap",
     ),
     make_rule(
-        _sink_key_without_sinks,
+        _find_sink_key_without_sinks,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a destination with sinks "
-            f"({', '.join(_names_with_sinks())}), and none can "
+            f"({', '.join(_list_names_with_sinks())}), and none can "
             "run here"
         ),
     ),
     make_rule(
-        _external_sink_of_another_setup,
+        _find_external_sink_of_another_setup,
         lambda plan, conflict: (
             f"{format_given(plan, conflict[0])} cannot be combined with --streaming {conflict[1]}: "
             "its sinks have the setup of the sources. Drop one of them"
@@ -121,7 +126,7 @@ def _lets_models_share(plan: Plan, key: str) -> bool:
     )
 
 
-def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
+def _find_option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     """Return an option that is given without its destinations, and those destinations."""
     used_names = {*plan.experiment.streaming, *plan.experiment.swap}
     owners: dict[str, list[str]] = {}
@@ -140,26 +145,26 @@ def _option_of_no_destination(plan: Plan) -> tuple[str, str] | None:
     )
 
 
-def _conflict_of_destinations(plan: Plan) -> str | None:
-    transports = chosen_destinations(plan)
+def _find_conflict_of_destinations(plan: Plan) -> str | None:
+    transports = list_chosen_destinations(plan)
     messages = (transport.conflict(plan.experiment, transports) for transport in transports)
     return next((message for message in messages if message), None)
 
 
-def _without_read_back(plan: Plan) -> str | None:
+def _find_unverifiable_destination(plan: Plan) -> str | None:
     """Return a destination that nobody can verify: no rank receives, and no source reads back."""
     if not plan.experiment.verify:
         return None
     # A yardstick is not verified at all.
     entries = [
         destination.entry
-        for destination in chosen_destinations(plan)
+        for destination in list_chosen_destinations(plan)
         if destination.entry.moves_cache
     ]
     return next((entry.name for entry in entries if not (entry.remote or entry.readable)), None)
 
 
-def _missing_alone(plan: Plan) -> Unavailable | None:
+def _explain_missing_destination(plan: Plan) -> Unavailable | None:
     """Return why the only destination cannot run here; in a sweep its arms are skipped instead."""
     modes = plan.experiment.streaming
     return plan.unavailable.get(modes[0]) if len(modes) == 1 else None
@@ -167,19 +172,19 @@ def _missing_alone(plan: Plan) -> Unavailable | None:
 
 DESTINATIONS = (
     make_rule(
-        _option_of_no_destination,
+        _find_option_of_no_destination,
         lambda plan, conflict: f"{format_given(plan, conflict[0])} needs --streaming {conflict[1]}",
     ),
-    make_rule(_conflict_of_destinations, lambda plan, message: message),
+    make_rule(_find_conflict_of_destinations, lambda plan, message: message),
     make_rule(
-        _without_read_back,
+        _find_unverifiable_destination,
         lambda plan, name: (
             f"--streaming {name} cannot be verified: no chunk can be read back from {name}. Add "
             "--no-verify"
         ),
     ),
     make_rule(
-        _missing_alone,
+        _explain_missing_destination,
         lambda plan, why_unavailable: why_unavailable.alone,
     ),
 )

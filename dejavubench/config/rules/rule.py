@@ -48,6 +48,6 @@ def format_given(plan: Plan, key: str) -> str:
     return f"{flag_of(key)} {format_list(value) if isinstance(value, tuple) else value}"
 
 
-def chosen_destinations(plan: Plan) -> list[Transport]:
+def list_chosen_destinations(plan: Plan) -> list[Transport]:
     """Return the destinations of --streaming."""
     return [find_transport(mode) for mode in plan.experiment.streaming if mode != NO_STREAMING]

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dejavubench.config.experiment import OPTIONS
 from dejavubench.config.options.field import flag_of
 from dejavubench.config.plan import Plan
-from dejavubench.config.rules.rule import chosen_destinations, format_given, format_list, make_rule
+from dejavubench.config.rules.rule import (
+    format_given,
+    format_list,
+    list_chosen_destinations,
+    make_rule,
+)
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.transports.registry import list_usable_transports
 
@@ -43,7 +48,7 @@ def _advise_on_rounding(plan: Plan) -> str:
     )
 
 
-def _names_that_hand_over() -> list[str]:
+def _list_names_that_hand_over() -> list[str]:
     return [destination.name for destination in list_usable_transports() if destination.hands_over]
 
 
@@ -58,13 +63,13 @@ HANDOVER = (
             # Exactly one destination, and that one hands over.
             and (
                 len(plan.experiment.streaming) > 1
-                or [transport.hands_over for transport in chosen_destinations(plan)] != [True]
+                or [transport.hands_over for transport in list_chosen_destinations(plan)] != [True]
                 or plan.experiment.compare
             )
         ),
         lambda plan, _: (
             "--handoff needs --streaming "
-            f"{' or '.join(_names_that_hand_over())} alone, without "
+            f"{' or '.join(_list_names_that_hand_over())} alone, without "
             "--compare: sinks of other destinations have no model yet"
         ),
     ),
@@ -83,7 +88,7 @@ HANDOVER = (
 """Rules of ``--handoff``."""
 
 
-def _fixed_option_changed(plan: Plan) -> str | None:
+def _find_changed_option(plan: Plan) -> str | None:
     if plan.experiment.resume is None:
         return None
     # A flag that repeats the fixed value asks for nothing else, so it is no conflict.
@@ -109,7 +114,7 @@ RESTART = (
         ),
     ),
     make_rule(
-        _fixed_option_changed,
+        _find_changed_option,
         lambda plan, key: (
             f"{format_given(plan, key)} cannot be combined with --restart-request, which runs one "
             "request once"
@@ -136,7 +141,7 @@ FLUSHING = (
     make_rule(
         lambda plan: (
             plan.experiment.is_given("flush_interval")
-            and not chosen_destinations(plan)
+            and not list_chosen_destinations(plan)
             and not plan.experiment.swap
         ),
         lambda plan, _: (
@@ -165,7 +170,7 @@ FLUSHING = (
 """Rules of ``--flush-interval``."""
 
 
-def _option_not_with_swap(plan: Plan) -> str | None:
+def _find_option_not_with_swap(plan: Plan) -> str | None:
     if not plan.experiment.swap:
         return None
     if plan.experiment.handoff:
@@ -179,7 +184,7 @@ SWAP = (
         lambda plan, _: f"{format_given(plan, 'resident')} needs --swap",
     ),
     make_rule(
-        _option_not_with_swap,
+        _find_option_not_with_swap,
         lambda plan, key: (
             f"--swap cannot be combined with {flag_of(key)}: it measures whole requests. Drop one "
             "of them"

@@ -35,7 +35,7 @@ def _count_points(plan: Plan) -> int:
     return prod(map(len, (*lists, plan.prompt_lens, experiment.output_len)))
 
 
-def _side_too_large(plan: Plan) -> tuple[str, int] | None:
+def _find_too_large_side(plan: Plan) -> tuple[str, int] | None:
     sides = (("--", plan.experiment.sources), ("--sink-", plan.experiment.sinks))
     return next(((flags, size) for flags, size in sides if size > MOST_WORKERS), None)
 
@@ -49,7 +49,7 @@ LIMITS = (
         ),
     ),
     make_rule(
-        _side_too_large,
+        _find_too_large_side,
         lambda plan, side: (
             f"{side[0]}tensor-para-size × {side[0]}pipeline-para-size takes {side[1]:,} ranks; at "
             f"most {MOST_WORKERS:,} are supported"
@@ -64,7 +64,7 @@ LIMITS = (
 _SIZES = ("layer_num", "head_num", "size_per_head", "vocab_size")
 
 
-def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
+def _find_size_of_another_model(plan: Plan) -> tuple[str, str] | None:
     experiment = plan.experiment
     key = next((key for key in _SIZES if experiment.is_given(key)), None)
     if key is None or (experiment.ckpt_path is None and CUSTOM in experiment.model):
@@ -72,13 +72,13 @@ def _size_of_another_model(plan: Plan) -> tuple[str, str] | None:
     return key, str(experiment.ckpt_path or format_list(experiment.model))
 
 
-def _cache_too_short(plan: Plan) -> int:
+def _count_positions_if_too_few(plan: Plan) -> int:
     """Return the positions that the longest request needs; its last new token is never written."""
-    needed_positions = max(plan.prompt_lens) + max(plan.experiment.output_len) - 1
-    return needed_positions if 0 < (plan.experiment.max_seq_len or 0) < needed_positions else 0
+    needed_count = max(plan.prompt_lens) + max(plan.experiment.output_len) - 1
+    return needed_count if 0 < (plan.experiment.max_seq_len or 0) < needed_count else 0
 
 
-def _limit_without_draws(plan: Plan) -> str | None:
+def _find_limit_without_draws(plan: Plan) -> str | None:
     if plan.experiment.temperature:
         return None
     return next((key for key in ("top_k", "top_p") if plan.experiment.is_given(key)), None)
@@ -86,7 +86,7 @@ def _limit_without_draws(plan: Plan) -> str | None:
 
 MODEL = (
     make_rule(
-        _size_of_another_model,
+        _find_size_of_another_model,
         lambda plan, conflict: (
             f"{format_given(plan, conflict[0])} is for --model {CUSTOM}; {conflict[1]} has its "
             "own sizes. Drop the flag"
@@ -114,7 +114,7 @@ MODEL = (
         ),
     ),
     make_rule(
-        _cache_too_short,
+        _count_positions_if_too_few,
         lambda plan, needed_positions: (
             f"--max-seq-len {plan.experiment.max_seq_len} is too short: --input-len "
             f"{max(plan.prompt_lens)} and --output-len {max(plan.experiment.output_len)} take "
@@ -122,7 +122,7 @@ MODEL = (
         ),
     ),
     make_rule(
-        _limit_without_draws,
+        _find_limit_without_draws,
         lambda plan, key: (
             f"{format_given(plan, key)} needs a --temperature above 0: at 0 no token is drawn"
         ),
@@ -134,7 +134,7 @@ MODEL = (
 # ---- prompts ----
 
 
-def _token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
+def _find_token_beyond_vocabulary(plan: Plan) -> tuple[int, int, str, int] | None:
     for spec in map(plan.spec, plan.experiment.model):
         for prompt_number, ids in enumerate(plan.prompts, 1):
             if max(ids) >= spec.vocab_size:
@@ -158,7 +158,7 @@ PROMPTS = (
         ),
     ),
     make_rule(
-        _token_beyond_vocabulary,
+        _find_token_beyond_vocabulary,
         lambda plan, conflict: (
             f"{plan.experiment.prompts}: prompt {conflict[0]} has token {conflict[1]}; "
             f"the last token of {conflict[2]} is {conflict[3]}"
@@ -168,7 +168,7 @@ PROMPTS = (
 """Rules of ``--prompts``."""
 
 
-def _problem_of_all_points(plan: Plan) -> str | None:
+def _find_problem_of_all_points(plan: Plan) -> str | None:
     """Return the first point's problem if all have one; in a sweep the points that can run do."""
     problems = [point.problem for point in plan.points]
     return problems[0] if all(problems) else None
@@ -176,7 +176,7 @@ def _problem_of_all_points(plan: Plan) -> str | None:
 
 SIZES = (
     make_rule(
-        _problem_of_all_points,
+        _find_problem_of_all_points,
         lambda plan, problem: problem,
     ),
 )
