@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dejavubench.analysis.integrity import check_rules
 from dejavubench.analysis.integrity.side_files import check_chunks, check_host
 from dejavubench.records import RecordError, Run
-from dejavubench.records.chunk_times import chunk_files
-from dejavubench.records.conditions import condition_files
+from dejavubench.records.chunk_times import list_chunk_files
+from dejavubench.records.conditions import list_condition_files
 from dejavubench.records.whole_rounds import join_sessions, trim_sessions
 
 
@@ -30,9 +30,9 @@ def check_can_continue(sessions: Sequence[Run]) -> None:
         # records behind the last whole iteration aside, so they must not refuse the run.
         check_rules(join_sessions(sessions), trim_sessions(sessions))
         for session in sessions:
-            for path in condition_files(folder, session.number):
+            for path in list_condition_files(folder, session.number):
                 check_host(path, session)
-        for path, rank in chunk_files(folder):
+        for path, rank in list_chunk_files(folder):
             check_chunks(path, rank, sessions[0].header)
     except OSError as error:
         raise RecordError(f"{error.filename or folder}: {error.strerror or error}") from None

@@ -45,9 +45,9 @@ def _make_schema(name: str) -> dict[str, object]:
 
 def _make_file_schema(name: str) -> dict[str, object]:
     from dejavubench.config.experiment import OPTIONS, help_of
-    from dejavubench.records.json_schemas import file_schema
+    from dejavubench.records.json_schemas import make_file_schema
 
-    document = file_schema(name)
+    document = make_file_schema(name)
     if name == "run":
         # The types of options have changed with the program's versions, so they are left open.
         document["properties"]["experiment"]["properties"] = {
@@ -70,9 +70,9 @@ def _make_comparison_schema() -> dict[str, object]:
 
 def _make_doctor_schema() -> dict[str, object]:
     from dejavubench.doctor.report import SCHEMA, Examination
-    from dejavubench.records.json_schemas import output_schema
+    from dejavubench.records.json_schemas import make_output_schema
 
-    return output_schema("output of doctor --format json", SCHEMA, Examination)
+    return make_output_schema("output of doctor --format json", SCHEMA, Examination)
 
 
 _OUTPUTS: Mapping[str, Callable[[], dict[str, object]]] = {

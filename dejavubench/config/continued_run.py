@@ -22,16 +22,16 @@ from dejavubench.records import (
     RunHeader,
     Verification,
 )
-from dejavubench.records.line_file import numbered_lines, record_of
-from dejavubench.records.names import tokens_file
-from dejavubench.records.reading import largest_numbers, read_sessions
+from dejavubench.records.line_file import number_lines, parse_record
+from dejavubench.records.names import name_tokens_file
+from dejavubench.records.reading import find_largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import (
     arms_of,
     find_requested_round_count,
     join_sessions,
-    missing_rounds,
+    list_missing_rounds,
+    list_whole_rounds,
     trim_sessions,
-    whole_rounds,
 )
 
 CHANGEABLE_OPTIONS = ("ceilings", "peer", "rank_timeout", "rounds")
@@ -103,8 +103,8 @@ def find_continued_run(
         sessions = read_sessions(folder)
         # Numbers of torn lines count, too: no number may have two meanings.
         unfinished_ids = _list_points_without_ceilings(sessions) if ceilings else ()
-        starts = missing_rounds(
-            sessions, largest_numbers(folder), only_points, round_count, unfinished_ids
+        starts = list_missing_rounds(
+            sessions, find_largest_numbers(folder), only_points, round_count, unfinished_ids
         )
         round_counts = _count_rounds_of_points(sessions, only_points)
         tokens = _read_tokens(folder, [run.number for run in sessions])
@@ -160,7 +160,7 @@ def _count_rounds_of_points(
         point.id: max(
             find_requested_round_count(sessions, point.id),
             # With --precision a point may have more rounds than were asked for.
-            len(whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
+            len(list_whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
         )
         for point in header.points
         if not point.skipped and (only_points is None or point.id in only_points)
@@ -194,7 +194,7 @@ def _list_whole_iterations(
     joined_run: Run, sessions: Sequence[Run], point_id: str
 ) -> tuple[Iteration, ...]:
     arms = arms_of(joined_run.header, point_id, sessions)
-    rounds = set(whole_rounds([joined_run], point_id, arms))
+    rounds = set(list_whole_rounds([joined_run], point_id, arms))
     return tuple(
         iteration
         for _, iteration in joined_run.records_of(Iteration)
@@ -212,9 +212,9 @@ def _read_tokens(
     """
     tokens: dict[str, dict[tuple[int, int], tuple[int, ...]]] = {}
     for session_number in sessions:
-        path = folder / tokens_file(session_number)
-        for line_number, line in numbered_lines(path) if path.exists() else ():
-            request = record_of(path, line_number, line, _REQUEST)
+        path = folder / name_tokens_file(session_number)
+        for line_number, line in number_lines(path) if path.exists() else ():
+            request = parse_record(path, line_number, line, _REQUEST)
             if request is not None:
                 tokens_of_point = tokens.setdefault(request.point, {})
                 key = request.ubatch, request.request

@@ -59,12 +59,12 @@ from dejavubench.records.iterations import (
 )
 from dejavubench.records.names import (
     RUN_FILE,
-    chunk_file,
-    first_exit_file,
-    rank_file,
+    name_chunk_file,
+    name_first_exit_file,
+    name_rank_file,
+    name_text_log_file,
     rank_of,
     session_of,
-    text_log_file,
 )
 from dejavubench.records.notes import Note, NoteKind, Severity
 from dejavubench.records.ranks import (
@@ -80,7 +80,12 @@ from dejavubench.records.reading import read_rank, read_run
 from dejavubench.records.run_logs import RankLog, Run
 from dejavubench.records.schema import Record, to_line
 from dejavubench.records.sessions import PointStart, SessionHeader
-from dejavubench.records.text_log import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records.text_log import (
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+)
 
 __all__ = [
     "HELD_AGAINST",
@@ -139,12 +144,15 @@ __all__ = [
     "TimedArrivals",
     "TimedChunks",
     "Verification",
-    "all_token_line",
-    "chunk_file",
     "digest_of",
-    "first_exit_file",
-    "prompt_line",
-    "rank_file",
+    "format_all_token_line",
+    "format_prompt_line",
+    "format_token_line",
+    "format_total_line",
+    "name_chunk_file",
+    "name_first_exit_file",
+    "name_rank_file",
+    "name_text_log_file",
     "rank_of",
     "read_chunk_times",
     "read_extent_times",
@@ -153,8 +161,5 @@ __all__ = [
     "read_sink_times",
     "read_source_times",
     "session_of",
-    "text_log_file",
     "to_line",
-    "token_line",
-    "total_line",
 ]

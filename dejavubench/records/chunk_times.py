@@ -22,8 +22,8 @@ from dejavubench.records.field_types import (
     Size,
 )
 from dejavubench.records.iterations import RoundRecord
-from dejavubench.records.line_file import numbered_lines, record_of
-from dejavubench.records.names import chunk_file_rank
+from dejavubench.records.line_file import number_lines, parse_record
+from dejavubench.records.names import rank_of_chunk_file
 
 Ns = Annotated[int, Field(ge=-LARGEST_INT64, le=LARGEST_INT64)]
 """Nanoseconds relative to a moment, so that they may be negative."""
@@ -244,9 +244,9 @@ def read_source_times(
     Raises:
         RecordError: a file, or a line other than a torn last one, cannot be read.
     """
-    for path, rank in chunk_files(folder):
+    for path, rank in list_chunk_files(folder):
         if path.name not in left_out:
-            yield from times_of_source(path, rank)
+            yield from read_times(path, rank)
 
 
 def read_chunk_times(folder: Path) -> Iterator[TimedChunks]:
@@ -269,21 +269,21 @@ def read_extent_times(folder: Path) -> Iterator[SampledExtents]:
 
 def read_sink_times(folder: Path) -> Iterator[TimedArrivals]:
     """Read the times that the sinks of a run have noted, as :func:`read_source_times`."""
-    for path, rank in chunk_files(folder):
+    for path, rank in list_chunk_files(folder):
         for _, record in _read_records(path):
             if isinstance(record, SinkChunkTimes):
                 yield TimedArrivals(rank, record)
 
 
-def chunk_files(folder: Path) -> Iterator[tuple[Path, int]]:
+def list_chunk_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield each file of chunks' times of a run, with its rank."""
     for path in sorted(folder.glob("chunks-*.jsonl")):
-        rank = chunk_file_rank(path.name)
+        rank = rank_of_chunk_file(path.name)
         if rank is not None:
             yield path, rank
 
 
-def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
+def read_times(path: Path, rank: int) -> Iterator[TimedChunks | SampledExtents]:
     """Read one file, as :func:`read_source_times`; each line is checked, also a sink's."""
     lists: dict[tuple[str, str, int], ChunkList] = {}
     for line_number, record in _read_records(path):
@@ -309,7 +309,7 @@ def times_of_source(path: Path, rank: int) -> Iterator[TimedChunks | SampledExte
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, ChunkRecord]]:
-    for line_number, line in numbered_lines(path):
-        record = record_of(path, line_number, line, CHUNK_RECORD)
+    for line_number, line in number_lines(path):
+        record = parse_record(path, line_number, line, CHUNK_RECORD)
         if record is not None:
             yield line_number, record

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from dejavubench.records.field_types import LONGEST_MS, Count, Line, Model, RecordError, Seconds
-from dejavubench.records.line_file import numbered_lines, record_of
-from dejavubench.records.names import conditions_session
+from dejavubench.records.line_file import number_lines, parse_record
+from dejavubench.records.names import session_of_conditions_file
 
 Real = Annotated[float, Field(ge=0, le=LONGEST_MS)]
 
@@ -127,7 +127,7 @@ CONDITION: TypeAdapter[HostInfo | Window] = TypeAdapter(
 """Reads and checks a line, whose ``kind`` says which record it is."""
 
 
-def condition_line(record: HostInfo | Window) -> str:
+def format_condition_line(record: HostInfo | Window) -> str:
     """Return a line of a host's file; what cannot be read is left out."""
     return record.model_dump_json(exclude_none=True) + "\n"
 
@@ -143,23 +143,23 @@ def read_conditions(
     Raises:
         RecordError: a line other than a torn last one cannot be read, or a file has no host.
     """
-    paths = (path for path in condition_files(folder, session) if path.name not in left_out)
+    paths = (path for path in list_condition_files(folder, session) if path.name not in left_out)
     return [log for path in paths if (log := read_host(path)) is not None]
 
 
-def condition_files(folder: Path, session: int = 1) -> list[Path]:
+def list_condition_files(folder: Path, session: int = 1) -> list[Path]:
     """Return the files that the hosts have written in one session."""
     paths = sorted(folder.glob("conditions-*.jsonl"))
-    return [path for path in paths if conditions_session(path.name) == session]
+    return [path for path in paths if session_of_conditions_file(path.name) == session]
 
 
 def read_host(path: Path) -> HostLog | None:
     """Read one host's file, as :func:`read_conditions`; None if it holds no whole line."""
     log: HostLog | None = None
-    for line_number, line in numbered_lines(path):
+    for line_number, line in number_lines(path):
         if not line.strip():
             continue
-        record = record_of(path, line_number, line, CONDITION)
+        record = parse_record(path, line_number, line, CONDITION)
         if record is None:
             # Cut off by a crash. Without a host's line before it, nothing of the file is known.
             if log is not None:

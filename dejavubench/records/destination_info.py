@@ -204,7 +204,7 @@ def destinations_of(recorded_destinations: Destinations, on_gpu: bool) -> Destin
     }
 
 
-def destination_named(name: str, destinations: Destinations) -> DestinationInfo:
+def find_destination(name: str, destinations: Destinations) -> DestinationInfo:
     """Return the destination that a name in the column ``mode`` of a table stands for.
 
     The name is a mode, or that of a loopback. An unknown name is its own label.
@@ -220,12 +220,12 @@ def destination_named(name: str, destinations: Destinations) -> DestinationInfo:
     return DestinationInfo(label=name)
 
 
-def held_against(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
+def map_raw_loops(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
     """Return the probes of all destinations' own code, each with its raw loop."""
     return {loop: raw_loop for info in destinations for loop, raw_loop in info.held_against.items()}
 
 
-def overhead_of(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
+def map_moving_loops(destinations: Iterable[DestinationInfo]) -> dict[str, str]:
     """Return the probes of naive loops that move nothing, each with the loop that does."""
     return {
         empty_loop: loop for info in destinations for empty_loop, loop in info.overhead_of.items()

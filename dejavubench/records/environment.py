@@ -55,7 +55,7 @@ class KeysOf:
         return handler(self._model.__pydantic_core_schema__)
 
 
-def _from_dict(model: Any) -> BeforeValidator:
+def _parse_dataclass(model: Any) -> BeforeValidator:
     """Make a dataclass of ``machine`` from its keys, which strict models would refuse."""
     adapter = TypeAdapter(model)
 
@@ -173,7 +173,7 @@ class PointEnvironment(_Facts):
 
     cores: list[int] = Field(default=[], description="cores that the rank runs on there")
     wait: str = Field(default="", description="how collectives wait there, spin or yield")
-    cpu_demand: Annotated[HostDemand | None, _from_dict(HostDemand | None)] = Field(
+    cpu_demand: Annotated[HostDemand | None, _parse_dataclass(HostDemand | None)] = Field(
         default=None, description="threads of the host's ranks there, its cores and its CPU quota"
     )
 
@@ -183,7 +183,7 @@ class RankEnvironment(_Shared):
 
     cores: list[int] = Field(default=[], description="cores that the process may run on")
     cpu_quota: float | None = Field(default=None, description="CPUs that the control group allows")
-    cpu_demand: Annotated[HostDemand | None, _from_dict(HostDemand | None)] = Field(
+    cpu_demand: Annotated[HostDemand | None, _parse_dataclass(HostDemand | None)] = Field(
         default=None,
         description="threads of the host's ranks, its cores and its CPU quota; the most of any "
         "point",
@@ -191,7 +191,7 @@ class RankEnvironment(_Shared):
     points: dict[str, PointEnvironment] = Field(
         default={}, description="what differs by point, of a sweep over threads or cores"
     )
-    stream_dir: Annotated[MountedFolder | None, _from_dict(MountedFolder | None)] = Field(
+    stream_dir: Annotated[MountedFolder | None, _parse_dataclass(MountedFolder | None)] = Field(
         default=None,
         description="folder that disk streams go to, its file system, device and mount options",
     )
@@ -226,7 +226,7 @@ class EndEnvironment(_Facts):
     clock: HostClock | None = Field(default=None, description="as in the first record, at the end")
 
     cpu_throttling: Annotated[
-        dict[str, Throttling] | None, _from_dict(dict[str, Throttling] | None)
+        dict[str, Throttling] | None, _parse_dataclass(dict[str, Throttling] | None)
     ] = Field(
         default=None,
         description="waits for CPU quota: before and after the measured points, and within them",

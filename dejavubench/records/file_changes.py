@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from dejavubench.records.digest import Digest, digest_of
 from dejavubench.records.field_types import RecordError
-from dejavubench.records.line_file import numbered_lines
-from dejavubench.records.names import RUN_FILE, chunk_file, conditions_file
+from dejavubench.records.line_file import number_lines
+from dejavubench.records.names import RUN_FILE, name_chunk_file, name_conditions_file
 from dejavubench.records.notes import CHANGED, Note
 from dejavubench.records.ranks import End
 
@@ -54,15 +54,15 @@ def compare_seals(
     intact_names: set[str] = set()
     # Rank 0 alone digests run.json, which no rank file's digest covers.
     if any(end.header_digest not in (None, digest_of(header)) for _, end in end_by_rank):
-        notes.append(_changed_note(RUN_FILE, _CHANGED_TEXT))
-    notes += [_changed_note(name, _CHANGED_TEXT) for name in altered_names]
+        notes.append(_note_change(RUN_FILE, _CHANGED_TEXT))
+    notes += [_note_change(name, _CHANGED_TEXT) for name in altered_names]
     for rank, end in end_by_rank:
         if end.file_digests is None:
             continue
-        for name in (chunk_file(rank, session), conditions_file(rank, session)):
+        for name in (name_chunk_file(rank, session), name_conditions_file(rank, session)):
             change = _find_change(folder / name, end.file_digests.get(name))
             if change is not None:
-                notes.append(_changed_note(name, change))
+                notes.append(_note_change(name, change))
             elif name in end.file_digests:
                 intact_names.add(name)
     return Seals(notes, frozenset(intact_names))
@@ -77,7 +77,7 @@ def _find_change(path: Path, digest: str | None) -> str | None:
     return None if digest == _digest_of_file(path) else _CHANGED_TEXT
 
 
-def _changed_note(name: str, change: str) -> Note:
+def _note_change(name: str, change: str) -> Note:
     return CHANGED.note(f"CHANGED: {name} {change}")
 
 
@@ -85,7 +85,7 @@ def _digest_of_file(path: Path) -> str | None:
     """Return the digest; None if the file cannot be read, which is then damage to this file."""
     digest = Digest()
     try:
-        for _, line in numbered_lines(path):  # one by one: times of chunks are many megabytes
+        for _, line in number_lines(path):  # one by one: times of chunks are many megabytes
             digest.add(line)
     except RecordError:
         return None

@@ -68,7 +68,7 @@ _ATTRIBUTES = re.compile(r"^Attributes:\n((?:    .*\n|\n)+)", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
 
 
-def file_schema(name: str) -> dict[str, Any]:
+def make_file_schema(name: str) -> dict[str, Any]:
     """Return the schema of a file, or of each of its lines."""
     title, adapter = _FILES[name]
     document = adapter.json_schema(schema_generator=_Described)
@@ -76,20 +76,20 @@ def file_schema(name: str) -> dict[str, Any]:
     return {"$schema": DIALECT, "title": title, "schema_version": SCHEMA, **document}
 
 
-def described_schema(described_class: type[Any]) -> dict[str, Any]:
+def make_class_schema(described_class: type[Any]) -> dict[str, Any]:
     """Return the schema of a class whose docstring tells the meaning of each key."""
     document = TypeAdapter(described_class).json_schema(schema_generator=_Described)
     document.pop("title", None)
     return document
 
 
-def output_schema(title: str, version: int, described_class: type[Any]) -> dict[str, Any]:
+def make_output_schema(title: str, version: int, described_class: type[Any]) -> dict[str, Any]:
     """Return the schema of a command's json, which is one object of a described class.
 
     Args:
         version: value of the object's key ``schema_version``.
     """
-    document = described_schema(described_class)
+    document = make_class_schema(described_class)
     document["properties"]["schema_version"]["const"] = version
     return {"$schema": DIALECT, "title": title, "schema_version": version, **document}
 
@@ -101,7 +101,7 @@ def unit_of(key: str) -> str | None:
     return next(units, None)
 
 
-def attributes(described_class: type[Any]) -> dict[str, str]:
+def read_attributes(described_class: type[Any]) -> dict[str, str]:
     """Return the meanings of a class's attributes by its docstring and those of its bases."""
     meanings: dict[str, str] = {}
     for base in reversed(described_class.__mro__):
@@ -117,10 +117,10 @@ def _attributes_of(described_class: type[Any]) -> Iterator[tuple[str, str]]:
     _, *names_and_texts = _ENTRY.split(section[1])
     for names, text in zip(names_and_texts[::2], names_and_texts[1::2], strict=True):
         for name in names.split(", "):
-            yield name, sentence(text)
+            yield name, format_meaning(text)
 
 
-def sentence(text: str) -> str:
+def format_meaning(text: str) -> str:
     """Return a meaning as a sentence on one line, without the marks of code."""
     plain_text = re.sub(r":\w+:`[~.]*([^`]+)`", r"\1", " ".join(text.split())).replace("``", "'")
     plain_text = re.sub(r"\bNone\b", "null", plain_text)
@@ -139,15 +139,15 @@ class _Described(GenerateJsonSchema):
     def _describe(self, document: JsonSchemaValue, described_class: type[Any]) -> JsonSchemaValue:
         """Add to a class's schema what its docstring and its keys' names tell."""
         summary, *_ = inspect.cleandoc(described_class.__doc__ or "").split("\n\n")
-        document["description"] = sentence(summary)
-        meanings = attributes(described_class)
+        document["description"] = format_meaning(summary)
+        meanings = read_attributes(described_class)
         properties: dict[str, Any] = document.get("properties", {})
         for key, value in properties.items():
             # The title would only repeat the key.
             value.pop("title", None)
             meaning = value.get("description") or meanings.get(key) or COMMON_MEANINGS.get(key)
             if meaning:
-                value["description"] = sentence(meaning)
+                value["description"] = format_meaning(meaning)
             unit = unit_of(key)
             if unit is not None:
                 value["unit"] = unit

@@ -24,7 +24,7 @@ def check_regular(path: Path) -> None:
         raise RecordError(f"{path} is not a regular file")
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def number_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield each line with its number, counted from 1. Only the last one can lack its end.
 
     Raises:
@@ -38,7 +38,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise RecordError(f"{path}: {error.strerror or error}") from None
 
 
-def record_of(
+def parse_record(
     path: Path, line_number: int, line: bytes, adapter: TypeAdapter[RecordT]
 ) -> RecordT | None:
     """Read a line as a record; None if a crash cut the file's last write short.
@@ -53,10 +53,10 @@ def record_of(
         # A whole line that is no JSON was damaged; one without its end was cut off.
         if not line.endswith(b"\n") and error.errors()[0]["type"] == "json_invalid":
             return None
-        raise RecordError(f"{path}:{line_number}: {first_reason(error)}") from None
+        raise RecordError(f"{path}:{line_number}: {find_first_reason(error)}") from None
 
 
-def first_reason(error: ValidationError) -> str:
+def find_first_reason(error: ValidationError) -> str:
     """Return the first reason of an error, behind the key that it is about."""
     complaint = error.errors(include_input=False, include_url=False)[0]
     key = ".".join(map(str, complaint["loc"]))

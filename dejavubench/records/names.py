@@ -26,7 +26,7 @@ def _suffix_of(session: int) -> str:
     return "" if session == 1 else f".s{session}"
 
 
-def session_file(session: int) -> str:
+def name_session_file(session: int) -> str:
     """Return the name of the file that describes a session, which is ``run.json`` for the first."""
     return f"run{_suffix_of(session)}.json"
 
@@ -37,48 +37,48 @@ def session_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def rank_file(rank: int, session: int = 1) -> str:
+def name_rank_file(rank: int, session: int = 1) -> str:
     """Return the name of a rank's file of records in one session."""
     return f"rank-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
 def rank_of(name: str) -> int | None:
     """Return the rank whose file has this name; None if the name is not that of a rank's file."""
-    return _rank_and_session(name, "rank")[0]
+    return _parse_rank_and_session(name, "rank")[0]
 
 
-def rank_session(name: str) -> int:
+def session_of_rank_file(name: str) -> int:
     """Return the session of a rank's file."""
-    return _rank_and_session(name, "rank")[1]
+    return _parse_rank_and_session(name, "rank")[1]
 
 
-def chunk_file(rank: int, session: int = 1) -> str:
+def name_chunk_file(rank: int, session: int = 1) -> str:
     """Return the name of the file with the times of a rank's chunks."""
     return f"chunks-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
-def chunk_file_rank(name: str) -> int | None:
+def rank_of_chunk_file(name: str) -> int | None:
     """Return the rank whose chunks the file has; None if the name is not that of such a file."""
-    return _rank_and_session(name, "chunks")[0]
+    return _parse_rank_and_session(name, "chunks")[0]
 
 
-def chunk_file_session(name: str) -> int:
+def session_of_chunk_file(name: str) -> int:
     """Return the session of a file with the times of chunks."""
-    return _rank_and_session(name, "chunks")[1]
+    return _parse_rank_and_session(name, "chunks")[1]
 
 
-def conditions_file(rank: int, session: int = 1) -> str:
+def name_conditions_file(rank: int, session: int = 1) -> str:
     """Return the name of the file that a host's first rank writes."""
     return f"conditions-{rank:04d}{_suffix_of(session)}.jsonl"
 
 
-def conditions_session(name: str) -> int | None:
+def session_of_conditions_file(name: str) -> int | None:
     """Return the session of a file of conditions; None if the name is not that of such a file."""
-    rank, session = _rank_and_session(name, "conditions")
+    rank, session = _parse_rank_and_session(name, "conditions")
     return None if rank is None else session
 
 
-def first_exit_file(lowest_rank: int, session: int = 1) -> str:
+def name_first_exit_file(lowest_rank: int, session: int = 1) -> str:
     """Return the name of the :class:`~dejavubench.records.ranks.FirstExit` file of one host.
 
     Args:
@@ -87,24 +87,24 @@ def first_exit_file(lowest_rank: int, session: int = 1) -> str:
     return f"first-exit-{lowest_rank:04d}{_suffix_of(session)}.json"
 
 
-def first_exit_session(name: str) -> int | None:
+def session_of_first_exit_file(name: str) -> int | None:
     """Return the session of a FirstExit file; None if the name is not that of such a file."""
     match = _FIRST_EXIT_PATTERN.fullmatch(name)
     return int(match[1] or 1) if match else None
 
 
-def text_log_file(point_id: str, arm_name: str, several_points: bool, session: int = 1) -> str:
+def name_text_log_file(point_id: str, arm_name: str, several_points: bool, session: int = 1) -> str:
     """Return the name of the file with an arm's text lines."""
     name = arm_name.replace("/", "-") + _suffix_of(session)
     return f"{point_id}-{name}.log" if several_points else f"{name}.log"
 
 
-def tokens_file(session: int = 1) -> str:
+def name_tokens_file(session: int = 1) -> str:
     """Return the name of the file with the requests and the tokens generated without streaming."""
     return f"tokens{_suffix_of(session)}.jsonl"
 
 
-def _rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
+def _parse_rank_and_session(name: str, kind: str) -> tuple[int | None, int]:
     match = _RANK_FILE_PATTERN.fullmatch(name)
     if match is None or match[1] != kind:
         return None, 1

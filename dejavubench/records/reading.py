@@ -15,18 +15,23 @@ from dejavubench.records.digest import Digest
 from dejavubench.records.field_types import Model, RecordError
 from dejavubench.records.file_changes import compare_seals
 from dejavubench.records.header import SCHEMA, RunHeader
-from dejavubench.records.line_file import check_regular, first_reason, numbered_lines, record_of
+from dejavubench.records.line_file import (
+    check_regular,
+    find_first_reason,
+    number_lines,
+    parse_record,
+)
 from dejavubench.records.names import (
     RUN_FILE,
-    chunk_file_rank,
-    chunk_file_session,
-    conditions_session,
-    first_exit_session,
-    rank_file,
+    name_rank_file,
+    name_session_file,
     rank_of,
-    rank_session,
-    session_file,
+    rank_of_chunk_file,
     session_of,
+    session_of_chunk_file,
+    session_of_conditions_file,
+    session_of_first_exit_file,
+    session_of_rank_file,
 )
 from dejavubench.records.notes import IGNORED_FILE, Note
 from dejavubench.records.ranks import End, FirstExit
@@ -46,17 +51,17 @@ def read_rank(path: Path) -> RankLog:
     """
     rank = rank_of(path.name)
     if rank is None:
-        raise RecordError(f"{path} is not named like a rank's file, such as {rank_file(0)}")
+        raise RecordError(f"{path} is not named like a rank's file, such as {name_rank_file(0)}")
     records: list[Record] = []
     lines: list[int] = []
     is_torn = False
     is_altered = False
     digest = Digest()
-    for line_number, line in numbered_lines(path):
+    for line_number, line in number_lines(path):
         # An editor may have left empty lines; the digest ignores them as well.
         if not line.strip():
             continue
-        record = record_of(path, line_number, line, RECORD)
+        record = parse_record(path, line_number, line, RECORD)
         if record is None:
             is_torn = True
             continue
@@ -101,24 +106,24 @@ def read_sessions(folder: Path) -> list[Run]:
     file_names = sorted(file.name for file in folder.iterdir())
     sessions = [
         _read_session(folder, file_names, session_number, content, header)
-        for session_number in session_numbers(file_names)
+        for session_number in list_session_numbers(file_names)
     ]
     # First, since records of that file may be missing everywhere below.
     sessions[0].notes[:0] = _note_left_out(file_names)
     return sessions
 
 
-def session_numbers(file_names: list[str]) -> list[int]:
+def list_session_numbers(file_names: list[str]) -> list[int]:
     """Return the sessions that have left a file, by the names of a folder's files."""
     # A session that was killed early may have left any of its files, so all kinds count.
     sessions = {1}
     for name in file_names:
         if rank_of(name) is not None:
-            sessions.add(rank_session(name))
-        elif chunk_file_rank(name) is not None:
-            sessions.add(chunk_file_session(name))
+            sessions.add(session_of_rank_file(name))
+        elif rank_of_chunk_file(name) is not None:
+            sessions.add(session_of_chunk_file(name))
         else:
-            sessions |= {session_of(name) or 1, conditions_session(name) or 1}
+            sessions |= {session_of(name) or 1, session_of_conditions_file(name) or 1}
     return sorted(sessions)
 
 
@@ -135,7 +140,7 @@ _HEAD_NBYTES = 300
 """
 
 
-def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
+def find_largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
     """Return the largest numbers that any line of a run's files names, whole or torn, by point.
 
     A new session's numbers begin behind them, so that none has two meanings.
@@ -146,7 +151,7 @@ def largest_numbers(folder: Path) -> dict[str, LargestNumbers]:
     largest_by_point: dict[str, LargestNumbers] = {}
     for path in sorted(folder.glob("*-*.jsonl")):
         # Files of chunks may have many megabytes, so their lines are searched and not validated.
-        for _, line in numbered_lines(path):
+        for _, line in number_lines(path):
             head = line[:_HEAD_NBYTES]
             point_id, *matched_digits = (
                 match and match[1]
@@ -175,18 +180,18 @@ def _read_session(
     ranks = [
         read_rank(folder / name)
         for name in file_names
-        if rank_of(name) is not None and rank_session(name) == session_number
+        if rank_of(name) is not None and session_of_rank_file(name) == session_number
     ]
     exits = [
         first_exit
         for name in file_names
-        if first_exit_session(name) == session_number
+        if session_of_first_exit_file(name) == session_number
         and (first_exit := _read_first_exit(folder / name))
     ]
     altered_names = [log.path.name for log in ranks if log.is_altered]
     end_records = ((log.rank, end) for log in ranks for end in log.records_of(End))
     session_header = None
-    path = folder / session_file(session_number)
+    path = folder / name_session_file(session_number)
     if session_number > 1 and path.exists():  # a session that was killed at its start may have none
         session_header = _read_model(path, _read_content(path), SessionHeader)
     seals = compare_seals(folder, content, altered_names, end_records, session_number)
@@ -207,7 +212,7 @@ def _read_session(
 
 def _note_left_out(file_names: list[str]) -> list[Note]:
     return [
-        IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {rank_file(0)}")
+        IGNORED_FILE.note(f"{name} is ignored: a rank's file is named like {name_rank_file(0)}")
         for name in file_names
         if name.startswith("rank-") and name.endswith(".jsonl") and rank_of(name) is None
     ]
@@ -225,7 +230,7 @@ def _read_model(path: Path, content: bytes, model: type[ModelT]) -> ModelT:
     try:
         return model.model_validate(document, strict=True)
     except ValidationError as error:
-        raise RecordError(f"{path}: {first_reason(error)}") from None
+        raise RecordError(f"{path}: {find_first_reason(error)}") from None
 
 
 def _read_content(path: Path) -> bytes:

@@ -51,22 +51,22 @@ GIVE_A_LOG = "Give a run's folder, or a text log of DéjàVu"
 # ---- writing: C's "%f", six decimals ----
 
 
-def prompt_line(rank: int, microbatch: int, ms: float) -> str:
+def format_prompt_line(rank: int, microbatch: int, ms: float) -> str:
     """Return the line of one microbatch's prompt."""
     return f"[BENCHMARK] RANK {rank} Microbatch {microbatch}, PROMPT processing took {ms:f} ms"
 
 
-def token_line(rank: int, iteration: int, ms: float) -> str:
+def format_token_line(rank: int, iteration: int, ms: float) -> str:
     """Return the line of one decode step; ``iteration`` is the microbatch's number in the run."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOKEN generation took {ms:f} ms"
 
 
-def all_token_line(rank: int, iteration: int, ms: float) -> str:
-    """Return the line of all decode steps; ``iteration`` is as in :func:`token_line`."""
+def format_all_token_line(rank: int, iteration: int, ms: float) -> str:
+    """Return the line of all decode steps; ``iteration`` is as in :func:`format_token_line`."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, ALL-TOKEN generation took {ms:f} ms"
 
 
-def total_line(rank: int, iteration: int, ms: float) -> str:
+def format_total_line(rank: int, iteration: int, ms: float) -> str:
     """Return the line of a whole iteration."""
     return f"[BENCHMARK] RANK {rank} ITERATION {iteration}, TOTAL generation took {ms:f} ms"
 
@@ -166,8 +166,8 @@ class TextLog:
         notes = []
         if self.lost:
             notes.append(
-                f"LOST: {count_or_no(self.lost, '[BENCHMARK] record')}, torn or empty, the first "
-                f"in line {self.torn_line_number}; samples are missing"
+                f"LOST: {format_count_or_no(self.lost, '[BENCHMARK] record')}, torn or empty, the "
+                f"first in line {self.torn_line_number}; samples are missing"
             )
         for rank, times in sorted(self.ranks.items()):
             if only_rank is None or rank == only_rank:
@@ -186,9 +186,10 @@ def _find_gaps(times: RankTimes) -> Iterator[str]:
         prompt_count and total_count and prompt_count % total_count
     ):
         yield (
-            f"{count_or_no(prompt_count, 'PROMPT line')}, "
-            f"{count_or_no(token_count, 'ALL-TOKEN line')} and "
-            f"{count_or_no(total_count, 'TOTAL line')} do not belong together; some are missing"
+            f"{format_count_or_no(prompt_count, 'PROMPT line')}, "
+            f"{format_count_or_no(token_count, 'ALL-TOKEN line')} and "
+            f"{format_count_or_no(total_count, 'TOTAL line')} do not belong together; some are "
+            "missing"
         )
     # One microbatch per iteration. Several would overlap, and TOTAL would be their makespan.
     if prompt_count == token_count == total_count:
@@ -208,7 +209,8 @@ def _find_gaps(times: RankTimes) -> Iterator[str]:
     if len(steps) > 1:
         yield f"its iterations have {steps[0]} to {steps[-1]} TOKEN lines; some may be missing"
     if times.cut:
-        yield f"{count_or_no(times.cut, 'TOKEN line')} ignored, since no ALL-TOKEN line follows"
+        cut_text = format_count_or_no(times.cut, "TOKEN line")
+        yield f"{cut_text} ignored, since no ALL-TOKEN line follows"
     if times.numbers != list(range(total_count)):
         yield (
             "its TOTAL lines are not those of iterations 0, 1, 2 …; lines are missing, or the file "
@@ -235,7 +237,8 @@ def read_log(path: Path) -> TextLog:
         raise TextLogError(f"{path} is empty. {GIVE_A_LOG}")
     if not log.entries:
         torn_text = (
-            f"; {count_or_no(log.lost, 'piece')} of such lines, from line {log.torn_line_number} on"
+            f"; {format_count_or_no(log.lost, 'piece')} of such lines, from line "
+            f"{log.torn_line_number} on"
             if log.lost
             else ""
         )
@@ -283,6 +286,6 @@ def _parse_time(text: str, path: Path, line_number: int) -> float:
     return float(text)
 
 
-def count_or_no(count: int, noun: str) -> str:
+def format_count_or_no(count: int, noun: str) -> str:
     """Return a count with its noun: no lines, 1 line, 2 lines."""
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"

@@ -65,15 +65,15 @@ def arms_of(header: RunHeader, point_id: str, sessions: Iterable[Run]) -> list[s
     return [arm.name for arm in header.arms if (point_id, arm.name) not in arms_given_up]
 
 
-def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
+def find_whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
     """Return the numbers of the whole iterations of one session by point, warm-ups included.
 
     Args:
         sessions: all sessions of the run. An arm that failed in one of them is needed in none.
     """
     header = run.header
-    counts_by_rank = {log.rank: Counter(_record_keys(log)) for log in run.ranks}
-    ranks = range(_rank_count(header))
+    counts_by_rank = {log.rank: Counter(_list_record_keys(log)) for log in run.ranks}
+    ranks = range(_count_ranks(header))
     all_sessions = list(sessions)
     whole_by_point: dict[str, list[int]] = {}
     for point in header.points:
@@ -94,13 +94,13 @@ def whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[int]]:
     return whole_by_point
 
 
-def _rank_count(header: RunHeader) -> int:
+def _count_ranks(header: RunHeader) -> int:
     point = header.points[0]
     # Records of the first programs do not name the number of ranks.
     return header.facts.ranks or point.tensor_para_size * point.pipeline_para_size
 
 
-def _record_keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
+def _list_record_keys(log: RankLog) -> Iterator[tuple[str, str, int]]:
     """Yield point, arm and iteration of each record that a whole iteration needs."""
     needed_records = (Microbatch, Iteration, SinkActivity, Swapping, HandoverAtSink)
     for record in log.records:
@@ -150,7 +150,7 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
     """Return a session up to its last whole iteration; all of it if it ended well."""
     if run.ranks and all(log.has_ended for log in run.ranks):
         return run
-    whole_by_point = whole_iterations(run, sessions)
+    whole_by_point = find_whole_iterations(run, sessions)
     places = [
         run.place(point_id, iteration_number)
         for point_id, iteration_numbers in whole_by_point.items()
@@ -166,7 +166,7 @@ def _drop_rest(run: Run, log: RankLog) -> RankLog:
         for line, record in zip(log.lines, log.records, strict=True)
         if not isinstance(record, IterationRecord) or run.holds(record.point, record.iteration)
     ]
-    return _with_records(log, counted_records)
+    return _replace_records(log, counted_records)
 
 
 def _join_logs(rank: int, trimmed_sessions: Sequence[Run]) -> RankLog:
@@ -178,10 +178,10 @@ def _join_logs(rank: int, trimmed_sessions: Sequence[Run]) -> RankLog:
         for line, record in zip(log.lines, log.records, strict=True)
         if log is newest_log or not isinstance(record, RECORDS_OF_LAST_SESSION)
     ]
-    return _with_records(newest_log, lines_and_records)
+    return _replace_records(newest_log, lines_and_records)
 
 
-def _with_records(log: RankLog, lines_and_records: Sequence[tuple[int, Record]]) -> RankLog:
+def _replace_records(log: RankLog, lines_and_records: Sequence[tuple[int, Record]]) -> RankLog:
     """Return a log with other records, given with their lines."""
     return replace(
         log,
@@ -193,11 +193,11 @@ def _with_records(log: RankLog, lines_and_records: Sequence[tuple[int, Record]])
 # ---- which rounds are missing ----
 
 
-def missing_rounds(
+def list_missing_rounds(
     sessions: Sequence[Run],
     largest_numbers: Mapping[str, LargestNumbers],
     only_points: Sequence[str] | None = None,
-    rounds: int | None = None,
+    requested_round_count: int | None = None,
     unfinished_ids: Collection[str] = (),
 ) -> list[PointStart]:
     """List the rounds that a further session has to measure, in the order of the points.
@@ -206,7 +206,8 @@ def missing_rounds(
         sessions: all sessions of the run, as they were written.
         largest_numbers: the highest numbers in the run's files, by point.
         only_points: ids of points; None: all of them.
-        rounds: rounds that each point shall have; None: as many as were asked for before.
+        requested_round_count: rounds that each point shall have; None: as many as were asked for
+            before.
         unfinished_ids: ids of points that need one more round, even if they have all of theirs.
     """
     header = sessions[0].header
@@ -217,10 +218,10 @@ def missing_rounds(
             continue
         arms = arms_of(header, point.id, sessions)
         largest_of_point = largest_numbers.get(point.id, LargestNumbers())
-        requested_count = rounds
-        if requested_count is None:
-            requested_count = find_requested_round_count(sessions, point.id)
-        missing_count = requested_count - len(whole_rounds(trimmed_sessions, point.id, arms))
+        round_count = requested_round_count
+        if round_count is None:
+            round_count = find_requested_round_count(sessions, point.id)
+        missing_count = round_count - len(list_whole_rounds(trimmed_sessions, point.id, arms))
         # With a precision, a point may need more rounds than the fewest.
         is_over = point.id not in unfinished_ids and _is_over(sessions, trimmed_sessions, point.id)
         if arms and (missing_count > 0 or not is_over):
@@ -254,7 +255,9 @@ def find_requested_round_count(sessions: Sequence[Run], point_id: str) -> int:
     return max([sessions[0].header.rounds, *requested_counts])
 
 
-def whole_rounds(trimmed_sessions: Iterable[Run], point_id: str, arms: Sequence[str]) -> list[int]:
+def list_whole_rounds(
+    trimmed_sessions: Iterable[Run], point_id: str, arms: Sequence[str]
+) -> list[int]:
     """Return the numbers of a point's whole rounds.
 
     Args:

@@ -14,7 +14,7 @@ import pytest
 
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports.report import report
-from dejavubench.records import rank_file
+from dejavubench.records import name_rank_file
 from dejavubench.records.notes import DAMAGED
 from helpers.cli_calls import call
 from helpers.mutations import edit_header
@@ -134,7 +134,7 @@ def test_a_trace_blames_the_flag_only_where_the_run_had_it(run: Path, tmp_path: 
 
 
 def test_a_lost_rank_file_is_named_on_stderr(run: Path) -> None:
-    (run / rank_file(0)).unlink()
+    (run / name_rank_file(0)).unlink()
     process_call = call("process", run)
     assert process_call.exit_code == 1
     assert f"left out: {run}: rank 0 has no file" in process_call.stderr
@@ -142,8 +142,8 @@ def test_a_lost_rank_file_is_named_on_stderr(run: Path) -> None:
 
 
 def test_a_rank_of_a_killed_run_may_have_no_file(run: Path) -> None:
-    (run / rank_file(0)).unlink()
-    path = run / rank_file(1)
+    (run / name_rank_file(0)).unlink()
+    path = run / name_rank_file(1)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     assert call("process", run).exit_code == 0
 

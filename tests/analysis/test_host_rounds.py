@@ -36,11 +36,11 @@ from dejavubench.records.conditions import (
     GpuWindow,
     HostInfo,
     Window,
-    condition_line,
+    format_condition_line,
     read_conditions,
 )
 from dejavubench.records.destination_info import CrossingInfo, DestinationInfo
-from dejavubench.records.names import conditions_file
+from dejavubench.records.names import name_conditions_file
 from helpers.jobs import PATIENCE, QUICK, args, run
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
 
@@ -91,7 +91,9 @@ def add_host(
                 fields |= (changes or {}).get((number, ""), {})
                 fields |= (changes or {}).get((number, arm.name), {})
             lines.append(Window(**fields))
-    (folder / conditions_file(first_rank)).write_text("".join(map(condition_line, lines)))
+    (folder / name_conditions_file(first_rank)).write_text(
+        "".join(map(format_condition_line, lines))
+    )
     return folder
 
 
@@ -237,7 +239,7 @@ def test_noise_is_explained_at_the_point_that_has_it(tmp_path: Path) -> None:
         for number in range(6):
             busy = {**QUIET, "other_cpu_s": other_cores, "iteration": number + 2, "round": number}
             lines += [Window(point=name, arm=arm.name, **busy) for arm in (NONE, AGAIN, MPI)]
-    (folder / conditions_file(0)).write_text("".join(map(condition_line, lines)))
+    (folder / name_conditions_file(0)).write_text("".join(map(format_condition_line, lines)))
     text = make_noise_line(folder).text
     assert f" % at {worst}, by less at {calm}; " in text
     assert " (there other processes took 1.4 of 2 cores); other processes took 1." in text
@@ -433,7 +435,7 @@ def test_a_way_that_the_name_does_not_promise_gets_a_note(
 
 def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -> None:
     folder = add_host(write_run(tmp_path / "run", rounds=2), rounds=2)
-    path = folder / conditions_file(0)
+    path = folder / name_conditions_file(0)
     text = path.read_text()
     path.write_text(text[:-20])
     (log,) = read_conditions(folder)

@@ -23,7 +23,7 @@ from dejavubench.records import (
     End,
     Iteration,
     Microbatch,
-    rank_file,
+    name_rank_file,
     read_run,
     to_line,
 )
@@ -144,7 +144,7 @@ def write_session(
     experiment = {"target_overhead": None, "link": rate}
     changes = {"figure": "link", "experiment": experiment, "points": [point_of(**SIZES)]} | changes
     write_run(folder, ARMS, rounds=6, factors=levels, sealed=False, **changes)
-    file = folder / rank_file(0)
+    file = folder / name_rank_file(0)
     lines = []
     for line in file.read_text().splitlines():
         kind = json.loads(line)["kind"]
@@ -273,7 +273,7 @@ def test_runs_that_do_not_belong_together_are_refused(
 
 def test_a_session_that_did_not_measure_its_link_is_left_out(tmp_path: Path) -> None:
     folder = write_session(tmp_path / "a", "1Mbit/s", 1e-4)
-    file = folder / rank_file(0)
+    file = folder / name_rank_file(0)
     file.write_text(
         "".join(line + "\n" for line in file.read_text().splitlines() if '"ceiling"' not in line)
     )

@@ -27,7 +27,7 @@ from dejavubench.bench.startup.continue_checks import find_differences, lock, lo
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.config.resolve import load, load_continued_run
 from dejavubench.errors import UsageError
-from dejavubench.records import RUN_FILE, Ceiling, Iteration, PhaseMark, rank_file, read_run
+from dejavubench.records import RUN_FILE, Ceiling, Iteration, PhaseMark, name_rank_file, read_run
 from helpers.cli_calls import call, stdout_of, usage_error_of
 from helpers.jobs import QUICK, Job, args, run
 
@@ -60,7 +60,7 @@ def folder(sweep: Path, tmp_path: Path) -> Path:
 def cut(folder: Path) -> Path:
     """Return a run killed in round 2 of p001; the file of rank 1 has lost one round more."""
     for rank, iteration in ((0, b"2"), (1, b"1")):
-        path = folder / rank_file(rank)
+        path = folder / name_rank_file(rank)
         content = path.read_bytes()
         mark = b'"point":"p001","arm":"host@3","iteration":' + iteration
         path.write_bytes(content[: content.index(mark)])
@@ -302,7 +302,7 @@ def test_a_bad_byte_is_refused_before_a_session_measures(name: str, line: int, c
     ("name", "old", "new", "message"),
     [
         (RUN_FILE, b'"host@3"', b'"iost@3"', "arm iost@3 has mode host, level 3"),
-        (rank_file(0), b'"kind":"iteration"', b'"kind":"iterbtion"', "rank-0000.jsonl:"),
+        (name_rank_file(0), b'"kind":"iteration"', b'"kind":"iterbtion"', "rank-0000.jsonl:"),
         (
             "chunks-0000.jsonl",
             b'"point":"p000"',

@@ -16,7 +16,7 @@ import pytest
 from dejavubench.cli.distribute_plan import check_launcher
 from dejavubench.errors import UsageError
 from dejavubench.machine.launcher import RANK_COUNT_VARIABLES, RANK_VARIABLES
-from dejavubench.records import rank_file
+from dejavubench.records import name_rank_file
 from helpers.faults import FAULTY, SIZES, has_struck, phase_of, start_faulty, wait_for_iterations
 from helpers.jobs import CLI, GONE_WITHIN, PATIENCE, QUICK, Job, process_folder
 from helpers.paths import ROOT
@@ -29,7 +29,7 @@ TIMEOUT = ("--rank-timeout", "2s")
 
 def until_nothing_is_recorded(job: Job) -> None:
     """Wait until rank 0 has recorded nothing for 0.3 s."""
-    file = job.folder / rank_file(0)
+    file = job.folder / name_rank_file(0)
 
     def is_quiet() -> bool:
         return time.time() - file.stat().st_mtime > 0.3

@@ -29,7 +29,7 @@ from dejavubench.records import (
     StreamAlone,
     read_run,
 )
-from dejavubench.records.destination_info import held_against
+from dejavubench.records.destination_info import map_raw_loops
 from helpers.faults import FAULTY
 from helpers.jobs import BF16, QUICK, TINY, Job, args, process_folder, run
 from helpers.paths import SCRIPTS
@@ -316,7 +316,7 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
         "mpi-destination",
     }
     assert pairs <= set(ceilings)
-    raw_loops = held_against(job.run.header.destinations.values())
+    raw_loops = map_raw_loops(job.run.header.destinations.values())
     table = process_folder(job.folder, long=True)
     for ceiling in ceilings.values():
         assert ceiling.value > 0

@@ -24,10 +24,10 @@ from dejavubench.records import (
     Restart,
     Run,
     Verification,
-    rank_file,
+    name_rank_file,
     read_run,
 )
-from dejavubench.records.json_schemas import file_schema
+from dejavubench.records.json_schemas import make_file_schema
 from helpers.cli_calls import call
 from helpers.jobs import QUICK, TINY, Job, args, process_folder, run
 from helpers.paths import DRIVERS
@@ -111,9 +111,9 @@ def test_records_tell_the_settings_of_each_point(halves: tuple[Run, Path]) -> No
 @pytest.mark.mpi
 def test_records_of_a_sweep_keep_to_the_schemas(halves: tuple[Run, Path]) -> None:
     _, folder = halves
-    run_schema, rank_schema = map(Draft202012Validator, map(file_schema, ("run", "rank")))
+    run_schema, rank_schema = map(Draft202012Validator, map(make_file_schema, ("run", "rank")))
     assert list(run_schema.iter_errors(json.loads((folder / RUN_FILE).read_text()))) == []
-    for line in (folder / rank_file(0)).read_text().splitlines():
+    for line in (folder / name_rank_file(0)).read_text().splitlines():
         assert list(rank_schema.iter_errors(json.loads(line))) == []
 
 

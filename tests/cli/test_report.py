@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.page import render as rendering
-from dejavubench.records import RUN_FILE, rank_file
+from dejavubench.records import RUN_FILE, name_rank_file
 from helpers.cli_calls import call
 from helpers.html_pages import call_report, parse_page, text_of
 from helpers.killed_runs import write_killed_run
@@ -116,7 +116,7 @@ def test_a_killed_run_has_the_words_of_process(tmp_path: Path) -> None:
 def test_a_run_without_a_record_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "r")
     for rank in (0, 1):
-        (folder / rank_file(rank)).unlink()
+        (folder / name_rank_file(rank)).unlink()
     out = tmp_path / "page.html"
     report_call = call_report(folder, "-o", out)
     assert report_call.exit_code == 0, report_call.output

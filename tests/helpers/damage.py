@@ -10,7 +10,7 @@ from typing import Any
 
 from click.testing import Result
 
-from dejavubench.records import rank_file
+from dejavubench.records import name_rank_file
 from helpers import cli_calls
 from helpers.mutations import edit_header, edit_lines, edit_record
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, write_run
@@ -56,8 +56,8 @@ def copy_file(name: str, copy: str) -> Edit:
 
 def swap_rank_files(folder: Path) -> None:
     path_of_rank_0, path_of_rank_1, spare_path = (
-        folder / rank_file(0),
-        folder / rank_file(1),
+        folder / name_rank_file(0),
+        folder / name_rank_file(1),
         folder / "aside",
     )
     path_of_rank_0.rename(spare_path)

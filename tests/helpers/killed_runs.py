@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavubench.config.experiment import Experiment
-from dejavubench.records import PhaseMark, rank_file, to_line
+from dejavubench.records import PhaseMark, name_rank_file, to_line
 from helpers.synthetic_runs import NONE, arm_of, point_of, write_run
 
 EXPERIMENT = Experiment(
@@ -22,6 +22,6 @@ def write_killed_run(
     points = [point_of(), point_of(1, model="gpt2-xl", output_len=7, positions=262)]
     arms = [NONE, arm_of("disk", "0"), arm_of("disk")]
     write_run(folder, arms, points, ended=False, experiment=experiment)
-    with (folder / rank_file(0)).open("a") as file:
+    with (folder / name_rank_file(0)).open("a") as file:
         file.write(to_line(PhaseMark(phase=phase, point=point_id, arm=arm_name, iteration=3)))
     return folder

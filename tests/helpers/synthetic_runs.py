@@ -35,14 +35,14 @@ from dejavubench.records import (
     Skipped,
     StreamAlone,
     Verification,
-    all_token_line,
     digest_of,
-    prompt_line,
-    rank_file,
-    text_log_file,
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+    name_rank_file,
+    name_text_log_file,
     to_line,
-    token_line,
-    total_line,
 )
 
 NONE = ArmInfo(name="none", mode="none", role="baseline")
@@ -317,13 +317,13 @@ def _write_records(
         seal: dict[str, Any] = {"digest": digest_of(text.encode())} if sealed else {}
         if sealed and rank == 0:
             seal["header_digest"] = digest_of((folder / RUN_FILE).read_bytes())
-        (folder / rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
+        (folder / name_rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
 
 
 def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bool) -> None:
     for record in records:
         if isinstance(record, Microbatch):
-            path = folder / text_log_file(record.point, record.arm, several_points)
+            path = folder / name_text_log_file(record.point, record.arm, several_points)
             with path.open("a") as file:
                 file.write("\n".join(_log_lines(record)) + "\n")
 
@@ -331,10 +331,10 @@ def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bo
 def _log_lines(microbatch: Microbatch) -> list[str]:
     iteration = microbatch.iteration
     return [
-        prompt_line(rank=0, microbatch=iteration, ms=microbatch.prompt_ms),
-        *(token_line(rank=0, iteration=iteration, ms=ms) for ms in microbatch.token_ms),
-        all_token_line(rank=0, iteration=iteration, ms=microbatch.all_token_ms),
-        total_line(rank=0, iteration=iteration, ms=microbatch.total_ms),
+        format_prompt_line(rank=0, microbatch=iteration, ms=microbatch.prompt_ms),
+        *(format_token_line(rank=0, iteration=iteration, ms=ms) for ms in microbatch.token_ms),
+        format_all_token_line(rank=0, iteration=iteration, ms=microbatch.all_token_ms),
+        format_total_line(rank=0, iteration=iteration, ms=microbatch.total_ms),
     ]
 
 

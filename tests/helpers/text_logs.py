@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dejavubench.records import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records import (
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+)
 
 
 def original_log(path: Path, iterations: int = 4, tokens: int = 4) -> Path:
@@ -15,12 +20,12 @@ def original_log(path: Path, iterations: int = 4, tokens: int = 4) -> Path:
         for rank in (1, 0):
             prompt = (100.0, 50.0)[number] if number < 2 else 9.0 + number
             steps = [30.0, 20.0, *(float(n) for n in range(1, tokens - 1))][:tokens]
-            lines.append(prompt_line(rank, number, prompt + rank))
-            lines += [token_line(rank, number, step + rank) for step in steps]
+            lines.append(format_prompt_line(rank, number, prompt + rank))
+            lines += [format_token_line(rank, number, step + rank) for step in steps]
             lines.append("[FT][DEBUG] flush of 16 bytes")
             lines += [
-                all_token_line(rank, number, sum(steps)),
-                total_line(rank, number, 1000.0 * (number + 1)),
+                format_all_token_line(rank, number, sum(steps)),
+                format_total_line(rank, number, 1000.0 * (number + 1)),
             ]
     path.write_text("\n".join(lines) + "\n")
     return path

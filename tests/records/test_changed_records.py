@@ -18,7 +18,7 @@ from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
 from dejavubench.analysis.reports.report import report
 from dejavubench.analysis.tables.process_columns import Row
-from dejavubench.records import rank_file
+from dejavubench.records import name_rank_file
 from helpers.cli_calls import call
 from helpers.damage import (
     ARMS,
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def test_copies_of_rank_files_are_left_out_and_named(folder: Path) -> None:
     rows = rows_of(process_run(folder, "--format", "json"))
     for name in ("rank-0000 (copy).jsonl", "rank-00001.jsonl", "rank-x.jsonl", "rank-٣٣٣٣.jsonl"):
-        shutil.copy(folder / rank_file(0), folder / name)
+        shutil.copy(folder / name_rank_file(0), folder / name)
     process_call = process_run(folder, "--format", "json")
     assert process_call.exit_code == 0
     assert rows_of(process_call) == rows
@@ -161,7 +161,7 @@ def test_good_runs_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
 
 
 def test_files_of_a_run_are_answered_with_its_folder(folder: Path) -> None:
-    for name in ("run.json", rank_file(0)):
+    for name in ("run.json", name_rank_file(0)):
         assert (
             f"{folder / name} is one of the files of a run. Give the run's folder instead: {folder}"
             in process_run(folder / name).stderr
@@ -174,13 +174,13 @@ def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
         tmp_path / "whole", rounds=1, warmup=1, points=[point_of(0), point_of(1, input_len=64)]
     )
     text, of_sink = (
-        (undamaged / rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1)
+        (undamaged / name_rank_file(rank)).read_text().splitlines(keepends=True) for rank in (0, 1)
     )
     iterations = 0
     for cut in range(1, len(text)):
         iterations += '"kind":"iteration"' in text[cut - 1]
-        (undamaged / rank_file(0)).write_text("".join(text[:cut]) + text[cut][:20])
-        (undamaged / rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
+        (undamaged / name_rank_file(0)).write_text("".join(text[:cut]) + text[cut][:20])
+        (undamaged / name_rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
         runs_read = find([undamaged])
         assert runs_read.bad == []
         assert any("INCOMPLETE" in note for note in report(runs_read.runs[0]).note_texts)

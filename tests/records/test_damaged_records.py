@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records import rank_file
+from dejavubench.records import name_rank_file
 from helpers.damage import (
     MPI,
     Edit,
@@ -28,7 +28,7 @@ HUGE = "[" * 100_000
 FOREIGN: list[tuple[str, Edit, str]] = [
     (
         "left over",
-        copy_file(rank_file(1), rank_file(2)),
+        copy_file(name_rank_file(1), name_rank_file(2)),
         "rank-0002.jsonl holds the records of rank 1",
     ),
     ("renamed", record_edit("rank", 1, rank=0), "rank-0001.jsonl holds the records of rank 0"),
@@ -395,7 +395,7 @@ def test_the_machine_of_rank_0_is_that_of_the_run(tmp_path: Path) -> None:
 def test_a_rank_file_of_another_run_is_refused_by_its_run_id(tmp_path: Path) -> None:
     run_folder = write_run(tmp_path / "one", factors={"mpi@3": 1.6}, run_id="1111")
     other_folder = write_run(tmp_path / "other", run_id="2222")
-    shutil.copy(other_folder / rank_file(0), run_folder / rank_file(0))
+    shutil.copy(other_folder / name_rank_file(0), run_folder / name_rank_file(0))
     assert (
         "rank-0000.jsonl is of another run: its run_id is 2222, that of run.json is 1111"
         in process_run(run_folder).stderr
@@ -407,7 +407,7 @@ def test_older_records_tell_a_foreign_rank_file_by_the_text_logs(tmp_path: Path)
     run_folder = write_run(tmp_path / "one", arms, factors=times, rounds=3, sealed=False, logs=True)
     assert "CHANGED" not in process_run(run_folder).stdout
     other_folder = write_run(tmp_path / "other", arms, rounds=3, sealed=False)
-    shutil.copy(other_folder / rank_file(0), run_folder / rank_file(0))
+    shutil.copy(other_folder / name_rank_file(0), run_folder / name_rank_file(0))
     assert (
         "CHANGED: rank-0000.jsonl and host@3.log, line 1, have different times of p000 host@3"
         in process_run(run_folder).stdout

@@ -17,7 +17,12 @@ import pytest
 from click.testing import Result
 
 from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
-from dejavubench.records import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records import (
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+)
 from dejavubench.records.text_log import TextLogError, read_log
 from helpers.cli_calls import call
 from helpers.paths import SCRIPTS
@@ -26,14 +31,14 @@ from helpers.paths import SCRIPTS
 def lines_of_rank(rank: int, iterations: int = 4) -> list[str]:
     lines = []
     for number in range(iterations):
-        lines.append(prompt_line(rank=rank, microbatch=0, ms=100.0 + number + rank))
+        lines.append(format_prompt_line(rank=rank, microbatch=0, ms=100.0 + number + rank))
         lines += [
-            token_line(rank=rank, iteration=0, ms=10.0 + step + number / 10 + rank)
+            format_token_line(rank=rank, iteration=0, ms=10.0 + step + number / 10 + rank)
             for step in range(4)
         ]
         lines += [
-            all_token_line(rank=rank, iteration=0, ms=50.0),
-            total_line(rank, number, 150.0 + number + rank),
+            format_all_token_line(rank=rank, iteration=0, ms=50.0),
+            format_total_line(rank, number, 150.0 + number + rank),
         ]
     return lines
 
@@ -117,7 +122,7 @@ def test_the_other_rank_of_a_glued_log_is_found_as_well(tmp_path: Path) -> None:
     )
 
 
-GLUED_LINE = token_line(rank=1, iteration=0, ms=77.0)
+GLUED_LINE = format_token_line(rank=1, iteration=0, ms=77.0)
 FOURTH = CLEAN.splitlines()[3]  # the third TOKEN line of rank 0
 
 TORN: dict[str, str] = {

@@ -24,9 +24,9 @@ from dejavubench.analysis.reports.report import report
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, Run, read_chunk_times
-from dejavubench.records.names import rank_file, session_file, text_log_file
-from dejavubench.records.reading import largest_numbers, read_sessions
-from dejavubench.records.whole_rounds import LargestNumbers, missing_rounds
+from dejavubench.records.names import name_rank_file, name_session_file, name_text_log_file
+from dejavubench.records.reading import find_largest_numbers, read_sessions
+from dejavubench.records.whole_rounds import LargestNumbers, list_missing_rounds
 
 ROUNDS = 3
 WARMUP = 1
@@ -53,7 +53,7 @@ def whole_rounds_of(folder: Path) -> dict[str, set[int]]:
     }
     records_of_iteration: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
     for rank in range(RANKS):
-        for record in read_lines(folder / rank_file(rank)):
+        for record in read_lines(folder / name_rank_file(rank)):
             if (rank, record["kind"]) in kinds:
                 place = record["point"], record["iteration"] - WARMUP
                 records_of_iteration.setdefault(place, set()).add(
@@ -89,7 +89,7 @@ def write_session(folder: Path, original: Path, starts: list[PointStart], sessio
         "environment": header["environment"],
         "starts": [start.model_dump() for start in starts],
     }
-    (folder / session_file(session)).write_text(json.dumps(session_header))
+    (folder / name_session_file(session)).write_text(json.dumps(session_header))
     tasks = {start.point: start for start in starts}
     for name in (*CUT, "chunks-0001.jsonl"):
         with (folder / name.replace(".jsonl", f".s{session}.jsonl")).open("w") as file:
@@ -133,8 +133,8 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
 ) -> None:
     cut(folder, seed)
     whole_rounds = whole_rounds_of(folder)
-    numbers = largest_numbers(folder)
-    starts = missing_rounds(read_sessions(folder), numbers)
+    numbers = find_largest_numbers(folder)
+    starts = list_missing_rounds(read_sessions(folder), numbers)
     tasks = {start.point: start for start in starts}
     for point_id in POINTS:
         missing_rounds_of_point = tasks[point_id].rounds if point_id in tasks else 0
@@ -149,7 +149,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
         write_session(folder, sweep, starts, 2)
     assert {name: (folder / name).read_bytes() for name in contents} == contents
     run = read_checked(folder)
-    assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
+    assert list_missing_rounds(read_sessions(folder), find_largest_numbers(folder)) == []
     for point_id, samples in collect(run).items():
         assert {
             arm: len(arm_samples.times.total) for arm, arm_samples in samples.arms.items()
@@ -166,7 +166,8 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
             path.unlink()
     check_can_continue(read_sessions(folder))
     assert [
-        start.rounds for start in missing_rounds(read_sessions(folder), largest_numbers(folder))
+        start.rounds
+        for start in list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     ] == [3, 3, 3]
 
 
@@ -175,13 +176,15 @@ def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) 
 def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
     changed: bool, iteration: int, folder: Path, sweep: Path
 ) -> None:
-    rank_path = folder / rank_file(0)
+    rank_path = folder / name_rank_file(0)
     content = rank_path.read_bytes()
     # Cut right behind the records of an arm that is not the last one of its round.
     mark = f'"kind":"verification","point":"p001","arm":"host@3","iteration":{iteration}'.encode()
     rank_path.write_bytes(content[: content.index(b"\n", content.index(mark)) + 1])
-    write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
-    log = folder / text_log_file("p001", "host@3", True)
+    write_session(
+        folder, sweep, list_missing_rounds(read_sessions(folder), find_largest_numbers(folder)), 2
+    )
+    log = folder / name_text_log_file("p001", "host@3", True)
     if changed:  # a time of the warm-up, which counts in every case
         log.write_text(re.sub(r"took [0-9.]+ ms", "took 1.000000 ms", log.read_text(), count=1))
     changes = [note.text for note in read_checked(folder).notes if note.text.startswith("CHANGED")]
@@ -191,10 +194,12 @@ def test_lines_of_an_unfinished_round_do_not_make_a_text_log_differ(
 
 def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path) -> None:
     cut(folder, 7)
-    write_session(folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), 2)
-    second_path = folder / rank_file(rank=0, session=2)
+    write_session(
+        folder, sweep, list_missing_rounds(read_sessions(folder), find_largest_numbers(folder)), 2
+    )
+    second_path = folder / name_rank_file(rank=0, session=2)
     second_path.write_bytes(second_path.read_bytes()[: len(second_path.read_bytes()) // 2])
-    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
+    starts = list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     assert starts
     write_session(folder, sweep, starts, 3)
     run = read_checked(folder)
@@ -206,16 +211,16 @@ def test_a_session_that_is_cut_is_followed_by_a_third(folder: Path, sweep: Path)
 @pytest.fixture
 def cut_folder(folder: Path) -> Path:
     """Return the run, cut in the middle of its second point."""
-    content = (folder / rank_file(0)).read_bytes()
+    content = (folder / name_rank_file(0)).read_bytes()
     middle = content.index(b'"point":"p001","arm":"none","iteration":2')
-    (folder / rank_file(0)).write_bytes(content[:middle])
+    (folder / name_rank_file(0)).write_bytes(content[:middle])
     return folder
 
 
 @pytest.fixture
 def continued_run(cut_folder: Path, sweep: Path) -> Run:
     """Return the cut run with a second session that measures what is missing."""
-    starts = missing_rounds(read_sessions(cut_folder), largest_numbers(cut_folder))
+    starts = list_missing_rounds(read_sessions(cut_folder), find_largest_numbers(cut_folder))
     assert [start.point for start in starts] == ["p001", "p002"]
     write_session(cut_folder, sweep, starts, 2)
     return read_checked(cut_folder)
@@ -271,9 +276,12 @@ def test_a_session_of_another_run_is_refused(
 ) -> None:
     cut(folder, 7)
     write_session(
-        folder, sweep, missing_rounds(read_sessions(folder), largest_numbers(folder)), session
+        folder,
+        sweep,
+        list_missing_rounds(read_sessions(folder), find_largest_numbers(folder)),
+        session,
     )
-    path = folder / session_file(session)
+    path = folder / name_session_file(session)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(RecordError, match=message):
         read_checked(folder)
@@ -287,7 +295,7 @@ def test_two_sessions_with_the_same_rounds_are_refused(folder: Path, sweep: Path
 
 
 def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder: Path) -> None:
-    path = folder / rank_file(0)
+    path = folder / name_rank_file(0)
     records = [
         line for line in read_lines(path) if line.get("arm") != "host@3" or line["point"] != "p000"
     ]
@@ -295,7 +303,7 @@ def test_an_arm_that_failed_is_given_up_and_the_point_is_whole_without_it(folder
     failure |= {"phase": "tokens", "rank": 0, "error": "disk full"}
     records = [line for line in records if line["kind"] != "end" and line.get("point") != "p002"]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*records, failure]))
-    (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
+    (start,) = list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     assert (start.point, start.rounds, start.without) == ("p002", ROUNDS, [])
 
 
@@ -303,19 +311,19 @@ def test_a_precision_asks_for_more_unless_the_session_went_on(folder: Path) -> N
     header = json.loads((folder / RUN_FILE).read_text())
     header["experiment"]["precision"] = 0.01
     (folder / RUN_FILE).write_text(json.dumps(header))
-    assert missing_rounds(read_sessions(folder), largest_numbers(folder)) == []
+    assert list_missing_rounds(read_sessions(folder), find_largest_numbers(folder)) == []
     for rank in range(RANKS):  # killed before it said that p002 was exact enough
-        path = folder / rank_file(rank)
+        path = folder / name_rank_file(rank)
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
         marks = [line for line in read_lines(path) if line["kind"] != "end"]
         path.write_text("".join(json.dumps(line) + "\n" for line in marks))
-    (start,) = missing_rounds(read_sessions(folder), largest_numbers(folder))
+    (start,) = list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     assert (start.point, start.rounds) == ("p002", 1)
 
 
 def test_points_may_be_chosen_and_unknown_ones_are_refused(folder: Path) -> None:
     for rank in range(RANKS):
-        (folder / rank_file(rank)).write_bytes(b"")
+        (folder / name_rank_file(rank)).write_bytes(b"")
     continued = find_continued_run(folder, ("p002", "p000"))
     assert [start.point for start in continued.starts] == ["p000", "p002"]
     with pytest.raises(UsageError, match=r"there is no point 'p003'; this run has p000 to p002$"):
@@ -323,7 +331,7 @@ def test_points_may_be_chosen_and_unknown_ones_are_refused(folder: Path) -> None
 
 
 def test_a_run_whose_bytes_were_wrong_is_refused(folder: Path) -> None:
-    path = folder / rank_file(0)
+    path = folder / name_rank_file(0)
     path.write_text(path.read_text().replace('"ok":true', '"ok":false', 1))
     with pytest.raises(UsageError, match=r"verification failed in .*: p000 .*start a new run"):
         find_continued_run(folder, None)
@@ -349,7 +357,7 @@ def test_earlier_rounds_and_tokens_are_known_to_a_precision_and_a_reference(fold
 
 
 def test_the_text_logs_of_sessions_have_names_of_their_own() -> None:
-    log_names = [text_log_file("p000", "mpi@3", True, session) for session in (1, 2, 13)]
+    log_names = [name_text_log_file("p000", "mpi@3", True, session) for session in (1, 2, 13)]
     assert log_names == ["p000-mpi@3.log", "p000-mpi@3.s2.log", "p000-mpi@3.s13.log"]
 
 
@@ -367,7 +375,7 @@ def test_left_out_points_are_reported_until_a_session_measures_them(
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
     reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
     assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}
-    starts = missing_rounds(read_sessions(folder), largest_numbers(folder))
+    starts = list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     assert [start.point for start in starts] == ["p000", "p002"]
     write_session(folder, sweep, starts, 2)
     assert {row.status for row in report(read_checked(folder)).rows} == {"ok"}

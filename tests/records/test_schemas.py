@@ -23,7 +23,7 @@ from dejavubench.cli.schema import SCHEMA_NAMES
 from dejavubench.doctor.checks.registry import find_rows
 from dejavubench.doctor.facts.job import Job
 from dejavubench.doctor.report import as_json
-from dejavubench.records.json_schemas import attributes, sentence, unit_of
+from dejavubench.records.json_schemas import format_meaning, read_attributes, unit_of
 from helpers.cli_calls import call
 from helpers.doctor_facts import GPUS, HOST, make_job, two_hosts
 from helpers.paths import RESULTS
@@ -205,8 +205,8 @@ def test_meanings_come_from_docstrings_of_the_class_and_its_bases() -> None:
             two: another; None without it.
         """
 
-    assert attributes(Derived) == {
+    assert read_attributes(Derived) == {
         "one": "The first, and the a.second.",
         "two": "Another; null without it.",
     }
-    assert sentence("``x`` of it") == "'x' of it."
+    assert format_meaning("``x`` of it") == "'x' of it."

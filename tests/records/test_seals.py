@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.records import End, rank_file, read_run, to_line
+from dejavubench.records import End, name_rank_file, read_run, to_line
 from dejavubench.records.line_writer import LineWriter
 from helpers.synthetic_runs import write_run
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def sealed_by(folder: Path, rank: int, digests: dict[str, str] | None) -> None:
     """Let a rank's End record, which its own digest does not cover, have these digests."""
-    path = folder / rank_file(rank)
+    path = folder / name_rank_file(rank)
     *lines, last_line = path.read_text().splitlines(keepends=True)
     end = End.model_validate_json(last_line).model_copy(update={"file_digests": digests})
     path.write_text("".join([*lines, to_line(end)]))

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
-from dejavubench.records import all_token_line, prompt_line, token_line, total_line
+from dejavubench.records import (
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+)
 from dejavubench.records.text_log import TextLogError, read_log
 from helpers.paths import SCRIPTS
 from helpers.text_logs import original_log
@@ -40,12 +45,12 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
     lines = []
     for number, steps in enumerate(([9, 9, 1.0], [9, 9, 2.0, 4.0, 6.0], [9, 9, 10.0])):
         lines += [
-            prompt_line(rank=0, microbatch=number, ms=7.0),
-            *(token_line(rank=0, iteration=number, ms=step) for step in steps),
+            format_prompt_line(rank=0, microbatch=number, ms=7.0),
+            *(format_token_line(rank=0, iteration=number, ms=step) for step in steps),
         ]
         lines += [
-            all_token_line(rank=0, iteration=number, ms=1.0),
-            total_line(rank=0, iteration=number, ms=1.0),
+            format_all_token_line(rank=0, iteration=number, ms=1.0),
+            format_total_line(rank=0, iteration=number, ms=1.0),
         ]
     (tmp_path / "log").write_text("\n".join(lines))
     assert (
@@ -105,7 +110,7 @@ def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> Non
     with pytest.raises(TextLogError, match=r"too short: iteration 0 has 2 TOKEN lines of RANK 0"):
         prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
     (tmp_path / "cut").write_text(
-        "\n".join(prompt_line(rank=0, microbatch=number, ms=1.0) for number in range(3))
+        "\n".join(format_prompt_line(rank=0, microbatch=number, ms=1.0) for number in range(3))
     )
     with pytest.raises(TextLogError, match="no ALL-TOKEN line"):
         prompt_token_average(read_log(tmp_path / "cut"))
@@ -121,14 +126,14 @@ def test_the_times_of_every_rank_are_read(tmp_path: Path) -> None:
 
 def test_tokens_of_microbatches_in_flight_stay_apart(tmp_path: Path) -> None:
     lines = [
-        token_line(rank=0, iteration=0, ms=1.0),
-        token_line(rank=0, iteration=1, ms=5.0),
-        token_line(rank=0, iteration=0, ms=2.0),
-        token_line(rank=0, iteration=1, ms=6.0),
+        format_token_line(rank=0, iteration=0, ms=1.0),
+        format_token_line(rank=0, iteration=1, ms=5.0),
+        format_token_line(rank=0, iteration=0, ms=2.0),
+        format_token_line(rank=0, iteration=1, ms=6.0),
     ]
     lines += [
-        all_token_line(rank=0, iteration=0, ms=3.0),
-        all_token_line(rank=0, iteration=1, ms=11.0),
+        format_all_token_line(rank=0, iteration=0, ms=3.0),
+        format_all_token_line(rank=0, iteration=1, ms=11.0),
     ]
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").ranks[0].tokens == [[1.0, 2.0], [5.0, 6.0]]
@@ -139,14 +144,14 @@ def test_a_total_that_is_less_than_its_parts_is_noted(tmp_path: Path) -> None:
     lines = []
     for number in range(3):
         lines += [
-            prompt_line(rank=0, microbatch=number, ms=40.0),
-            token_line(rank=0, iteration=number, ms=2.0),
-            all_token_line(rank=0, iteration=number, ms=2.0),
+            format_prompt_line(rank=0, microbatch=number, ms=40.0),
+            format_token_line(rank=0, iteration=number, ms=2.0),
+            format_all_token_line(rank=0, iteration=number, ms=2.0),
         ]
-        lines.append(total_line(rank=0, iteration=number, ms=42.0))
+        lines.append(format_total_line(rank=0, iteration=number, ms=42.0))
     (tmp_path / "log").write_text("\n".join(lines))
     assert read_log(tmp_path / "log").notes() == []
-    lines[7] = total_line(rank=0, iteration=1, ms=4.2)
+    lines[7] = format_total_line(rank=0, iteration=1, ms=4.2)
     (tmp_path / "log").write_text("\n".join(lines))
     (note,) = read_log(tmp_path / "log").notes()
     assert "RANK 0: TOTAL of iteration 1 is less than PROMPT and ALL-TOKEN together" in note

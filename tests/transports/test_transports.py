@@ -26,8 +26,8 @@ from dejavubench.errors import UsageError
 from dejavubench.records.destination_info import (
     FROZEN_DESTINATIONS,
     CrossingInfo,
-    destination_named,
     destinations_of,
+    find_destination,
 )
 from dejavubench.transports import registry
 
@@ -115,12 +115,11 @@ def test_an_unknown_durability_is_refused() -> None:
 
 
 def test_a_destination_is_shown_by_its_label_or_else_its_name() -> None:
-    assert destination_named("nccl", FROZEN_DESTINATIONS).label == "remote GPU (NCCL)"
+    assert find_destination("nccl", FROZEN_DESTINATIONS).label == "remote GPU (NCCL)"
     assert (
-        destination_named("nccl-loopback", FROZEN_DESTINATIONS).label
-        == "loopback on one GPU (NCCL)"
+        find_destination("nccl-loopback", FROZEN_DESTINATIONS).label == "loopback on one GPU (NCCL)"
     )
-    assert destination_named("other", FROZEN_DESTINATIONS).label == "other"
+    assert find_destination("other", FROZEN_DESTINATIONS).label == "other"
 
 
 def test_a_transport_names_the_device_or_option_that_it_lacks() -> None:

@@ -16,7 +16,7 @@ from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.reports.table_schema import row_schema
 from dejavubench.records import Note
-from dejavubench.records.json_schemas import output_schema
+from dejavubench.records.json_schemas import make_output_schema
 
 COMPARISON_SCHEMA = 1
 """Version of the json, which rises when a key changes its meaning or goes away."""
@@ -85,7 +85,7 @@ def write_json(comparison: Comparison, out: IO[str]) -> None:
 def comparison_schema() -> dict[str, Any]:
     """Return the schema of what :func:`write_json` writes."""
     title = "output of compare --format json"
-    document = output_schema(title, COMPARISON_SCHEMA, ComparisonDocument)
+    document = make_output_schema(title, COMPARISON_SCHEMA, ComparisonDocument)
     definitions: dict[str, Any] = document.setdefault("$defs", {})
     definitions["ComparisonRow"] = row_schema(ComparisonRow, definitions)
     document["properties"]["rows"]["items"] = {"$ref": "#/$defs/ComparisonRow"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dejavubench.analysis.facts.arm_destinations import run_destinations
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, Ceiling, Run
-from dejavubench.records.destination_info import held_against, overhead_of
+from dejavubench.records.destination_info import map_moving_loops, map_raw_loops
 
 
 def raw_loops(run: Run) -> dict[str, str]:
     """Map each ceiling of this program's own code to its raw loop."""
-    return HELD_AGAINST | held_against(run_destinations(run).values())
+    return HELD_AGAINST | map_raw_loops(run_destinations(run).values())
 
 
 def against_raw(run: Run) -> dict[str, stats.Estimate]:
@@ -41,7 +41,7 @@ def own_shares(run: Run) -> dict[str, float]:
         # These probes are times in µs, so the smallest is the best.
         best_us[key] = min(best_us.get(key, probe.value), probe.value)
     shares = {}
-    for overhead, loop in (OVERHEAD_OF | overhead_of(run_destinations(run).values())).items():
+    for overhead, loop in (OVERHEAD_OF | map_moving_loops(run_destinations(run).values())).items():
         if (overhead, None) in best_us:
             for (name, durability), loop_us in best_us.items():
                 if name == loop:

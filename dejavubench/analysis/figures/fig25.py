@@ -28,7 +28,7 @@ from dejavubench.analysis.number_texts import (
     format_signed_percent,
 )
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, destination_named
+from dejavubench.records.destination_info import Destinations, find_destination
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ class Fig25(Figure):
 
 def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
     """Return the arms in the order of destinations, not of the seed's rounds; stable for levels."""
-    ranks = [destination_named(mode, destinations).order for mode in arm_rows["mode"]]
+    ranks = [find_destination(mode, destinations).order for mode in arm_rows["mode"]]
     return arm_rows.assign(rank=ranks).sort_values("rank", kind="stable")
 
 
@@ -130,7 +130,7 @@ def _draw_overheads(ax: Axes, arm_rows: pd.DataFrame, destinations: Destinations
     row_numbers = np.arange(1, len(arm_rows) + 1)
     values = arm_rows["overhead_pct"].to_numpy(dtype=float)
     for row_number, value, (_, row) in zip(row_numbers, values, arm_rows.iterrows(), strict=True):
-        area = filling(destination_named(row["mode"], destinations), row["durability"])
+        area = filling(find_destination(row["mode"], destinations), row["durability"])
         ax.barh(row_number, value, height=BAR_HEIGHT, label=row["arm"], **area)
     ax.errorbar(values, row_numbers, xerr=errors_of(arm_rows, "overhead", "_pct"), **ERROR_BARS)
     ax.axvline(0.0, color="black", linewidth=0.8)
@@ -209,7 +209,7 @@ def _name_rows(
 
 
 def _row_label(row: pd.Series, with_level: bool, destinations: Destinations) -> str:
-    name = destination_named(row["mode"], destinations).label
+    name = find_destination(row["mode"], destinations).label
     if with_level and isinstance(row["level"], str):
         name += f", level {row['level']}"
     detail = row["durability"] if isinstance(row["durability"], str) else row["hosts"]

@@ -28,7 +28,7 @@ from dejavubench.analysis.figures.style import (
 )
 from dejavubench.analysis.number_texts import format_slowdown
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.records.destination_info import Destinations, destination_named
+from dejavubench.records.destination_info import Destinations, find_destination
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
         title += _panel_title(panel_rows, mode, destinations)
         ax.set_title(textwrap.fill(title, letters))
         _draw_levels(
-            ax, panel_rows, list(level_names[layout]), destination_named(mode, destinations).colour
+            ax, panel_rows, list(level_names[layout]), find_destination(mode, destinations).colour
         )
     for ax, (layout, _) in zip(axes[:, 0], panels[::panels_across], strict=True):
         # Upside down: level 0 at the top, as in the paper. The axes of a row are shared.
@@ -253,7 +253,7 @@ def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
 
 def _panel_title(panel_rows: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
-    info = destination_named(mode, destinations)
+    info = find_destination(mode, destinations)
     destination = f"to {info.label}" if mode in destinations else info.label
     details = []
     if not panel_rows.empty:

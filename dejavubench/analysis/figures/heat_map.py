@@ -15,7 +15,7 @@ from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, mak
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
 from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, destination_named
+from dejavubench.records.destination_info import Destinations, find_destination
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class HeatMap(Figure):
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw the noise, then one panel per arm: batches by prompt lengths, by overhead."""
         streaming_rows = frame[frame["role"] == "streaming"]
-        ranks = [destination_named(mode, destinations).order for mode in streaming_rows["mode"]]
+        ranks = [find_destination(mode, destinations).order for mode in streaming_rows["mode"]]
         streaming_rows = streaming_rows.assign(rank=ranks).sort_values("rank", kind="stable")
         rows_of_arms = [arm_rows for _, arm_rows in streaming_rows.groupby("arm", sort=False)]
         grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed_sizes))
@@ -227,7 +227,7 @@ def _panel_title(row: pd.Series, destinations: Destinations) -> str:
         for detail in details
         if isinstance(detail, str) and detail != "local" and not is_loopback(detail)
     ]
-    label = destination_named(row["mode"], destinations).label
+    label = find_destination(row["mode"], destinations).label
     level_text = f", level {row['level']}" if isinstance(row["level"], str) else ""
     return f"{label}{level_text}" + (f" ({', '.join(shown_details)})" if shown_details else "")
 

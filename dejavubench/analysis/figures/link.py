@@ -39,7 +39,7 @@ from dejavubench.analysis.figures.shared_columns import (
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.records import Run
-from dejavubench.records.destination_info import Destinations, destination_named
+from dejavubench.records.destination_info import Destinations, find_destination
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +171,7 @@ class LinkFigure(Figure):
             explain_lines(ax)
             mark_switch(ax, name_it=mode == modes[-1])
             hosts = mode_rows["hosts"].iloc[0]
-            title = f"to {destination_named(mode, destinations).label}, {hosts}"
+            title = f"to {find_destination(mode, destinations).label}, {hosts}"
             ax.set_title(title, pad=4 + LINE_POINTS * lines)
             ax.set_xlabel("measured speed of the link (log)")
         axes[0, 0].set_ylabel("overhead over none, paired by round (%)")
@@ -283,7 +283,7 @@ def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
         speeds_of_arms.append(f"{mode} level {level_name} {' / '.join(speed_texts)}")
     infos = destinations_of(runs)
     rates = [
-        destination_named(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])
+        find_destination(mode, infos).link_rate or mode for mode in dict.fromkeys(frame["mode"])
     ]
     return (
         f"Link limited to {', '.join(dict.fromkeys(frame['link']))}; its speed is the median of "

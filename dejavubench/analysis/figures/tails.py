@@ -23,7 +23,7 @@ from dejavubench.analysis.figures.style import (
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
-from dejavubench.records.destination_info import NO_STREAMING, Destinations, destination_named
+from dejavubench.records.destination_info import NO_STREAMING, Destinations, find_destination
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ class TailsFigure(Figure):
                     **look,
                 )
             if mode is not None:
-                ax.set_title(f"to {destination_named(mode, destinations).label}")
+                ax.set_title(f"to {find_destination(mode, destinations).label}")
             _scale_axes(ax, frame)
         for ax in axes.flat[len(modes) :]:
             ax.set_axis_off()
@@ -176,7 +176,7 @@ def _destination_look(
         return _baseline_look(row)
     # Arms often lie on each other. Dashes that differ let the lower line show between the upper's.
     line = LINES[arm_names.index(row["arm"]) % len(LINES)]
-    return {"color": destination_named(row["mode"], destinations).colour, "linestyle": line}
+    return {"color": find_destination(row["mode"], destinations).colour, "linestyle": line}
 
 
 def _level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:

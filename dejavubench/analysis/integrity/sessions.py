@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dejavubench.analysis.integrity.header import wrong_types
 from dejavubench.records import Iteration, Run, RunEnvironment
-from dejavubench.records.names import session_file
+from dejavubench.records.names import name_session_file
 
 
 def _check_session_files(run: Run) -> Iterator[str]:
@@ -14,7 +14,7 @@ def _check_session_files(run: Run) -> Iterator[str]:
     points = {point.id for point in run.header.points}
     for session in run.joined_sessions:
         session_header = session.session
-        name = session_file(session.number)
+        name = name_session_file(session.number)
         if session_header is None:
             continue
         if session_header.run_id != run.header.run_id:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dejavubench.analysis.facts.host_rounds import require_of_run
 from dejavubench.records import RecordError, Run, RunHeader, TimedChunks
-from dejavubench.records.chunk_times import chunk_files, times_of_source
-from dejavubench.records.conditions import condition_files, read_host
+from dejavubench.records.chunk_times import list_chunk_files, read_times
+from dejavubench.records.conditions import list_condition_files, read_host
 from dejavubench.records.notes import DAMAGED, Note
 
 
@@ -31,9 +31,9 @@ def _make_note(message: str) -> Note:
 
 def _find_damage(run: Run) -> Iterator[tuple[str, str]]:
     for session in run.sessions:
-        for path in condition_files(run.path, session.number):
+        for path in list_condition_files(run.path, session.number):
             yield from _check_file(path, partial(check_host, session=session))
-    for path, rank in chunk_files(run.path):
+    for path, rank in list_chunk_files(run.path):
         # Times of chunks can be larger than memory, and the report reads them once more. A file
         # with the digest of its rank is as the run has left it.
         if path.name not in run.sealed_files:
@@ -66,7 +66,7 @@ def check_chunks(path: Path, rank: int, header: RunHeader) -> None:
     """
     points = {point.id for point in header.points}
     arms = {arm.name for arm in header.arms}
-    for timed_record in times_of_source(path, rank):
+    for timed_record in read_times(path, rank):
         times = timed_record.times
         if isinstance(timed_record, TimedChunks) and (
             times.point not in points or times.arm not in arms

@@ -14,11 +14,11 @@ from dejavubench.records import (
     Note,
     RankLog,
     Run,
-    all_token_line,
-    prompt_line,
-    text_log_file,
-    token_line,
-    total_line,
+    format_all_token_line,
+    format_prompt_line,
+    format_token_line,
+    format_total_line,
+    name_text_log_file,
 )
 from dejavubench.records.notes import CHANGED
 
@@ -35,7 +35,9 @@ def _note_other_times(run: Run) -> Iterator[Note]:
     has_ended_well = ended_well(run)
     given_up_arms = given_up(run)
     for (point_id, arm_name), expected_lines in _make_lines(rank_0).items():
-        path = run.path / text_log_file(point_id, arm_name, len(run.header.points) > 1, run.number)
+        path = run.path / name_text_log_file(
+            point_id, arm_name, len(run.header.points) > 1, run.number
+        )
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -74,9 +76,13 @@ def _make_lines(log: RankLog) -> dict[tuple[str, str], list[str]]:
         microbatches = microbatches_by_iteration[key_of(iteration)]
         for microbatch in microbatches:
             microbatch_number = microbatch.iteration * len(microbatches) + microbatch.ubatch
-            lines.append(prompt_line(log.rank, microbatch_number, microbatch.prompt_ms))
-            lines += [token_line(log.rank, microbatch_number, ms) for ms in microbatch.token_ms]
-            lines.append(all_token_line(log.rank, microbatch_number, microbatch.all_token_ms))
+            lines.append(format_prompt_line(log.rank, microbatch_number, microbatch.prompt_ms))
+            lines += [
+                format_token_line(log.rank, microbatch_number, ms) for ms in microbatch.token_ms
+            ]
+            lines.append(
+                format_all_token_line(log.rank, microbatch_number, microbatch.all_token_ms)
+            )
         if microbatches:
             lines.append(_make_total_line(log.rank, iteration, microbatches))
     return lines_by_arm
@@ -86,7 +92,7 @@ def _make_total_line(rank: int, iteration: Iteration, microbatches: list[Microba
     """Return the TOTAL line; that of several microbatches is a makespan that no record has."""
     if len(microbatches) > 1:
         return ANY_LINE
-    return total_line(rank, iteration.iteration, microbatches[0].total_ms)
+    return format_total_line(rank, iteration.iteration, microbatches[0].total_ms)
 
 
 NOTING_RULES = (_note_other_times,)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavubench.records.text_log import TextLog, TextLogError, count_or_no, read_log
+from dejavubench.records.text_log import TextLog, TextLogError, format_count_or_no, read_log
 
 DROPPED_SAMPLES = 2
 """Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
@@ -40,7 +40,7 @@ def prompt_token_average(log: TextLog) -> str:
                 tokens = []
     if len(prompts) <= DROPPED_SAMPLES:
         raise TextLogError(
-            f"{path} is too short: {count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
+            f"{path} is too short: {format_count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
             f"{_explain_dropping('prompts')}"
         )
     if not iterations:
@@ -49,7 +49,7 @@ def prompt_token_average(log: TextLog) -> str:
         )
     for iteration_number, iteration in enumerate(iterations):
         if len(iteration) <= DROPPED_SAMPLES:
-            count_text = count_or_no(len(iteration), "TOKEN line")
+            count_text = format_count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
                 f"{path} is too short: iteration {iteration_number} has {count_text} of RANK 0, "
                 f"{_explain_dropping('of them')}"
@@ -68,7 +68,7 @@ def total_average(log: TextLog) -> str:
     """
     totals_ms = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
     if len(totals_ms) <= DROPPED_SAMPLES:
-        count_text = count_or_no(len(totals_ms), "TOTAL line")
+        count_text = format_count_or_no(len(totals_ms), "TOTAL line")
         raise TextLogError(
             f"{log.path} is too short: {count_text} of RANK 0, {_explain_dropping('of them')}"
         )

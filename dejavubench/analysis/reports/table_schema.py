@@ -10,7 +10,7 @@ from dejavubench.analysis.columns import columns_of
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import Note
-from dejavubench.records.json_schemas import DIALECT, described_schema, file_schema
+from dejavubench.records.json_schemas import DIALECT, make_class_schema, make_file_schema
 
 TABLE_SCHEMA = 2
 """Version of the documents. It rises only where an older reader would misread them."""
@@ -20,7 +20,7 @@ _TEXTS = {"type": "array", "items": {"type": "string"}}
 
 def table_schema() -> dict[str, Any]:
     """Return the schema of the list of documents, one for each run or text log."""
-    header = file_schema("run")
+    header = make_file_schema("run")
     definitions = header.pop("$defs")
     for key in ("$schema", "title", "schema_version"):
         del header[key]
@@ -29,7 +29,7 @@ def table_schema() -> dict[str, Any]:
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
         definitions[row.__name__] = row_schema(row, definitions)
-    definitions["Note"] = described_schema(Note)
+    definitions["Note"] = make_class_schema(Note)
     properties = {
         "run": _text_schema(
             "Name and folder of the run, its machine and start; path of a text log."

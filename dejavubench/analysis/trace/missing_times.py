@@ -5,7 +5,7 @@ from __future__ import annotations
 from dejavubench.analysis.facts.source_ranks import source_ranks
 from dejavubench.analysis.trace.choice import TraceError
 from dejavubench.records import Run
-from dejavubench.records.names import chunk_file, chunk_file_rank
+from dejavubench.records.names import name_chunk_file, rank_of_chunk_file
 
 
 def require_undamaged(run: Run) -> None:
@@ -15,7 +15,7 @@ def require_undamaged(run: Run) -> None:
         TraceError: the message names each damaged file.
     """
     damage = [
-        reason for name, reason in run.damaged_files.items() if chunk_file_rank(name) is not None
+        reason for name, reason in run.damaged_files.items() if rank_of_chunk_file(name) is not None
     ]
     if damage:
         raise TraceError("\n".join(f"times of chunks are damaged: {reason}" for reason in damage))
@@ -29,7 +29,7 @@ def why_no_times(run: Run) -> str:
     if setting is None:
         return "the program that wrote the run is too old for times of chunks"
     states = [
-        _file_state(run, chunk_file(rank, session.number))
+        _file_state(run, name_chunk_file(rank, session.number))
         for session in run.sessions
         for rank in sorted(source_ranks(run))
     ]

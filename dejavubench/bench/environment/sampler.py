@@ -20,9 +20,9 @@ from dejavubench.machine.readings.not_readable import NotReadableError
 from dejavubench.machine.readings.nvml import GpuReader
 from dejavubench.machine.readings.processes import read_pid_namespace
 from dejavubench.parallel.collectives import sleeping_barrier
-from dejavubench.records.conditions import HostInfo, Window, condition_line
+from dejavubench.records.conditions import HostInfo, Window, format_condition_line
 from dejavubench.records.line_writer import LineWriter
-from dejavubench.records.names import conditions_file
+from dejavubench.records.names import name_conditions_file
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -126,7 +126,7 @@ class HostSampler(ConditionsSampler):
         # The first reading shows what cannot be read at all: said once, and not in every window.
         self._snapshot_before = self._take_snapshot()
         self._unread_reasons |= self._snapshot_before.unreadable
-        self._lines = LineWriter(folder / conditions_file(rank, session))
+        self._lines = LineWriter(folder / name_conditions_file(rank, session))
         self._write(
             HostInfo(
                 run_id=run_id,
@@ -192,7 +192,7 @@ class HostSampler(ConditionsSampler):
         return Snapshot.take(self._cpus, self._pids, self._gpus)
 
     def _write(self, line: HostInfo | Window) -> None:
-        self._lines.write(condition_line(line))
+        self._lines.write(format_condition_line(line))
 
 
 def make_sampler(

@@ -21,7 +21,7 @@ class ChunkFile:
     """``chunks-<rank>.jsonl`` of a run's folder, made when there is something to write."""
 
     def __init__(self, folder: Path, rank: int, session: int = 1) -> None:
-        self._path = folder / records.chunk_file(rank, session)
+        self._path = folder / records.name_chunk_file(rank, session)
         self._lines: LineWriter | None = None
         self._listed_chunks: set[tuple[str, str, int]] = set()
 

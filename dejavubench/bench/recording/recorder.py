@@ -13,7 +13,7 @@ from dejavubench import records
 from dejavubench.machine import liveness
 from dejavubench.records import Microbatch, Record
 from dejavubench.records.line_writer import LineWriter
-from dejavubench.records.names import session_file, tokens_file
+from dejavubench.records.names import name_session_file, name_tokens_file
 from dejavubench.whole_file import write_whole
 
 
@@ -35,7 +35,7 @@ class Recorder:
         self._several_points = several_points
         self._to_stdout = to_stdout
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = LineWriter(folder / records.rank_file(rank, session))
+        self._lines = LineWriter(folder / records.name_rank_file(rank, session))
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the kernel, which keeps it if this process dies.
@@ -73,17 +73,20 @@ class Recorder:
         lines = []
         for microbatch in microbatches:
             microbatch_number = microbatch.iteration * len(microbatches) + microbatch.ubatch
-            lines.append(records.prompt_line(self.rank, microbatch_number, microbatch.prompt_ms))
+            lines.append(
+                records.format_prompt_line(self.rank, microbatch_number, microbatch.prompt_ms)
+            )
             lines += [
-                records.token_line(self.rank, microbatch_number, ms) for ms in microbatch.token_ms
+                records.format_token_line(self.rank, microbatch_number, ms)
+                for ms in microbatch.token_ms
             ]
             lines.append(
-                records.all_token_line(self.rank, microbatch_number, microbatch.all_token_ms)
+                records.format_all_token_line(self.rank, microbatch_number, microbatch.all_token_ms)
             )
-        lines.append(records.total_line(self.rank, microbatches[0].iteration, total_ms))
+        lines.append(records.format_total_line(self.rank, microbatches[0].iteration, total_ms))
         text = "\n".join(lines) + "\n"
         self._append(
-            records.text_log_file(
+            records.name_text_log_file(
                 microbatches[0].point, microbatches[0].arm, self._several_points, self.session
             ),
             text,
@@ -114,7 +117,7 @@ class Recorder:
                     "tokens": new_ids,
                 }
                 lines.append(json.dumps(line) + "\n")
-        self._append(tokens_file(self.session), "".join(lines))
+        self._append(name_tokens_file(self.session), "".join(lines))
 
     def _append(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -145,4 +148,4 @@ def write_header(folder: Path, header: records.RunHeader) -> None:
 def write_session_header(folder: Path, header: records.SessionHeader) -> None:
     """Write the file that describes a later session, whole or not at all."""
     text = json.dumps(header.model_dump(mode="json"), indent=2) + "\n"
-    write_whole(folder / session_file(header.session), text.encode())
+    write_whole(folder / name_session_file(header.session), text.encode())

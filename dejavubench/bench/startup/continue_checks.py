@@ -18,7 +18,7 @@ from dejavubench.bench.startup.ranks import Ranks
 from dejavubench.config.continued_run import ContinuedRun
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE
-from dejavubench.records.reading import session_numbers
+from dejavubench.records.reading import list_session_numbers
 
 EQUAL_KEYS = (
     "machine",
@@ -156,7 +156,7 @@ def lock_continued_run(continued_run: ContinuedRun) -> None:
         raise UsageError(f"--continue: another process is measuring in {folder}") from None
     except OSError as error:
         raise UsageError(f"--continue: {folder} cannot be locked: {error.strerror}") from None
-    if session_numbers(os.listdir(folder)) != list(continued_run.sessions):
+    if list_session_numbers(os.listdir(folder)) != list(continued_run.sessions):
         raise UsageError(
             f"--continue: another session has measured in {folder} meanwhile. Start again"
         )

@@ -69,7 +69,9 @@ def start(
     # Only here, where nothing can be refused any more: a refused run leaves no empty folder.
     workspace = Workspace.open(runnable, ranks)
     if watchdog is not None:
-        watchdog.note_in(workspace.folder / records.first_exit_file(ranks.rank, workspace.session))
+        watchdog.note_in(
+            workspace.folder / records.name_first_exit_file(ranks.rank, workspace.session)
+        )
     # Duplicates of the world after every destination has made its own, in one order on all ranks.
     comms = Communicators.make(ranks)
     spin = may_spin(ranks, plan.most_threads)

@@ -21,8 +21,8 @@ from dejavubench.config.experiment import Experiment
 from dejavubench.config.restart_request import name_streams
 from dejavubench.errors import UsageError
 from dejavubench.parallel.collectives import sleeping_gather
-from dejavubench.records.names import conditions_file
-from dejavubench.records.reading import session_numbers
+from dejavubench.records.names import name_conditions_file
+from dejavubench.records.reading import list_session_numbers
 from dejavubench.whole_file import write_whole
 
 
@@ -80,7 +80,7 @@ class Workspace:
         """Copy the whole files of ranks on other hosts to rank 0's folder. Collective."""
         self.chunk_file.close()
         # Every rank goes through the same files: the gather is collective.
-        for name_of in (records.rank_file, records.chunk_file, conditions_file):
+        for name_of in (records.name_rank_file, records.name_chunk_file, name_conditions_file):
             own_file = self.folder / name_of(ranks.rank, self.session)
             # Rank 0's folder may be on a disk of its own host. If it is shared, the file is there.
             is_elsewhere = ranks.host != ranks.hosts[0] and own_file.exists()
@@ -136,7 +136,7 @@ def _make_new_folder(log_dir: Path, name: str) -> Path:
 
 def _find_last_session(folder: Path) -> int:
     """Return the last session that has left files in a run's folder on this host."""
-    return session_numbers(os.listdir(folder))[-1] if folder.is_dir() else 1
+    return list_session_numbers(os.listdir(folder))[-1] if folder.is_dir() else 1
 
 
 def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int) -> Recorder:
