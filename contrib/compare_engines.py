@@ -34,7 +34,7 @@ from rich.table import Table
 from dejavubench import __version__
 from dejavubench.analysis.number_texts import format_ms
 from dejavubench.analysis.numbers.stats import Estimate, estimate, paired_ratios
-from dejavubench.cli.console import console
+from dejavubench.cli.console import make_console
 from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs
 from dejavubench.models.hub.model_spec import ModelSpec
@@ -594,7 +594,7 @@ def main(
         settings = Settings(folder or Path(temporary_folder), spec, **sizes)
         refuse(settings, engines)
         write_weights(settings, seed, "llama.cpp" in engines)
-        out, rng = console(), np.random.default_rng(seed)
+        out, rng = make_console(), np.random.default_rng(seed)
         workers = [stack.enter_context(closing(Worker(name, settings))) for name in engines]
         # A few tokens beside the prompt, for decode steps that are the same for all.
         tokens = rng.integers(

@@ -13,7 +13,7 @@ from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.recording.time_left import PointWork, TimeLeft
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.config.points import Point
-from dejavubench.planning.duration import Rates, compute_seconds
+from dejavubench.planning.duration import Rates, estimate_compute_s
 from dejavubench.units import format_count_of
 
 CPU_RATES = Rates(matmul=5e10, read=1e10)
@@ -72,7 +72,7 @@ def _estimate_seconds(point: Point, device: str) -> float:
     """Return roughly the time of one request at a point, to compare points with."""
     on_cuda = device == "cuda"
     core_count = 1 if on_cuda else point.settings.busy_cores
-    prompt_s, token_s = compute_seconds(point, GPU_RATES if on_cuda else CPU_RATES, core_count)
+    prompt_s, token_s = estimate_compute_s(point, GPU_RATES if on_cuda else CPU_RATES, core_count)
     return prompt_s + (point.output_len - 1) * token_s
 
 

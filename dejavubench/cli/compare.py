@@ -10,7 +10,7 @@ import click
 
 from dejavubench import units
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.cli.output import BadInput, check_output, table_options, write_to
+from dejavubench.cli.output import BadInput, add_table_options, check_output, write_to
 from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
 
@@ -52,7 +52,7 @@ def _parse_limit(value: object) -> float:
     type=PATH,
     help="Draw A beside B, too: a file that ends in .png, .pdf or .svg.",
 )
-@table_options("Format: csv and json hold every column; markdown is for a pull request.")
+@add_table_options("Format: csv and json hold every column; markdown is for a pull request.")
 def compare(
     a: str,
     b: str,
@@ -91,11 +91,11 @@ def compare(
 def _write(comparison: Comparison, style: str, output: Path | None, force: bool) -> None:
     """Write a comparison; name its result on stderr where stdout does not show it."""
     from dejavubench.analysis.comparison import document
-    from dejavubench.cli.console import console
+    from dejavubench.cli.console import make_console
 
     def write(file: IO[str]) -> None:
         if style == "table":
-            document.show(comparison, console(file=file))
+            document.show(comparison, make_console(file=file))
         else:
             document.write(comparison, style, file)
 

@@ -14,7 +14,7 @@ DEFAULT_COLUMNS = 80
 """Columns without a terminal: ranks under mpirun, whose terminal is not known, and pipes."""
 
 
-def console(stderr: bool = False, file: IO[str] | None = None) -> Console:
+def make_console(stderr: bool = False, file: IO[str] | None = None) -> Console:
     """Return a console on stdout, stderr or ``file``.
 
     It is as wide as the terminal, or ``COLUMNS``, or :data:`DEFAULT_COLUMNS`.

@@ -52,11 +52,11 @@ def agree_on_plan(
     say_shortage_and_wait(
         os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
     )
-    timeout = (
+    timeout_s = (
         max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
     )
     own_heartbeat = heartbeat.start_heartbeat(f"rank {read_rank() or 0}")
-    import_mpi(own_heartbeat, timeout)
+    import_mpi(own_heartbeat, timeout_s)
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
@@ -88,7 +88,7 @@ def agree_on_plan(
     return plan, watchdog
 
 
-def end_complete(
+def end_complete_job(
     folder: Path, on_end: Callable[[Path], None], watchdog: WatchdogProcess | None
 ) -> None:
     """End a job that was to measure what is missing in a run that lacks nothing. Collective.

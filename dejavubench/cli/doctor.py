@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dejavubench import values
-from dejavubench.cli.errors import agreed_status, end_all_ranks
+from dejavubench.cli.errors import end_all_ranks, share_status
 from dejavubench.cli.output import write_to
 from dejavubench.cli.params import PATH, ParsedType
 from dejavubench.errors import ExitStatus
@@ -80,12 +80,12 @@ def doctor(
     if job is not None and (job.problem or any(link.problem for link in job.links)):
         # Some rank or message is stuck, so MPI could not end by itself.
         end_all_ranks(ExitStatus.FAILED)
-    sys.exit(agreed_status(status))
+    sys.exit(share_status(status))
 
 
 def _report(job: Job, style: str | None, output: Path | None, force: bool) -> int:
     """Print or write the report; return the exit status."""
-    from dejavubench.cli.console import console
+    from dejavubench.cli.console import make_console
     from dejavubench.doctor.checks.registry import find_rows
     from dejavubench.doctor.findings import Status, find_worst_status
     from dejavubench.doctor.report import as_json, format_status_counts, show
@@ -96,7 +96,7 @@ def _report(job: Job, style: str | None, output: Path | None, force: bool) -> in
     if style == "json":
         write_to(output, force, lambda file: file.write(as_json(job, rows) + "\n"))
     else:
-        write_to(output, force, lambda file: show(job, rows, console(file=file)))
+        write_to(output, force, lambda file: show(job, rows, make_console(file=file)))
     if output is not None:
         click.echo(format_status_counts(rows), err=True)
     return ExitStatus.FAILED if find_worst_status(rows) is Status.BAD else ExitStatus.OK

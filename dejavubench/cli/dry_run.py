@@ -10,22 +10,22 @@ from dejavubench.analysis.tables import text_tables
 from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS, format_setting
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli import host_lines
-from dejavubench.cli.console import console
+from dejavubench.cli.console import make_console
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.errors import UsageError
 from dejavubench.planning import duration, fit
-from dejavubench.planning.devices import device_numbers, too_few_devices
+from dejavubench.planning.devices import explain_too_few_devices, number_devices
 from dejavubench.planning.duration import Rates
-from dejavubench.planning.memory import estimate_memory, worker_geometry
+from dejavubench.planning.memory import estimate_memory, make_worker_geometry
 from dejavubench.units import format_binary_nbytes, format_count_of, format_duration
 
 
 def describe(plan: Plan) -> None:
     """Print the points of ``plan`` to stdout; start nothing."""
-    screen = console()
+    screen = make_console()
     host = fit.HostResources.here(plan)
-    rates = duration.probe() if plan.experiment.device == "cpu" else None
+    rates = duration.probe_core() if plan.experiment.device == "cpu" else None
     # Points that this session leaves out are neither skipped nor estimated.
     skip_reasons = {
         point_id: reason
@@ -99,7 +99,7 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
         plan.check_threads(len(os.sched_getaffinity(0)))
     except UsageError as error:
         notes.append(f"Cannot run on this host: {error}.")
-    gpu_problem = too_few_devices(plan, host.devices)
+    gpu_problem = explain_too_few_devices(plan, host.devices)
     if gpu_problem:
         notes.append(f"Cannot run with all ranks on this host: {gpu_problem}.")
     notes += host_lines.make_notes(plan)
@@ -136,7 +136,7 @@ def _estimate_duration(
         return ["The time on a GPU is not estimated."]
     cores = format_count_of(len(os.sched_getaffinity(0)), "core")
     total = format_duration(
-        sum(duration.point_seconds(plan, point, rates) for point in running_points)
+        sum(duration.estimate_point_s(plan, point, rates) for point in running_points)
     )
     return [
         f"About {total} in all, plus loading, verification and ceilings. Estimated from rates "
@@ -161,7 +161,7 @@ def _make_table(
     swept_options = plan.experiment.swept
     rows = [
         [
-            *_size_cells(point),
+            *_make_size_cells(point),
             *(format_setting(getattr(point.settings, name)) for name in swept_options),
             *_need_cells(plan, point, host, point.id in skip_reasons, rates),
         ]
@@ -177,7 +177,7 @@ def _make_table(
     )
 
 
-def _size_cells(point: Point) -> tuple[str, ...]:
+def _make_size_cells(point: Point) -> tuple[str, ...]:
     counts = (point.ubatch_size, point.input_len, point.output_len, point.positions)
     return (point.id, point.spec.name, point.data_type, point.kv_layout, *map(str, counts))
 
@@ -203,21 +203,21 @@ def _need_cells(
     ]
     if plan.experiment.device == "cuda":
         # On a host without a GPU the table counts one for each rank.
-        assigned_devices = device_numbers(
+        assigned_devices = number_devices(
             plan, source_count, sink_count, len(host.devices) or source_count + sink_count
         )
         texts.append(format_binary_nbytes(max(needs.nbytes_by_device(assigned_devices).values())))
     is_streaming = any(arm.is_streaming for arm in plan.running)
-    seconds = "-"
+    duration_text = "-"
     if rates is not None and point.id in plan.starts:
-        seconds = format_duration(duration.point_seconds(plan, point, rates))
+        duration_text = format_duration(duration.estimate_point_s(plan, point, rates))
     return [
         *texts,
         format_binary_nbytes(point.pipeline_para_size * point.streamed_nbytes)
         if is_streaming
         else "-",
         format_binary_nbytes(source_count * needs.disk_nbytes) if needs.disk_nbytes else "-",
-        "SKIPPED" if is_skipped else seconds,
+        "SKIPPED" if is_skipped else duration_text,
     ]
 
 
@@ -239,8 +239,8 @@ def _describe_rounds(plan: Plan) -> str:
     experiment = plan.experiment
     warmups = format_count_of(experiment.warmup, "warm-up iteration")
     continued_run = plan.continued_run
-    rounds = experiment.rounds if continued_run is None else continued_run.round_count
-    text = f"{warmups}, {format_count_of(rounds, 'round')}"
+    round_count = experiment.rounds if continued_run is None else continued_run.round_count
+    text = f"{warmups}, {format_count_of(round_count, 'round')}"
     if experiment.precision is None:
         return text
     return (
@@ -254,7 +254,7 @@ def _describe_flush(plan: Plan) -> str:
     points = [point for point in plan.points if not point.problem]
     most_nbytes = max(
         (
-            point.most_flushed * point.ubatch_size * worker_geometry(point).token_nbytes
+            point.most_flushed * point.ubatch_size * make_worker_geometry(point).token_nbytes
             for point in points
         ),
         default=0,

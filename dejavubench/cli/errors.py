@@ -19,7 +19,7 @@ def fail_usage(message: str, command: str | None = None, label: str = "Error: ")
     report a rank that exits without it, below the message.
     """
     hint = f" (see {command} --help)" if command else ""
-    text = f"{label}{_readable(message)}{hint}"
+    text = f"{label}{_shorten_words(message)}{hint}"
     rank = read_rank()
     if rank is None:
         _print(text)
@@ -70,7 +70,7 @@ def end_all_ranks(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def agreed_status(status: int) -> int:
+def share_status(status: int) -> int:
     """Return rank 0's status on every rank: some launchers report a rank that differs."""
     mpi = sys.modules.get("mpi4py.MPI")
     return status if mpi is None else int(mpi.COMM_WORLD.bcast(status))
@@ -80,6 +80,6 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _readable(message: str) -> str:
+def _shorten_words(message: str) -> str:
     """Return a message with words of hundreds of characters shortened."""
     return re.sub(r"\S{200,}", lambda match: f"{match[0][:80]}…{match[0][-40:]}", message)

@@ -76,6 +76,6 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows, col_max=36)
 
 
-def field_options() -> list[click.Parameter]:
+def make_field_options() -> list[click.Parameter]:
     """Return a flag for every option of an experiment."""
     return [FieldOption(key) for key in Experiment.model_fields]

@@ -95,7 +95,9 @@ def _make_document(forecast: Forecast) -> dict[str, Any]:
 def _make_tables(forecast: Forecast) -> list[Block]:
     title = _describe_sizes(forecast)
     return [
-        _make_table(f"overhead % over rates: {title}", "link", forecast.over_rates, _rate_key),
+        _make_table(
+            f"overhead % over rates: {title}", "link", forecast.over_rates, _format_rate_key
+        ),
         _make_table(
             f"overhead % over prompt lengths, at {sentences.format_bytes_per_s(forecast.rate)}",
             "prompt",
@@ -105,7 +107,7 @@ def _make_tables(forecast: Forecast) -> list[Block]:
     ]
 
 
-def _rate_key(row: ForecastRow) -> str:
+def _format_rate_key(row: ForecastRow) -> str:
     return sentences.format_bytes_per_s(row.rate)
 
 
@@ -135,9 +137,9 @@ def _describe_sizes(forecast: Forecast) -> str:
 
 def _print(forecast: Forecast, file: IO[str]) -> None:
     """Print the answer, the tables and the remarks."""
-    from dejavubench.cli.console import console
+    from dejavubench.cli.console import make_console
 
-    screen = console(file=file)
+    screen = make_console(file=file)
     text_lines = [TextLine("ANSWER", "bold")]
     for sentence in sentences.answers(forecast):
         text_lines += map(TextLine, wrap(sentence, screen.width, indent="  "))

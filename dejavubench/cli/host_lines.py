@@ -51,10 +51,10 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
     return locate_folder(plan.experiment.stream_dir or plan.experiment.log_dir)
 
 
-def _make_demand(plan: Plan, threads: int) -> HostDemand:
+def _make_demand(plan: Plan, thread_count: int) -> HostDemand:
     cores = frozenset(os.sched_getaffinity(0))
     quota = read_cpu_quota()
     is_streaming = any(arm.is_streaming for arm in plan.running)
-    source = RankDemand(threads, int(is_streaming), cores, quota)
-    sink = RankDemand(threads if plan.experiment.handoff else 1, 0, cores, quota)
+    source = RankDemand(thread_count, int(is_streaming), cores, quota)
+    sink = RankDemand(thread_count if plan.experiment.handoff else 1, 0, cores, quota)
     return HostDemand.of_ranks([source] * plan.source_count + [sink] * plan.sink_count)

@@ -44,7 +44,7 @@ class _Style(click.Choice[str]):
         return super().convert("markdown" if value == "md" else value, param, ctx)
 
 
-def table_options(formats: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def add_table_options(formats: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add ``--format``, ``-o`` and ``--force``, as arguments ``style``, ``output`` and ``force``.
 
     Args:

@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from dejavubench import units
-from dejavubench.cli.output import BadInput, table_options, write_to
-from dejavubench.cli.plan_options import plan_options
+from dejavubench.cli.output import BadInput, add_table_options, write_to
+from dejavubench.cli.plan_options import add_plan_options
 from dejavubench.config.points import Point
 from dejavubench.models.hub.model_spec import ModelSpec
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@plan_options
-@table_options(
+@add_plan_options
+@add_table_options(
     "Format: csv has the pairs alone; json every region pair, up to 100,000. With --from, both "
     "have the predicted rows."
 )
@@ -86,7 +86,11 @@ def plan(
 
 
 def _make_forecast(
-    folder: Path, spec: ModelSpec | None, rate: float | None, latency: float, sizes: dict[str, Any]
+    folder: Path,
+    spec: ModelSpec | None,
+    rate: float | None,
+    latency_s: float,
+    sizes: dict[str, Any],
 ) -> Forecast:
     """Return the forecast from a run, of the sizes that stand on the command line."""
     from dejavubench.cli.plan_from import make_forecast
@@ -103,7 +107,7 @@ def _make_forecast(
         for key, value in sizes.items()
         if context.get_parameter_source(key) is not ParameterSource.DEFAULT
     }
-    return make_forecast(folder, spec, rate, latency, options)
+    return make_forecast(folder, spec, rate, latency_s, options)
 
 
 # ---- from options to setups ----

@@ -24,7 +24,7 @@ def make_forecast(
     folder: Path,
     spec: ModelSpec | None,
     rate: float,
-    latency: float,
+    latency_s: float,
     options: Mapping[str, Any],
 ) -> Forecast:
     """Return the forecast that a run gives.
@@ -32,7 +32,7 @@ def make_forecast(
     Args:
         spec: another model than the run's; None for the same.
         rate: of the link, in bytes per second.
-        latency: seconds added to each message, one way.
+        latency_s: seconds added to each message, one way.
         options: those that stand on the command line, by name.
 
     Raises:
@@ -43,10 +43,10 @@ def make_forecast(
     run, warnings = _read_run(folder)
     # Measured points stand for themselves only while no size is asked for.
     is_own = spec is None and not any(key in options for key in POINT_KEYS)
-    base = _nearest_point(run, options.get("input_len"))
-    bases = _measured_points(run) if is_own else [base]
+    base = _find_nearest_point(run, options.get("input_len"))
+    bases = _list_measured_points(run) if is_own else [base]
     target, *other_targets = (
-        _make_target(run, _make_point(info, spec, options), options, 1e3 * latency)
+        _make_target(run, _make_point(info, spec, options), options, 1e3 * latency_s)
         for info in bases
     )
     context = spec.context if spec is not None else _context_of(base)
@@ -86,7 +86,7 @@ def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
         ) from None
 
 
-def _nearest_point(run: RunInputs, length: int | None) -> PointInfo:
+def _find_nearest_point(run: RunInputs, length: int | None) -> PointInfo:
     """Return the run's point with the nearest prompt length; the first without a length."""
     points = [arm.point.info for arm in run.arms]
     if length is None:
@@ -94,7 +94,7 @@ def _nearest_point(run: RunInputs, length: int | None) -> PointInfo:
     return min(points, key=lambda info: abs(info.input_len - length))
 
 
-def _measured_points(run: RunInputs) -> list[PointInfo]:
+def _list_measured_points(run: RunInputs) -> list[PointInfo]:
     """Return the points of the run's arms, each once, in their order."""
     return list({arm.point.info.id: arm.point.info for arm in run.arms}.values())
 
@@ -144,15 +144,17 @@ def _make_target(
 
     source = _make_setup(point, options, "", None)
     sink = _make_setup(point, options, "sink_", source)
-    steps = (point.handed_over or point.output_len) - 1
-    interval = options.get("flush_interval", run.arms[0].staging.flush_interval)
-    if interval > max(1, steps):
-        raise BadInput(f"--flush-interval {interval} is more than the {steps} decode steps")
-    in_flight = source.microbatch_size * source.stages
-    if in_flight % sink.microbatch_size:
+    step_count = (point.handed_over or point.output_len) - 1
+    flush_interval = options.get("flush_interval", run.arms[0].staging.flush_interval)
+    if flush_interval > max(1, step_count):
         raise BadInput(
-            f"{format_count_of(in_flight, 'request')} do not fill the sinks' microbatches of "
-            f"{sink.microbatch_size}. Give --sink-ubatch-size a divisor of {in_flight}"
+            f"--flush-interval {flush_interval} is more than the {step_count} decode steps"
+        )
+    request_count = source.microbatch_size * source.stages
+    if request_count % sink.microbatch_size:
+        raise BadInput(
+            f"{format_count_of(request_count, 'request')} do not fill the sinks' microbatches of "
+            f"{sink.microbatch_size}. Give --sink-ubatch-size a divisor of {request_count}"
         )
     partners = max(len(sink.partners(source, worker)) for worker in range(source.workers))
     # A larger microbatch of a source is cut into several ones of the sinks.
@@ -164,7 +166,7 @@ def _make_target(
     }
     return Target(
         point.model_copy(update=setup),
-        flush_interval=interval,
+        flush_interval=flush_interval,
         latency_ms=latency_ms,
         sinks_per_source=partners * microbatch_cuts,
         sources_per_sink=max(1.0, source.workers / sink.workers),

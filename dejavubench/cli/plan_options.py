@@ -42,7 +42,7 @@ def _parse_count(value: Any) -> int:
     return values.parse_count(value)
 
 
-def _count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
+def _add_count_option(key: str, metavar: str, text: str) -> Callable[[Any], Any]:
     """Add a count with the default of the same option of ``run``."""
     default = default_of(key)
     default_count = default[0] if isinstance(default, tuple) else default
@@ -89,8 +89,8 @@ _OPTIONS = [
         type=PATH,
         help="Hugging Face folder to take the sizes from instead; its config.json is enough.",
     ),
-    _count_option("input_len", "P", "Tokens of each prompt."),
-    _count_option(
+    _add_count_option("input_len", "P", "Tokens of each prompt."),
+    _add_count_option(
         "output_len", "T", "New tokens per request, including the one that ends the prompt."
     ),
     click.option(
@@ -106,9 +106,9 @@ _OPTIONS = [
         default=default_of("kv_layout")[0],
         help=f"Layout of the caches on both sides. {_describe_default(default_of('kv_layout')[0])}",
     ),
-    _count_option("flush_interval", "N", "Tokens whose keys and values move as one."),
-    _count_option("ubatch_size", "N", "Requests per microbatch of the sources."),
-    _count_option("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
+    _add_count_option("flush_interval", "N", "Tokens whose keys and values move as one."),
+    _add_count_option("ubatch_size", "N", "Requests per microbatch of the sources."),
+    _add_count_option("tensor_para_size", "N", "Tensor-parallel degree of the sources."),
     click.option(
         "--pipeline-para-size",
         metavar="N",
@@ -169,7 +169,7 @@ _OPTIONS = [
 ]
 
 
-def plan_options(command: Callable[..., None]) -> Callable[..., None]:
+def add_plan_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options to a command, in their order."""
     for option in reversed(_OPTIONS):
         command = option(command)

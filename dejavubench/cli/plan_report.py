@@ -56,7 +56,7 @@ class PlanReport:
         if link is not None:
             lines.append(
                 f"link: {link.rate / 1e9:.4g} GB/s in each direction of every worker, "
-                f"latency {link.latency * 1e6:.4g} µs; times are lower bounds"
+                f"latency {link.latency_s * 1e6:.4g} µs; times are lower bounds"
             )
         return lines
 
@@ -83,7 +83,7 @@ class PlanReport:
         place_headings = [f"source\n{PLACE_HEADING}", f"sink\n{PLACE_HEADING}"]
         shares = ["layers", "heads", "requests", "microbatches", "region\npairs"]
         pairs = [
-            [_format_place(row, "source_"), _format_place(row, "sink_"), *_share_cells(row)]
+            [_format_place(row, "source_"), _format_place(row, "sink_"), *_make_share_cells(row)]
             for row in self.rows.pairs
         ]
         worker = f"worker\n{PLACE_HEADING}"
@@ -116,9 +116,9 @@ class PlanReport:
     def _make_cells(
         self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]
     ) -> list[list[str]]:
-        time_cells = _time_cells if self.rows.link else lambda row: []
+        time_cells = _make_time_cells if self.rows.link else lambda row: []
         return [
-            [*name, *_amount_cells(row), *time_cells(row)]
+            [*name, *_make_amount_cells(row), *time_cells(row)]
             for name, row in zip(row_names, rows, strict=True)
         ]
 
@@ -139,15 +139,15 @@ def _format_place(row: PlanRow, side: str = "") -> str:
     return f"{row[f'{side}worker']} ({row[f'{side}stage']}, {row[f'{side}tensor_rank']})"
 
 
-def _share_cells(row: PlanRow) -> list[str]:
+def _make_share_cells(row: PlanRow) -> list[str]:
     """Return which part of the cache a pair has in common, and in how many region pairs."""
 
-    def inclusive(key: str) -> str:
+    def format_inclusive(key: str) -> str:
         return _format_span(Span(row[f"{key}_start"], row[f"{key}_stop"]))
 
-    microbatches = f"{inclusive('source_ubatch')} → {inclusive('sink_ubatch')}"
+    microbatches = f"{format_inclusive('source_ubatch')} → {format_inclusive('sink_ubatch')}"
     return [
-        *map(inclusive, ("layer", "head", "request")),
+        *map(format_inclusive, ("layer", "head", "request")),
         microbatches,
         format_count(row["transfers"]),
     ]
@@ -157,13 +157,13 @@ _AMOUNTS = ["prompt\nbytes", "token\nbytes", "all\nbytes", "prompt\nextents", "t
 _TIMES = ["prompt\nms", "token\nms", "all\nms"]
 
 
-def _amount_cells(row: PlanRow) -> list[str]:
+def _make_amount_cells(row: PlanRow) -> list[str]:
     """Return bytes and extents of a row."""
     sizes = [format_nbytes(row[f"{phase}_nbytes"]) for phase in PHASES]
     return [*sizes, format_count(row["prompt_runs"]), format_count(row["token_runs"])]
 
 
-def _time_cells(row: PlanRow) -> list[str]:
+def _make_time_cells(row: PlanRow) -> list[str]:
     """Return the least times of a row over a link."""
     return [format_ms(row[f"{phase}_ms"]) for phase in PHASES]
 
@@ -194,9 +194,9 @@ def write(report: PlanReport, style: str, file: IO[str]) -> None:
 
 
 def _print(report: PlanReport, file: IO[str]) -> None:
-    from dejavubench.cli.console import console
+    from dejavubench.cli.console import make_console
 
-    screen = console(file=file)
+    screen = make_console(file=file)
     text = [
         line_text for line in report.heading for line_text in wrap(line, screen.width, indent="  ")
     ]

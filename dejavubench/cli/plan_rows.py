@@ -62,7 +62,7 @@ class PlanRows:
         return [
             {
                 "role": role,
-                **_worker_columns(setup, worker),
+                **_make_worker_columns(setup, worker),
                 "peers": peers[worker],
                 **self._make_amounts(volume),
             }
@@ -89,11 +89,11 @@ class PlanRows:
             "output_len": point.output_len,
             "flush_interval": point.flush_interval,
             "requests": traffic.requests,
-            "sources": _setup_columns(traffic.source),
-            "sinks": _setup_columns(traffic.sink),
-            "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency},
+            "sources": _make_setup_columns(traffic.source),
+            "sinks": _make_setup_columns(traffic.sink),
+            "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency_s},
             "pairs": [
-                {**row, "regions": list(map(_region_pair_columns, flow.region_pairs()))}
+                {**row, "regions": list(map(_make_region_pair_columns, flow.region_pairs()))}
                 for row, flow in zip(self.pairs, traffic.flows, strict=True)
             ],
             "workers": self.workers,
@@ -103,7 +103,7 @@ class PlanRows:
     @cached_property
     def least_times_s(self) -> tuple[float, float, float] | None:
         """Least seconds of prompt, token and all over the link; None without a link."""
-        return self.traffic.least_seconds(self.link) if self.link else None
+        return self.traffic.compute_least_s(self.link) if self.link else None
 
     def _make_pair(self, flow: Flow) -> PlanRow:
         """Return the flat row of a source and a sink: both workers, what they share, amounts."""
@@ -117,11 +117,11 @@ class PlanRows:
         }
         row = {
             f"source_{key}": value
-            for key, value in _worker_columns(traffic.source, exchange.source).items()
+            for key, value in _make_worker_columns(traffic.source, exchange.source).items()
         }
         row |= {
             f"sink_{key}": value
-            for key, value in _worker_columns(traffic.sink, exchange.target).items()
+            for key, value in _make_worker_columns(traffic.sink, exchange.target).items()
         }
         for key, span in spans.items():
             row |= {f"{key}_start": span.start, f"{key}_stop": span.stop}
@@ -138,19 +138,19 @@ class PlanRows:
         columns = COLUMNS | (FLUSH_COLUMNS if self.traffic.point.flush_interval > 1 else {})
         row: PlanRow = {name: getattr(volume, field) for field, name in columns.items()}
         if self.link:
-            times_s = least_times_s or volume.least_seconds(self.link)
+            times_s = least_times_s or volume.compute_least_s(self.link)
             row |= {
                 f"{phase}_ms": 1e3 * phase_s for phase, phase_s in zip(PHASES, times_s, strict=True)
             }
         return row
 
 
-def _worker_columns(setup: Setup, worker: int) -> PlanRow:
+def _make_worker_columns(setup: Setup, worker: int) -> PlanRow:
     stage, rank = divmod(worker, setup.tensor_parallel)
     return {"worker": worker, "stage": stage, "tensor_rank": rank}
 
 
-def _setup_columns(setup: Setup) -> PlanRow:
+def _make_setup_columns(setup: Setup) -> PlanRow:
     return {
         "workers": setup.workers,
         "pipeline_para_size": setup.stages,
@@ -160,15 +160,15 @@ def _setup_columns(setup: Setup) -> PlanRow:
     }
 
 
-def _region_pair_columns(region_pair: RegionPair) -> PlanRow:
+def _make_region_pair_columns(region_pair: RegionPair) -> PlanRow:
     """Return one region pair, in the local coordinates of each side."""
     return {
         "source_ubatch": region_pair.source_microbatch,
         "sink_ubatch": region_pair.target_microbatch,
-        "source_region": _region_columns(region_pair.source_region),
-        "sink_region": _region_columns(region_pair.target_region),
+        "source_region": _make_region_columns(region_pair.source_region),
+        "sink_region": _make_region_columns(region_pair.target_region),
     }
 
 
-def _region_columns(region: Region) -> PlanRow:
+def _make_region_columns(region: Region) -> PlanRow:
     return {axis: list(span) for axis, span in vars(region).items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dejavubench.cli.output import name_left_out, table_options
+from dejavubench.cli.output import add_table_options, name_left_out
 from dejavubench.cli.params import PATH
 from dejavubench.cli.read_reports import parts_of, read_reports
 from dejavubench.cli.results import ARM_ROWS, write_reports
@@ -40,7 +40,7 @@ class TableName(click.ParamType):  # type: ignore[type-arg]  # generic from clic
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PATH)
-@table_options("Format: table shows the main tables, markdown all, csv and json every column.")
+@add_table_options("Format: table shows the main tables, markdown all, csv and json every column.")
 @click.option(
     "--long",
     "is_long",

@@ -31,13 +31,13 @@ def refuse_repeated(
         return
     for param, times in Counter(order).items():
         if isinstance(param, click.Option) and times > 1 and not (param.multiple or param.count):
-            raise click.UsageError(_message(param, times), ctx)
+            raise click.UsageError(_describe_repetition(param, times), ctx)
 
 
-def _message(option: click.Option, times: int) -> str:
+def _describe_repetition(option: click.Option, count: int) -> str:
     spellings = (option.opts, option.secondary_opts)
     flags = " or ".join(max(names, key=len) for names in spellings if names)
-    times_text = "twice" if times == 2 else f"{times} times"
+    times_text = "twice" if count == 2 else f"{count} times"
     remedy = "Give it once"
     if "[," in (option.metavar or ""):
         remedy = "Give it once, with commas between its values"

@@ -34,11 +34,11 @@ def write_reports(
         BadInput: the file exists and ``force`` is off, or it cannot be made.
     """
     from dejavubench.analysis.reports import formats
-    from dejavubench.cli.console import console
+    from dejavubench.cli.console import make_console
 
     def write(file: IO[str]) -> None:
         if style == "table":
-            formats.show(reports, console(file=file))
+            formats.show(reports, make_console(file=file))
         else:
             formats.write(reports, style, file, table)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dejavubench.cli import host_checks, reporting
-from dejavubench.cli.errors import agreed_status
-from dejavubench.cli.field_option import GroupedCommand, field_options
+from dejavubench.cli.errors import share_status
+from dejavubench.cli.field_option import GroupedCommand, make_field_options
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ResultFile
 from dejavubench.cli.run_arguments import RunArguments
-from dejavubench.cli.run_options import own_options
+from dejavubench.cli.run_options import add_own_options
 from dejavubench.errors import ExitStatus, UsageError
 from dejavubench.machine.launcher import read_rank
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dejavubench.config.plan import Plan
 
 
-@click.command(cls=GroupedCommand, params=field_options())
+@click.command(cls=GroupedCommand, params=make_field_options())
 @click.argument("config", required=False, type=PATH)
-@own_options
+@add_own_options
 def run(
     config: Path | None,
     dry_run: bool,
@@ -73,7 +73,7 @@ def run(
 def _measure(arguments: RunArguments) -> NoReturn:
     """Measure the plan of the arguments, and exit with the status of the job or of the gate."""
     host_checks.raise_file_limit()
-    from dejavubench.cli.distribute_plan import agree_on_plan, end_complete
+    from dejavubench.cli.distribute_plan import agree_on_plan, end_complete_job
 
     # Rank 0 alone reads the files; its plan, or its error, goes to all.
     plan, watchdog = agree_on_plan(arguments.read_plan, arguments.read_rank_timeout())
@@ -83,14 +83,14 @@ def _measure(arguments: RunArguments) -> NoReturn:
 
     final_report = reporting.FinalReport(arguments.result_file, arguments.gate)
     if plan.continued_run is not None and not plan.starts:
-        end_complete(plan.continued_run.folder, final_report.show, watchdog)
-        sys.exit(agreed_status(final_report.status))
+        end_complete_job(plan.continued_run.folder, final_report.show, watchdog)
+        sys.exit(share_status(final_report.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     hooks = RunHooks(reporting.make_half_width(plan), final_report.show, reporting.make_tables)
     status = run_plan(plan, command, hooks, watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
     is_judged = arguments.gate and status == ExitStatus.OK
-    sys.exit(agreed_status(final_report.status) if is_judged else status)
+    sys.exit(share_status(final_report.status) if is_judged else status)
 
 
 def _say_notes(plan: Plan) -> None:

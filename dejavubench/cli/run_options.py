@@ -55,7 +55,7 @@ OWN_OPTIONS = (
 """Options of the command itself, which are no part of the experiment."""
 
 
-def own_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def add_own_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the flags to the command."""
     for option in reversed(OWN_OPTIONS):  # the help lists the last one that is added first
         command = option(command)

@@ -51,10 +51,10 @@ def _replace_missing(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing_characters = error.object[error.start : error.end]
-    return "".join(map(_plain_character, missing_characters)), error.end
+    return "".join(map(_replace_controls, missing_characters)), error.end
 
 
-def _plain_character(character: str) -> str:
+def _replace_controls(character: str) -> str:
     if character in ASCII_TEXTS:
         return ASCII_TEXTS[character]
     letters = "".join(

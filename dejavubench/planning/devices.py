@@ -22,7 +22,7 @@ class DeviceNumbers:
     sinks: tuple[int, ...] = ()
 
 
-def device_numbers(
+def number_devices(
     plan: Plan, source_count: int, sink_count: int, device_count: int
 ) -> DeviceNumbers:
     """Give every rank of a host the next of its devices, in turn.
@@ -40,7 +40,7 @@ def device_numbers(
     return DeviceNumbers(device_of_rank[:source_count], device_of_rank[source_count:])
 
 
-def too_few_devices(
+def explain_too_few_devices(
     plan: Plan,
     devices: Sequence[CudaDevice],
     source_count: int | None = None,

@@ -16,7 +16,7 @@ from dejavubench.config.points import DataType, Point
 from dejavubench.dejavulib.kv_cache import BOTH, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.machine import cpu
-from dejavubench.planning.memory import worker_geometry
+from dejavubench.planning.memory import make_worker_geometry
 from dejavubench.planning.staging import MIB
 
 PROMPT_SHARE = 0.75
@@ -37,7 +37,7 @@ class Rates:
     read: float
 
 
-def probe() -> Rates:
+def probe_core() -> Rates:
     """Measure one core in about 0.1 s: the best of a few products and passes over memory."""
     # BLAS libraries leave products of 64 × 64 matrices to the calling thread.
     matrices = np.ones((256, 64, 64), dtype=np.float32)
@@ -45,13 +45,13 @@ def probe() -> Rates:
     array = np.ones(32 * MIB // 8)
     # The best of several: an interruption by another program only ever lengthens a pass.
     product_s = min(
-        _measure_seconds(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10)
+        _measure_s(lambda: np.matmul(matrices, matrices, out=product)) for _ in range(10)
     )
-    read_s = min(_measure_seconds(array.max) for _ in range(5))
+    read_s = min(_measure_s(array.max) for _ in range(5))
     return Rates(matmul=2 * matrices.shape[0] * 64**3 / product_s, read=array.nbytes / read_s)
 
 
-def _measure_seconds(work: Callable[[], object]) -> float:
+def _measure_s(work: Callable[[], object]) -> float:
     began_s = time.perf_counter()
     work()
     return time.perf_counter() - began_s
@@ -62,7 +62,7 @@ def multiplies_natively(data_type: DataType) -> bool:
     return data_type == "fp32" or (data_type == "bf16" and cpu.has_native_bf16())
 
 
-def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, float]:
+def estimate_compute_s(point: Point, rates: Rates, thread_count: int) -> tuple[float, float]:
     """Return the time of one microbatch's prompt and of one token, all layers on one worker."""
     spec = point.spec
     batch = point.ubatch_size
@@ -71,7 +71,7 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     layer_weights, head_weights = spec.layer_weights, spec.head_weights
     # A CPU that multiplies a half type does so twice as fast.
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
-    matmul = rates.matmul * threads * speedup * PROMPT_SHARE
+    matmul = rates.matmul * thread_count * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
     attention_flop = 2 * spec.layer_num * spec.hidden
     prompt_flop = 2 * batch * (point.input_len * layer_weights + head_weights)
@@ -82,44 +82,48 @@ def compute_seconds(point: Point, rates: Rates, threads: int) -> tuple[float, fl
     return prompt_flop / matmul, max(token_flop / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
 
 
-def naive_seconds(point: Point, arm: Arm) -> float:
+def estimate_naive_s(point: Point, arm: Arm) -> float:
     """Return a microbatch's wait for copies of single extents; 0 if the level is buffered."""
     destination = arm.destination
     if destination is None or arm.level is None or LEVELS[arm.level].buffered:
         return 0.0
-    geometry = worker_geometry(point)
+    geometry = make_worker_geometry(point)
 
-    def extents(positions: int) -> int:
+    def count_extents(positions: int) -> int:
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
         return geometry.layers * sum(
             prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
         )
 
-    copy_count = extents(point.input_len)
-    copy_count += sum(count * extents(tokens) for tokens, count in point.flush_groups)
+    copy_count = count_extents(point.input_len)
+    copy_count += sum(count * count_extents(tokens) for tokens, count in point.flush_groups)
     flush_count = 1 + sum(count for _, count in point.flush_groups)
     is_on_storage = destination.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
         # On storage the sync of each extent is the wait; the copy before it hardly counts.
-        seconds_per_copy = destination.sync_s if is_on_storage else destination.copy_s
-        return copy_count * seconds_per_copy
+        copy_s = destination.sync_s if is_on_storage else destination.copy_s
+        return copy_count * copy_s
     return copy_count * destination.copy_s / BATCHED_SPEEDUP + (
         flush_count * destination.sync_s if is_on_storage else 0.0
     )
 
 
-def iteration_seconds(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
+def estimate_iteration_s(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
     """Return the time of one iteration of ``arm``, whose workers share this machine's cores."""
-    cores = point.settings.busy_cores
+    core_count = point.settings.busy_cores
     depth = plan.experiment.pipeline_para_size
-    prompt, token = compute_seconds(point, rates, cores)
-    parallel_workers = min(plan.source_count, max(1, len(os.sched_getaffinity(0)) // cores))
+    prompt_s, token_s = estimate_compute_s(point, rates, core_count)
+    parallel_worker_count = min(
+        plan.source_count, max(1, len(os.sched_getaffinity(0)) // core_count)
+    )
     # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.
-    compute = (prompt + (point.output_len - 1) * token) * (2 * depth - 1) / parallel_workers
-    return compute + depth * naive_seconds(point, arm)
+    compute_s = (
+        (prompt_s + (point.output_len - 1) * token_s) * (2 * depth - 1) / parallel_worker_count
+    )
+    return compute_s + depth * estimate_naive_s(point, arm)
 
 
-def point_seconds(plan: Plan, point: Point, rates: Rates) -> float:
+def estimate_point_s(plan: Plan, point: Point, rates: Rates) -> float:
     """Return the time of all warm-up iterations and rounds; with ``precision`` of the fewest."""
-    one_round = sum(iteration_seconds(plan, point, arm, rates) for arm in plan.running)
-    return (plan.experiment.warmup + plan.starts[point.id].rounds) * one_round
+    round_s = sum(estimate_iteration_s(plan, point, arm, rates) for arm in plan.running)
+    return (plan.experiment.warmup + plan.starts[point.id].rounds) * round_s

@@ -12,7 +12,7 @@ from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
 from dejavubench.machine.gpu import CudaDevice
 from dejavubench.machine.memory import measure_available_nbytes
-from dejavubench.planning.devices import device_numbers
+from dejavubench.planning.devices import number_devices
 from dejavubench.planning.memory import Memory, estimate_memory
 from dejavubench.units import format_binary_nbytes, format_count_of
 
@@ -95,7 +95,7 @@ def _find_shortage(
     if not host.devices:
         needs_device = source_count or (sink_count and needs.sink.device_nbytes)
         return "a CUDA device; none is found on this host" if needs_device else None
-    assigned_devices = device_numbers(plan, source_count, sink_count, len(host.devices))
+    assigned_devices = number_devices(plan, source_count, sink_count, len(host.devices))
     for device_number, needed_nbytes in needs.nbytes_by_device(assigned_devices).items():
         device = host.devices[device_number]
         if needed_nbytes > device.nbytes:

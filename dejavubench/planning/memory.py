@@ -18,8 +18,8 @@ from dejavubench.dejavulib.schedule import MOST_FETCHED_NBYTES
 from dejavubench.models.hub.model_spec import ModelSpec, cut_evenly
 from dejavubench.models.hub.shard import count_most_parameters
 from dejavubench.planning.devices import DeviceNumbers
-from dejavubench.planning.staging import MIB, Staging, sink_staging, source_staging
-from dejavubench.planning.traffic import requests_in_common
+from dejavubench.planning.staging import MIB, Staging, plan_sink_staging, plan_source_staging
+from dejavubench.planning.traffic import count_common_requests
 
 PROCESS_NBYTES = 250 * MIB
 """Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""
@@ -86,7 +86,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     """Return the memory that ``point`` takes on the device that the plan is for."""
     experiment = plan.experiment
     in_flight = point.pipeline_para_size
-    geometry = worker_geometry(point)
+    geometry = make_worker_geometry(point)
     streamed_nbytes = (
         in_flight * point.ubatch_size * point.streamed_positions * geometry.token_nbytes
     )
@@ -97,7 +97,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
     most_positions = max(point.input_len, point.most_flushed)
-    staging = source_staging(
+    staging = plan_source_staging(
         plan, point, point.ubatch_size * most_positions * geometry.token_nbytes
     )
     # Arms of one destination reuse its buffer, whatever their level.
@@ -109,30 +109,26 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
         source = Needs(
             host_nbytes=CUDA_PROCESS_NBYTES
             + staging.host_nbytes
-            + pinned_nbytes(buffers_nbytes)
-            + pinned_nbytes(staging.bounce_nbytes),
+            + round_to_pinned_nbytes(buffers_nbytes)
+            + round_to_pinned_nbytes(staging.bounce_nbytes),
             device_nbytes=CUDA_CONTEXT_NBYTES
             + weights_nbytes
             + cache_nbytes
             + staging.device_nbytes
             + (MOST_FETCHED_NBYTES if is_swapping else 0)
-            + _cuda_working_nbytes(point),
+            + _estimate_cuda_working_nbytes(point),
         )
-        sink = _cuda_sink(plan, point)
+        sink = _estimate_cuda_sink(plan, point)
     else:
-        source = Needs(
-            PROCESS_NBYTES
-            + weights_nbytes
-            + cache_nbytes
-            + staging.host_nbytes
-            + buffers_nbytes
-            + _cpu_working_nbytes(point)
-        )
+        working_nbytes = _estimate_cpu_working_nbytes(point)
+        source_cache_nbytes = cache_nbytes + staging.host_nbytes + buffers_nbytes
+        source = Needs(PROCESS_NBYTES + weights_nbytes + working_nbytes + source_cache_nbytes)
         successor_nbytes = (
-            _sink_weights_nbytes(point) + _cpu_working_nbytes(point) if point.handed_over else 0
+            _count_sink_weights_nbytes(point) + working_nbytes if point.handed_over else 0
         )
-        slots_nbytes = sink_staging(plan, point, arriving_streams(point)).host_nbytes
-        sink = Needs(PROCESS_NBYTES + arriving_nbytes(point) + slots_nbytes + successor_nbytes)
+        slots_nbytes = plan_sink_staging(plan, point, count_arriving_streams(point)).host_nbytes
+        arriving_nbytes = count_arriving_nbytes(point)
+        sink = Needs(PROCESS_NBYTES + arriving_nbytes + slots_nbytes + successor_nbytes)
     files = {arm.opens for arm in plan.arms if arm.on_disk}
     return Memory(
         weights_nbytes=weights_nbytes,
@@ -147,7 +143,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
 # ---- caches ----
 
 
-def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry:
+def make_worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry:
     """Return the cache of one microbatch on the worker that holds most layers.
 
     Args:
@@ -166,41 +162,41 @@ def worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeometry
     )
 
 
-def arriving_nbytes(point: Point) -> int:
+def count_arriving_nbytes(point: Point) -> int:
     """Return the caches of the sink that holds most layers."""
     sinks = point.sinks or point.sources
-    return point.requests // sinks.ubatch_size * worker_geometry(point, sinks).nbytes
+    return point.requests // sinks.ubatch_size * make_worker_geometry(point, sinks).nbytes
 
 
-def arriving_streams(point: Point) -> int:
+def count_arriving_streams(point: Point) -> int:
     """Return the streams of the sink that receives most."""
     sources = point.sources
     sinks = point.sinks or point.sources
-    request_spans = requests_in_common(sources.ubatch_size, sinks.ubatch_size, point.requests)
-    return _most_sources(point.spec, sources, sinks) * request_spans
+    request_spans = count_common_requests(sources.ubatch_size, sinks.ubatch_size, point.requests)
+    return _count_most_sources(point.spec, sources, sinks) * request_spans
 
 
-def _most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> int:
+def _count_most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> int:
     """Return the most sources that one sink receives from: they share layers and heads with it."""
-    return _most_overlaps(
+    return _count_most_overlaps(
         spec.layer_num, sources.pipeline_para_size, sinks.pipeline_para_size
-    ) * _most_overlaps(spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size)
+    ) * _count_most_overlaps(spec.kv_heads, sources.tensor_para_size, sinks.tensor_para_size)
 
 
 @functools.cache
-def _most_overlaps(length: int, source_parts: int, sink_parts: int) -> int:
+def _count_most_overlaps(length: int, source_part_count: int, sink_part_count: int) -> int:
     """Return the most parts of the sources that one of the sinks' overlaps; all cuts are even."""
-    source_cuts = cut_evenly(length, source_parts)
+    source_cuts = cut_evenly(length, source_part_count)
     return max(
         bisect_left(source_cuts, stop) - bisect_right(source_cuts, start) + 1
-        for start, stop in pairwise(cut_evenly(length, sink_parts))
+        for start, stop in pairwise(cut_evenly(length, sink_part_count))
     )
 
 
 # ---- what else a rank has ----
 
 
-def _sink_weights_nbytes(point: Point) -> int:
+def _count_sink_weights_nbytes(point: Point) -> int:
     """Return the weights that a sink holds if it continues the request."""
     sizes = point.sinks or point.sources
     return point.itemsize * count_most_parameters(
@@ -208,15 +204,15 @@ def _sink_weights_nbytes(point: Point) -> int:
     )
 
 
-def pinned_nbytes(nbytes: int) -> int:
+def round_to_pinned_nbytes(nbytes: int) -> int:
     """Return the bytes that torch takes for one pinned buffer: the next power of two."""
     return 1 << (nbytes - 1).bit_length() if nbytes else 0
 
 
-def _cuda_sink(plan: Plan, point: Point) -> Needs:
+def _estimate_cuda_sink(plan: Plan, point: Point) -> Needs:
     """Return the memory of a sink; it has a GPU, and a context there, only if that holds caches."""
-    caches_nbytes = arriving_nbytes(point)
-    staging = sink_staging(plan, point, arriving_streams(point))
+    caches_nbytes = count_arriving_nbytes(point)
+    staging = plan_sink_staging(plan, point, count_arriving_streams(point))
     if not staging.device_nbytes:
         return Needs(
             PROCESS_NBYTES + (caches_nbytes + staging.host_nbytes if staging.host_nbytes else 0)
@@ -226,12 +222,14 @@ def _cuda_sink(plan: Plan, point: Point) -> Needs:
     if point.handed_over:  # the only caches are those that the sink's model goes on over
         return Needs(
             host_nbytes,
-            device_nbytes + _sink_weights_nbytes(point) + _cuda_working_nbytes(point),
+            device_nbytes
+            + _count_sink_weights_nbytes(point)
+            + _estimate_cuda_working_nbytes(point),
         )
     return Needs(host_nbytes + (caches_nbytes if staging.host_nbytes else 0), device_nbytes)
 
 
-def _cpu_working_nbytes(point: Point) -> int:
+def _estimate_cpu_working_nbytes(point: Point) -> int:
     """Return the compiler's memory, plus the larger of a drawn tensor and a layer's activations."""
     spec = point.spec
     loading_nbytes = 4 * spec.head_weights
@@ -241,7 +239,7 @@ def _cpu_working_nbytes(point: Point) -> int:
     return COMPILER_NBYTES + max(loading_nbytes, activations_nbytes)
 
 
-def _cuda_working_nbytes(point: Point) -> int:
+def _estimate_cuda_working_nbytes(point: Point) -> int:
     """Return the larger of a tensor being loaded and a layer's activations with the logits.
 
     A tensor whose columns come in pairs is there twice while it is loaded.

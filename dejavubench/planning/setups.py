@@ -13,12 +13,12 @@ def setup_of(point: Point, sizes: SetupSizes) -> Setup:
     return Setup(cuts, point.spec.kv_heads, sizes.tensor_para_size, sizes.ubatch_size)
 
 
-def setups(point: Point) -> tuple[Setup, Setup]:
+def list_setups(point: Point) -> tuple[Setup, Setup]:
     """Return the setups of the sources and of the sinks."""
     return setup_of(point, point.sources), setup_of(point, point.sinks or point.sources)
 
 
-def whole_region(point: Point) -> Region:
+def make_whole_region(point: Point) -> Region:
     """Return the region that all microbatches in flight stream, in the whole model's numbers."""
     spec = point.spec
     return Region(

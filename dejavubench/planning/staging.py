@@ -35,12 +35,12 @@ class Staging:
         return cls(*map(max, zip(*map(astuple, stagings), strict=True)))
 
 
-def slot_nbytes(point: Point) -> int:
+def choose_slot_nbytes(point: Point) -> int:
     """Return the size of one staging slot."""
     return point.settings.staging_mib * MIB
 
 
-def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
+def plan_source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     """Return the staging memory of a source at a point, which all its arms share.
 
     Args:
@@ -48,7 +48,7 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
             or of tokens that move as one.
     """
     on_cuda = plan.experiment.device == "cuda"
-    ring_nbytes = point.settings.staging_slots * slot_nbytes(point)
+    ring_nbytes = point.settings.staging_slots * choose_slot_nbytes(point)
     used_destinations = [
         (arm, arm.destination.entry) for arm in plan.running if arm.destination is not None
     ]
@@ -68,7 +68,7 @@ def source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     )
 
 
-def sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
+def plan_sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
     """Return the staging memory of a sink at a point.
 
     Args:
@@ -80,11 +80,11 @@ def sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
     ]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)
-    slots_nbytes = stream_count * slot_nbytes(point)
+    slots_nbytes = stream_count * choose_slot_nbytes(point)
     # Chunks that come in host memory go on to the sink's model through one slot on its GPU.
     uploads = on_cuda and on_host and point.handed_over is not None
     return Staging(
         host_nbytes=HOST_SLOTS * slots_nbytes if on_host else 0,
         device_nbytes=(DEVICE_SLOTS * slots_nbytes if on_device else 0)
-        + (slot_nbytes(point) if uploads else 0),
+        + (choose_slot_nbytes(point) if uploads else 0),
     )

@@ -27,15 +27,15 @@ class LinkSpec:
 
     Attributes:
         rate: bytes per second.
-        latency: seconds until the first byte arrives.
+        latency_s: seconds until the first byte arrives.
     """
 
     rate: float
-    latency: float = 0.0
+    latency_s: float = 0.0
 
-    def least_seconds(self, nbytes: int) -> float:
+    def compute_least_s(self, nbytes: int) -> float:
         """Return a lower bound: all bytes in one piece, at the full rate."""
-        return nbytes / self.rate + self.latency if nbytes else 0.0
+        return nbytes / self.rate + self.latency_s if nbytes else 0.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ class Volume:
             )
         )
 
-    def times(self, repeats: int) -> Volume:
+    def repeat(self, count: int) -> Volume:
         """Return this volume repeated."""
-        return Volume(*(repeats * amount for amount in astuple(self)))
+        return Volume(*(count * amount for amount in astuple(self)))
 
-    def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
+    def compute_least_s(self, link: LinkSpec) -> tuple[float, float, float]:
         """Return the times of the prompt, of one token and of all, with the link to itself."""
-        prompt, token, total = map(
-            link.least_seconds, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes)
+        prompt_s, token_s, total_s = map(
+            link.compute_least_s, (self.prompt_nbytes, self.token_nbytes, self.total_nbytes)
         )
-        return prompt, token, total
+        return prompt_s, token_s, total_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +90,20 @@ class Flow:
             both sides begin together again.
         region: the part of all requests that moves, in the whole model's numbers.
         volume: bytes and extents of all requests.
-        repeats: how many times the exchange makes the whole.
-        microbatches: microbatches of the source and of the sink in one exchange.
+        repeat_count: how many times the exchange makes the whole.
+        microbatch_counts: microbatches of the source and of the sink in one exchange.
     """
 
     exchange: Exchange
     region: Region
     volume: Volume
-    repeats: int
-    microbatches: tuple[int, int]
+    repeat_count: int
+    microbatch_counts: tuple[int, int]
 
     def region_pairs(self) -> Iterator[RegionPair]:
         """Yield all region pairs, in the order of the source's microbatches."""
-        source_microbatches, sink_microbatches = self.microbatches
-        for repeat in range(self.repeats):
+        source_microbatches, sink_microbatches = self.microbatch_counts
+        for repeat in range(self.repeat_count):
             for pair in self.exchange.pairs:
                 yield replace(
                     pair,
@@ -163,11 +163,13 @@ class Traffic:
         """The sink that receives most; the first of several."""
         return max(self.received, key=lambda worker: self.received[worker].total_nbytes)
 
-    def least_seconds(self, link: LinkSpec) -> tuple[float, float, float]:
+    def compute_least_s(self, link: LinkSpec) -> tuple[float, float, float]:
         """Return the times of the prompt, of one token and of all: those of the busiest worker."""
         busiest_volumes = (self.sent[self.busiest_source], self.received[self.busiest_sink])
-        prompt, token, total = map(max, *(volume.least_seconds(link) for volume in busiest_volumes))
-        return prompt, token, total
+        prompt_s, token_s, total_s = map(
+            max, *(volume.compute_least_s(link) for volume in busiest_volumes)
+        )
+        return prompt_s, token_s, total_s
 
     def _by_worker(self, worker_of: Callable[[Exchange], int]) -> dict[int, Volume]:
         volumes: dict[int, Volume] = {}
@@ -190,15 +192,15 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
     least_period = lcm(source.microbatch_size, sink.microbatch_size)
     # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
     # are no multiple end in a partial period, so they are computed whole.
-    repeats = 1 if requests % least_period else requests // least_period
-    period = requests // repeats
-    request_spans = requests_in_common(source.microbatch_size, sink.microbatch_size, period)
+    repeat_count = 1 if requests % least_period else requests // least_period
+    period = requests // repeat_count
+    span_count = count_common_requests(source.microbatch_size, sink.microbatch_size, period)
     worker_pair_count = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
-    if request_spans * worker_pair_count > MOST_REGION_PAIRS:
+    if span_count * worker_pair_count > MOST_REGION_PAIRS:
         raise ValueError(
             f"microbatches of {source.microbatch_size} and {sink.microbatch_size} requests and "
             f"{format_count_of(worker_pair_count, 'pair')} of workers make "
-            f"{request_spans * worker_pair_count:,} different region pairs; at most "
+            f"{span_count * worker_pair_count:,} different region pairs; at most "
             f"{MOST_REGION_PAIRS:,} are planned"
         )
     whole_region = Region(
@@ -207,33 +209,33 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
         Span(0, source.heads),
         Span(0, point.written_positions),
     )
-    microbatches = period // source.microbatch_size, period // sink.microbatch_size
+    microbatch_counts = period // source.microbatch_size, period // sink.microbatch_size
     flows = tuple(
         Flow(
             exchange=exchange,
             region=replace(exchange.region, requests=Span(0, requests)),
             volume=_sum_volumes(
                 _make_volume(point, source, sink, pair) for pair in exchange.pairs
-            ).times(repeats),
-            repeats=repeats,
-            microbatches=microbatches,
+            ).repeat(repeat_count),
+            repeat_count=repeat_count,
+            microbatch_counts=microbatch_counts,
         )
         for exchange in exchanges(source, sink, whole_region)
     )
     return Traffic(point=point, source=source, sink=sink, requests=requests, flows=flows)
 
 
-def requests_in_common(source_size: int, sink_size: int, requests: int) -> int:
-    """Return how many spans of ``requests`` lie within one microbatch of each side.
+def count_common_requests(source_size: int, sink_size: int, request_count: int) -> int:
+    """Return how many spans of ``request_count`` lie within one microbatch of each side.
 
     Args:
         source_size, sink_size: requests per microbatch of the two sides.
     """
     # Spans end where a microbatch of either side ends: ⌈n/source⌉ + ⌈n/sink⌉, less common ends.
     return (
-        -(-requests // source_size)
-        - (-requests // sink_size)
-        + (-requests // lcm(source_size, sink_size))
+        -(-request_count // source_size)
+        - (-request_count // sink_size)
+        + (-request_count // lcm(source_size, sink_size))
     )
 
 
@@ -242,33 +244,33 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
     source_cache = geometry_of(point, source, pair.source)
     sink_cache = geometry_of(point, sink, pair.target)
 
-    def extents(positions: Span) -> int:
-        return common_extents(
-            source_cache, _at_positions(pair.source_region, positions), sink_cache
+    def count_extents(positions: Span) -> int:
+        return count_common_extents(
+            source_cache, _narrow_to_positions(pair.source_region, positions), sink_cache
         )
 
     # Equal at every position, so the first one stands for all.
-    token_nbytes = source_cache.region_nbytes(_at_positions(pair.source_region, Span(0, 1)))
+    token_nbytes = source_cache.region_nbytes(_narrow_to_positions(pair.source_region, Span(0, 1)))
     return Volume(
         region_pair_count=1,
         prompt_nbytes=point.input_len * token_nbytes,
         token_nbytes=token_nbytes,
         total_nbytes=point.written_positions * token_nbytes,
-        prompt_extents=extents(Span(0, point.input_len)),
-        token_extents=extents(Span(0, 1)),
+        prompt_extents=count_extents(Span(0, point.input_len)),
+        token_extents=count_extents(Span(0, 1)),
         flush_nbytes=point.most_flushed * token_nbytes,
-        flush_extents=extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
+        flush_extents=count_extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
     )
 
 
-def common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> int:
+def count_common_extents(source: KVGeometry, region: Region, target: KVGeometry) -> int:
     """Return the pieces of a region of ``source`` that are contiguous in both caches, K and V."""
     # K and V have equal bytes but, in ft, other strides: so extents are counted for each.
     tensor_nbytes = source.region_nbytes(region) // len(BOTH)
     return sum(tensor_nbytes // source.rows(kv, region, target).nbytes for kv in BOTH)
 
 
-def _at_positions(region: Region, positions: Span) -> Region:
+def _narrow_to_positions(region: Region, positions: Span) -> Region:
     return Region(region.layers, region.requests, region.heads, positions)
 
 

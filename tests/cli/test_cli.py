@@ -390,7 +390,7 @@ def test_a_dry_run_on_cuda_shows_the_gpus_memory_and_gives_no_times(
         raise AssertionError("the CPU's rates say nothing of a GPU")
 
     _have(monkeypatch, H200, H200)
-    monkeypatch.setattr(duration, "probe", probe)
+    monkeypatch.setattr(duration, "probe_core", probe)
     lengths = args("--ubatch-size 8 --input-len 500 --output-len 500")
     dry_run = call("run", "--dry-run", "--model", "opt-13b", "--streaming", "none,nccl", *lengths)
     (row,) = (line for line in dry_run.stdout.splitlines() if line.startswith("p000"))

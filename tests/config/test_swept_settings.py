@@ -17,7 +17,7 @@ from dejavubench.config.points import SETTINGS, PointSettings
 from dejavubench.config.resolve import load
 from dejavubench.errors import UsageError
 from dejavubench.machine.memory import measure_available_nbytes
-from dejavubench.planning.duration import Rates, compute_seconds
+from dejavubench.planning.duration import Rates, estimate_compute_s
 from dejavubench.planning.memory import estimate_memory
 from dejavubench.planning.staging import MIB
 from dejavubench.records import POINT_SETTINGS, RUN_FILE, PointInfo
@@ -166,7 +166,7 @@ def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
     plan = load(None, {**CPU, "threads": "1,2", "confine": [False, True]}, {})
     rates = Rates(matmul=1e9, read=1e12)
     one_thread_s, one_confined_s, two_threads_s, two_confined_s = (
-        compute_seconds(point, rates, point.settings.busy_cores)[0] for point in plan.points
+        estimate_compute_s(point, rates, point.settings.busy_cores)[0] for point in plan.points
     )
     assert one_thread_s == one_confined_s == two_confined_s == pytest.approx(2 * two_threads_s)
 

@@ -16,7 +16,7 @@ from dejavubench.config.resolve import load
 from dejavubench.dejavulib.extents import BaseAddresses, ExtentAddresses
 from dejavubench.dejavulib.kv_cache import Span
 from dejavubench.errors import UsageError
-from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
+from dejavubench.planning.devices import DeviceNumbers, explain_too_few_devices, number_devices
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
 from dejavubench.transports import nixl as transport
 from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
@@ -270,9 +270,9 @@ def test_a_rank_that_lacks_nixl_is_named_in_one_message(tmp_path: Path) -> None:
 def test_nixl_needs_a_gpu_for_each_rank() -> None:
     plan = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
     message = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
-    assert too_few_devices(plan, (H200,)) == message
-    assert too_few_devices(plan, (H200, H200)) is None
-    assert device_numbers(plan, source_count=1, sink_count=1, device_count=2) == DeviceNumbers(
+    assert explain_too_few_devices(plan, (H200,)) == message
+    assert explain_too_few_devices(plan, (H200, H200)) is None
+    assert number_devices(plan, source_count=1, sink_count=1, device_count=2) == DeviceNumbers(
         (0,), (1,)
     )
     with pytest.raises(
@@ -280,7 +280,7 @@ def test_nixl_needs_a_gpu_for_each_rank() -> None:
     ):
         load(None, {"device": "cuda", "streaming": "nccl,nixl", "nccl_loopback": "true"}, {})
     on_cpu = load(None, {"model": "gpt2", "device": "cpu", "streaming": "none,nixl"}, {})
-    assert too_few_devices(on_cpu, (H200,)) is None
+    assert explain_too_few_devices(on_cpu, (H200,)) is None
 
 
 # ---- what both sides must agree on ----

@@ -11,7 +11,7 @@ from dejavubench.bench.ceiling_rounds import CEILINGS_S
 from dejavubench.config.arms import Arm
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point, SetupSizes
-from dejavubench.planning.duration import PROMPT_SHARE, TOKEN_SHARE, Rates, compute_seconds
+from dejavubench.planning.duration import PROMPT_SHARE, TOKEN_SHARE, Rates, estimate_compute_s
 
 REACHED = Rates(matmul=570e12, read=3.5e12)
 """What a model reaches on each of two H200, tensor-parallel, in FLOP/s and bytes/s.
@@ -20,7 +20,7 @@ OPT-66B, 8 × 1000 + 24 tokens: a prompt took 925 ms, a token 21.6 ms.
 """
 
 PEAKS = Rates(REACHED.matmul / PROMPT_SHARE, REACHED.read / TOKEN_SHARE)
-"""The peaks of which a model would reach :data:`REACHED`, as ``compute_seconds`` counts."""
+"""The peaks of which a model would reach :data:`REACHED`, as ``estimate_compute_s`` counts."""
 
 DRAWN_PER_S = 1.9e9
 """Weights that a rank draws per second: OPT-13B was loaded within 6.9 s."""
@@ -75,7 +75,7 @@ def _compute_seconds(point: Point, sizes: SetupSizes, first: int, stop: int) -> 
 
     Token 0 is the prompt's.
     """
-    prompt_s, token_s = compute_seconds(point, PEAKS, threads=1)
+    prompt_s, token_s = estimate_compute_s(point, PEAKS, thread_count=1)
     one_microbatch_s = sum(prompt_s if token == 0 else token_s for token in range(first, stop))
     workers = sizes.tensor_para_size * sizes.pipeline_para_size
     # A pipeline of D stages with D microbatches is busy for 2 D − 1 turns of a stage.

@@ -15,8 +15,8 @@ from dejavubench.dejavulib.kv_cache import BOTH, Region, Span
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.fit import HostResources
-from dejavubench.planning.setups import geometry_of, setups, whole_region
-from dejavubench.planning.staging import sink_staging
+from dejavubench.planning.setups import geometry_of, list_setups, make_whole_region
+from dejavubench.planning.staging import plan_sink_staging
 from dejavubench.planning.traffic import MOST_REGION_PAIRS
 from dejavubench.transports.registry import find_transport
 from helpers.transfer_plans import traffic_between
@@ -71,17 +71,20 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
 ) -> None:
     plan = plan_of(model, sources, sinks)
     (point,) = plan.points
-    source, sink = setups(point)
+    source, sink = list_setups(point)
     slot = 16 << 20
     geometries = [geometry_of(point, source, worker) for worker in range(source.workers)]
-    assert memory.worker_geometry(point) == max(geometries, key=lambda geometry: geometry.layers)
+    assert memory.make_worker_geometry(point) == max(
+        geometries, key=lambda geometry: geometry.layers
+    )
     streams = max(
-        len(stream_in(source, sink, worker, whole_region(point))) for worker in range(sink.workers)
+        len(stream_in(source, sink, worker, make_whole_region(point)))
+        for worker in range(sink.workers)
     )
     cache = max(geometry_of(point, sink, worker).nbytes for worker in range(sink.workers))
     assert (
-        memory.arriving_nbytes(point)
-        + sink_staging(plan, point, memory.arriving_streams(point)).host_nbytes
+        memory.count_arriving_nbytes(point)
+        + plan_sink_staging(plan, point, memory.count_arriving_streams(point)).host_nbytes
         == point.requests // sink.microbatch_size * cache + 2 * streams * slot
     )
 
@@ -94,8 +97,8 @@ def test_copies_of_naive_levels_are_counted_without_making_them(layout: LayoutNa
         {},
     )
     (point,) = plan.points
-    geometry = memory.worker_geometry(point)
-    seconds = duration.naive_seconds(point, Arm("mpi@0", "mpi", "0"))
+    geometry = memory.make_worker_geometry(point)
+    seconds = duration.estimate_naive_s(point, Arm("mpi@0", "mpi", "0"))
     copies = 0
     for positions in (8, *[1] * 31):
         region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
@@ -116,7 +119,7 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[in
     assert [flow.region for flow in traffic.flows] == [pairs.region for pairs in expected]
     assert traffic.total.region_pair_count == sum(len(pairs.pairs) for pairs in expected)
     traffic_of_half = traffic_between(sources, sinks, 12).total
-    assert traffic.total == traffic_of_half.times(2)
+    assert traffic.total == traffic_of_half.repeat(2)
 
 
 def test_too_many_different_region_pairs_are_refused() -> None:

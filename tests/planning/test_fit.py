@@ -21,7 +21,7 @@ from dejavubench.models.gpt import GPT
 from dejavubench.models.hub.shard import Shard, count_most_parameters
 from dejavubench.models.hub.specs import SPECS, make_custom_spec
 from dejavubench.planning import duration, fit, memory
-from dejavubench.planning.devices import DeviceNumbers, device_numbers, too_few_devices
+from dejavubench.planning.devices import DeviceNumbers, explain_too_few_devices, number_devices
 from dejavubench.planning.fit import HostResources
 from dejavubench.planning.memory import Memory
 from dejavubench.planning.staging import MIB
@@ -178,7 +178,9 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
     arriving = none.cache_nbytes + 2 * 16 * MIB
     for needs in (host, mpi, nccl):
         assert needs.source.device_nbytes == none.source.device_nbytes + staging
-    assert host.source.host_nbytes == none.source.host_nbytes + memory.pinned_nbytes(streamed)
+    assert host.source.host_nbytes == none.source.host_nbytes + memory.round_to_pinned_nbytes(
+        streamed
+    )
     assert mpi.source.host_nbytes == none.source.host_nbytes + staging
     assert nccl.source.host_nbytes == none.source.host_nbytes
     assert (mpi.sink.host_nbytes, mpi.sink.device_nbytes) == (memory.PROCESS_NBYTES + arriving, 0)
@@ -198,7 +200,7 @@ def test_naive_levels_land_a_whole_prompt() -> None:
         for level in ("0", "0-batched", "1")
     }
     prompt = 8 * 500 * 2 * 40 * 5120 * 2
-    assert levels["0"] == levels["0-batched"] == levels["1"] + memory.pinned_nbytes(prompt)
+    assert levels["0"] == levels["0-batched"] == levels["1"] + memory.round_to_pinned_nbytes(prompt)
     both_nbytes = cuda_needs(streaming="host,disk", level="0,0-batched").source.host_nbytes
     assert both_nbytes == levels["0"] + 4 * 16 * MIB, "they share it; disk has slots too"
 
@@ -209,7 +211,12 @@ def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:
-    assert [memory.pinned_nbytes(nbytes) for nbytes in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
+    assert [memory.round_to_pinned_nbytes(nbytes) for nbytes in (0, 1, 4096, 4097)] == [
+        0,
+        1,
+        4096,
+        8192,
+    ]
 
 
 @pytest.mark.usefixtures("gpu")
@@ -229,21 +236,21 @@ def test_ranks_take_gpus_in_turn_and_sinks_of_a_loopback_share_with_their_source
     )
     loopback_plan = plan_of(streaming="nccl", tensor_para_size=2, nccl_loopback=True)
     assert (
-        device_numbers(host_plan, source_count=2, sink_count=0, device_count=4)
-        == device_numbers(mpi_plan, source_count=2, sink_count=2, device_count=4)
+        number_devices(host_plan, source_count=2, sink_count=0, device_count=4)
+        == number_devices(mpi_plan, source_count=2, sink_count=2, device_count=4)
         == DeviceNumbers((0, 1))
     )
-    assert device_numbers(nccl_plan, source_count=2, sink_count=2, device_count=4) == DeviceNumbers(
+    assert number_devices(nccl_plan, source_count=2, sink_count=2, device_count=4) == DeviceNumbers(
         (0, 1), (2, 3)
     )
     # Sinks on a host of their own.
-    assert device_numbers(nccl_plan, source_count=0, sink_count=2, device_count=4) == DeviceNumbers(
+    assert number_devices(nccl_plan, source_count=0, sink_count=2, device_count=4) == DeviceNumbers(
         (), (0, 1)
     )
-    assert device_numbers(
+    assert number_devices(
         loopback_plan, source_count=2, sink_count=2, device_count=4
     ) == DeviceNumbers((0, 1), (0, 1))
-    assert device_numbers(host_plan, source_count=2, sink_count=0, device_count=1) == DeviceNumbers(
+    assert number_devices(host_plan, source_count=2, sink_count=0, device_count=1) == DeviceNumbers(
         (0, 0)
     )
 
@@ -255,7 +262,7 @@ def test_ranks_on_one_gpu_add_up() -> None:
     needs = memory.estimate_memory(plan, plan.points[0])
     both_nbytes = needs.source.device_nbytes + needs.sink.device_nbytes
     assert needs.nbytes_by_device(
-        device_numbers(plan, source_count=1, sink_count=1, device_count=1)
+        number_devices(plan, source_count=1, sink_count=1, device_count=1)
     ) == {0: both_nbytes}
     enough, too_small = (
         CudaDevice("GPU", nbytes, "GPU-x") for nbytes in (both_nbytes, both_nbytes - 1)
@@ -294,29 +301,29 @@ def test_a_host_without_devices_can_have_sinks_of_host_memory_only() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_nccl_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
     nccl = plan_of(streaming="none,nccl")
-    assert too_few_devices(nccl, (H200,)) == (
+    assert explain_too_few_devices(nccl, (H200,)) == (
         "--streaming nccl needs one GPU per rank: this host has 2 ranks and 1 GPU. "
         "--nccl-loopback lets a source and its sink share one"
     )
-    assert too_few_devices(nccl, (H200, H200)) is None
-    assert too_few_devices(nccl, (H200,), source_count=1, sink_count=0) is None
+    assert explain_too_few_devices(nccl, (H200, H200)) is None
+    assert explain_too_few_devices(nccl, (H200,), source_count=1, sink_count=0) is None
     for values in ({"streaming": "none,nccl", "nccl_loopback": True}, {"streaming": "mpi"}):
-        assert too_few_devices(plan_of(**values), (H200,)) is None
+        assert explain_too_few_devices(plan_of(**values), (H200,)) is None
 
 
 @pytest.mark.usefixtures("gpu")
 def test_a_hand_over_needs_a_gpu_for_each_rank_of_a_host_or_leave_to_share() -> None:
     values = {"model": "opt-13b", "streaming": "mpi", "handoff": True}
     plan, shared = plan_of(**values), plan_of(**values, nccl_loopback=True)
-    assert too_few_devices(plan, (H200,)) == (
+    assert explain_too_few_devices(plan, (H200,)) == (
         "--handoff needs one GPU per rank: this host has 2 ranks and 1 GPU. --nccl-loopback lets "
         "ranks share one"
     )
-    assert too_few_devices(plan, (H200, H200)) is None
-    assert too_few_devices(shared, (H200,)) is None
-    assert device_numbers(plan, 1, 1, 2) == device_numbers(shared, 1, 1, 2)
-    assert device_numbers(plan, 1, 1, 2) == DeviceNumbers((0,), (1,))
-    assert device_numbers(shared, 1, 1, 1) == DeviceNumbers((0,), (0,))
+    assert explain_too_few_devices(plan, (H200, H200)) is None
+    assert explain_too_few_devices(shared, (H200,)) is None
+    assert number_devices(plan, 1, 1, 2) == number_devices(shared, 1, 1, 2)
+    assert number_devices(plan, 1, 1, 2) == DeviceNumbers((0,), (1,))
+    assert number_devices(shared, 1, 1, 1) == DeviceNumbers((0,), (0,))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -326,7 +333,9 @@ def test_a_sink_that_goes_on_has_model_and_cache_on_its_gpu() -> None:
     needs = memory.estimate_memory(going_on, going_on.points[0])
     assert memory.estimate_memory(receiving, receiving.points[0]).sink.device_nbytes == 0
     model_nbytes = 2 * count_most_parameters(going_on.points[0].spec, 1, 1)
-    assert needs.sink.device_nbytes > model_nbytes + memory.arriving_nbytes(going_on.points[0])
+    assert needs.sink.device_nbytes > model_nbytes + memory.count_arriving_nbytes(
+        going_on.points[0]
+    )
     assert needs.sink.device_nbytes < 1.2 * needs.source.device_nbytes
 
 
@@ -334,7 +343,7 @@ def test_the_driver_is_not_asked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     plan = plan_of(model="gpt2", streaming="none,nccl")
     monkeypatch.setattr(gpu, "list_cuda_devices", refuse_question)
     assert fit.find_skip_reasons(plan, HostResources.here(plan)) == {}
-    assert too_few_devices(plan, ()) is None
+    assert explain_too_few_devices(plan, ()) is None
 
 
 # ---- time ----
@@ -346,14 +355,14 @@ def test_prompt_takes_its_flops_and_a_token_its_bytes() -> None:
     point = plan_of(model="gpt2", ubatch_size=4, input_len=256, inference_data_type="fp32").points[
         0
     ]
-    prompt, token = duration.compute_seconds(point, RATES, threads=1)
+    prompt, token = duration.estimate_compute_s(point, RATES, thread_count=1)
     layers = 12 * 12 * 768 * 768
     attended = 256 + 16  # the prompt, and half of the 32 new tokens
     head = 50257 * 768
     flops = 2 * 4 * (256 * layers + head) + 2 * 4 * 12 * 768 * 256**2
     assert prompt == pytest.approx(flops / 75e9)
     assert token == pytest.approx((4 * (layers + head) + 4 * attended * 2 * 12 * 768 * 4) / 12e9)
-    assert duration.compute_seconds(point, RATES, threads=2)[0] == pytest.approx(prompt / 2)
+    assert duration.estimate_compute_s(point, RATES, thread_count=2)[0] == pytest.approx(prompt / 2)
 
 
 def test_naive_levels_pay_for_every_extent() -> None:
@@ -366,7 +375,7 @@ def test_naive_levels_pay_for_every_extent() -> None:
         output_len=3,
     )
     point = plan.points[0]
-    seconds = {arm.name: duration.naive_seconds(point, arm) for arm in plan.arms}
+    seconds = {arm.name: duration.estimate_naive_s(point, arm) for arm in plan.arms}
     extents = (
         3 * 12 * (12 * 64 * 2 // 16 + 12)
     )  # steps × layers × (16-byte pieces of K + heads of V)
@@ -380,17 +389,17 @@ def test_time_counts_every_arm_and_iteration() -> None:
         plan_of(model="gpt2", streaming=streaming, rounds=4, warmup=1)
         for streaming in ("host", "none,host")
     )
-    one_arm_s = duration.point_seconds(one_arm, one_arm.points[0], RATES)
-    assert duration.point_seconds(three_arms, three_arms.points[0], RATES) == pytest.approx(
+    one_arm_s = duration.estimate_point_s(one_arm, one_arm.points[0], RATES)
+    assert duration.estimate_point_s(three_arms, three_arms.points[0], RATES) == pytest.approx(
         3 * one_arm_s
     )
     assert one_arm_s == pytest.approx(
-        5 * duration.iteration_seconds(one_arm, one_arm.points[0], one_arm.arms[0], RATES)
+        5 * duration.estimate_iteration_s(one_arm, one_arm.points[0], one_arm.arms[0], RATES)
     )
 
 
 def test_the_probe_finds_rates_that_a_computer_can_have() -> None:
-    rates = duration.probe()
+    rates = duration.probe_core()
     assert 1e8 < rates.matmul < 1e14
     assert 1e8 < rates.read < 1e13
 

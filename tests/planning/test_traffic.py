@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dejavubench.config.points import LayoutName
 from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kv_cache import BOTH, KV, KVGeometry, KVLayout, Region, Span
-from dejavubench.planning.traffic import LinkSpec, Volume, common_extents
+from dejavubench.planning.traffic import LinkSpec, Volume, count_common_extents
 from helpers.caches import inside, logical_ids, spans
 from helpers.transfer_plans import traffic_between
 
@@ -50,20 +50,20 @@ def test_both_sides_add_up_to_the_whole() -> None:
 
 def test_the_busiest_worker_bounds_the_time() -> None:
     traffic = traffic_between(SOURCE, SINK, 6)
-    link = LinkSpec(rate=1e6, latency=1e-3)
+    link = LinkSpec(rate=1e6, latency_s=1e-3)
     assert (traffic.busiest_source, traffic.busiest_sink) == (0, 0)
     sink = traffic.received[0]
     assert sink.total_nbytes > traffic.sent[0].total_nbytes
     expected = tuple(
         nbytes / 1e6 + 1e-3 for nbytes in (sink.prompt_nbytes, sink.token_nbytes, sink.total_nbytes)
     )
-    assert traffic.least_seconds(link) == expected
+    assert traffic.compute_least_s(link) == expected
     one_to_four = traffic_between(
         Setup((0, 4), heads=4, tensor_parallel=1, microbatch_size=2),
         Setup((0, 4), heads=4, tensor_parallel=4, microbatch_size=2),
         2,
     )
-    assert one_to_four.least_seconds(link)[2] == one_to_four.total.total_nbytes / 1e6 + 1e-3
+    assert one_to_four.compute_least_s(link)[2] == one_to_four.total.total_nbytes / 1e6 + 1e-3
 
 
 def test_a_request_of_one_token_is_its_prompt() -> None:
@@ -150,4 +150,4 @@ def test_common_extents_are_contiguous_on_both_sides_and_maximal(
             ]
             expected += 1 + int(((steps[0] != 1) | (steps[1] != 1)).sum())
     (source, region), (target, _) = caches[:2], caches[2:]
-    assert common_extents(source, region, target) == expected
+    assert count_common_extents(source, region, target) == expected

@@ -12,8 +12,8 @@ from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kv_cache import KVGeometry, Region
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
-from dejavubench.planning.setups import geometry_of, setup_of, setups, whole_region
-from dejavubench.planning.staging import slot_nbytes
+from dejavubench.planning.setups import geometry_of, list_setups, make_whole_region, setup_of
+from dejavubench.planning.staging import choose_slot_nbytes
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class WorkerView:
         """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
         point = self.point
         worker = self.topology.worker
-        sources, sinks = setups(point)
+        sources, sinks = list_setups(point)
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
-            for outgoing_pair in stream_out(sources, sinks, worker, whole_region(point)):
+            for outgoing_pair in stream_out(sources, sinks, worker, make_whole_region(point)):
                 other_geometry = geometry_of(point, sinks, outgoing_pair.target)
                 yield (
                     outgoing_pair.source_microbatch,
@@ -89,7 +89,7 @@ class WorkerView:
                     self.topology.sinks[outgoing_pair.target],
                 )
         else:
-            for incoming_pair in stream_in(sources, sinks, worker, whole_region(point)):
+            for incoming_pair in stream_in(sources, sinks, worker, make_whole_region(point)):
                 other_geometry = geometry_of(point, sources, incoming_pair.source)
                 yield (
                     incoming_pair.target_microbatch,
@@ -131,4 +131,4 @@ def view_of(point: Point, topology: Topology, rank: int | None = None) -> Worker
     """Return the part of this rank, or of another one, at a point."""
     # Another rank's part follows from its number alone, so no rank has to be asked.
     own_topology = topology if rank is None else replace(topology, rank=rank)
-    return WorkerView(point, own_topology, slot_nbytes(point))
+    return WorkerView(point, own_topology, choose_slot_nbytes(point))

@@ -20,7 +20,7 @@ from dejavubench.parallel.shared_gpus import (
     identify_gpu,
     prepare_gpus,
 )
-from dejavubench.planning.devices import device_numbers, too_few_devices
+from dejavubench.planning.devices import explain_too_few_devices, number_devices
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:
         raise UsageError(f"--device cuda: {ranks.host} has no CUDA device for rank {ranks.rank}")
     topology = ranks.topology
     source_count, sink_count = map(ranks.on_this_host, (topology.sources, topology.sinks))
-    refusal = too_few_devices(plan, list_cuda_devices(), source_count, sink_count)
+    refusal = explain_too_few_devices(plan, list_cuda_devices(), source_count, sink_count)
     if refusal:
         raise UsageError(refusal)
-    assigned_devices = device_numbers(plan, source_count, sink_count, device_count)
+    assigned_devices = number_devices(plan, source_count, sink_count, device_count)
     numbers_of_role = assigned_devices.sources if ranks.is_source else assigned_devices.sinks
     # Ranks of one side take the devices of their host in turn, in the order of their numbers.
     ranks_before = ranks.on_this_host(range(ranks.side.start, ranks.rank))

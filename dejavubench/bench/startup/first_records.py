@@ -19,7 +19,7 @@ from dejavubench.bench.startup.devices import Devices
 from dejavubench.bench.startup.ranks import Ranks, agree
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
-from dejavubench.planning.staging import Staging, sink_staging, source_staging
+from dejavubench.planning.staging import Staging, plan_sink_staging, plan_source_staging
 
 
 def write_first_records(context: RunContext, command: list[str], spin: bool) -> None:
@@ -87,8 +87,8 @@ def _count_staging(context: RunContext, point: Point) -> Staging:
     plan = context.plan
     view = context.view(point)
     if context.ranks.is_source:
-        return source_staging(plan, point, view.local_streams()[0][0].schedule.largest_nbytes)
-    return sink_staging(plan, point, sum(map(len, view.remote_streams())))
+        return plan_source_staging(plan, point, view.local_streams()[0][0].schedule.largest_nbytes)
+    return plan_sink_staging(plan, point, sum(map(len, view.remote_streams())))
 
 
 def _describe_points(context: RunContext) -> dict[str, Any]:
