@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from dejavubench.analysis import markdown
 from dejavubench.analysis.columns import Column, columns_of
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.figures.registry import load_figures
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.tails_part import TAIL_CELLS
@@ -119,7 +119,7 @@ def columns_page() -> str:
         lines += _section_of(row_class, f" (`{name}`)")
     lines += [COMPARISON_INTRODUCTION, *_section_of(ComparisonRow)]
     lines.append(FIGURES_INTRODUCTION)
-    for row in dict.fromkeys(figure.row for figure in figures()):
+    for row in dict.fromkeys(figure.row for figure in load_figures()):
         lines += _section_of(row)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -165,7 +165,7 @@ def environment_page() -> str:
 def makefile() -> str:
     """Return the figures of ``make figures``, with the ranks and flags of their runs."""
     quick_runs = [
-        (figure.name, figure.quick_run) for figure in figures() if figure.quick_run is not None
+        (figure.name, figure.quick_run) for figure in load_figures() if figure.quick_run is not None
     ]
     lines = [
         "# Runs of `make figures`, made by `python -m dejavubench.analysis.reference makefile`.",

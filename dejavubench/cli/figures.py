@@ -92,7 +92,7 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
             f"--output {folder} is not a folder. Figures are several files: give a folder"
         )
     existing_files = [
-        path for drawing in drawings for path in files.paths(drawing, folder) if path.exists()
+        path for drawing in drawings for path in files.list_paths(drawing, folder) if path.exists()
     ]
     if existing_files and not force:
         exist = (
@@ -105,6 +105,6 @@ def _save(drawings: list[Drawing], folder: Path, force: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in drawings:
             files.save(drawing, folder)
-            click.echo(str(files.paths(drawing, folder)[0]))
+            click.echo(str(files.list_paths(drawing, folder)[0]))
     except OSError as error:
         raise BadInput(f"{error.filename or folder}: {error.strerror}") from None

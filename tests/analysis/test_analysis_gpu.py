@@ -232,7 +232,7 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     ((drawing,), _) = make_drawings([run])
     row = drawing.frame.iloc[2]
     assert (row["mode"], row["hosts"]) == (shown, hosts)
-    label = fig25._row_label(row, False, drawing.destinations)
+    label = fig25._label_row(row, False, drawing.destinations)
     loopback = shown == "nccl-loopback"
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback on one GPU" in label) == loopback
@@ -313,4 +313,4 @@ def test_figures_of_loopback_are_drawn(tmp_path: Path) -> None:
     ((drawing,), _) = make_drawings([run])
     (tmp_path / "out").mkdir()
     files.save(drawing, tmp_path / "out")
-    assert all(path.stat().st_size > 1000 for path in files.paths(drawing, tmp_path / "out"))
+    assert all(path.stat().st_size > 1000 for path in files.list_paths(drawing, tmp_path / "out"))

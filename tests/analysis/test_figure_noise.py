@@ -10,7 +10,7 @@ import pytest
 
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
-from dejavubench.analysis.figures.files import picture_of
+from dejavubench.analysis.figures.files import make_picture
 from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import PointInfo, Run
 from helpers.committed_runs import report_of, runs_of
@@ -98,7 +98,7 @@ def test_a_cost_beyond_the_near_end_of_a_lopsided_noise_is_not_told_from_it() ->
     cost = drawing.frame.set_index("arm").loc["mpi@3"]
     assert cost["noise_floor_high_pct"] < cost["overhead_low_pct"]
     assert cost["overhead_pct"] < -cost["noise_floor_low_pct"]
-    texts = drawn_texts(picture_of(drawing))
+    texts = drawn_texts(make_picture(drawing))
     assert [text.get_text() for text in texts if text.get_fontweight() == "bold"] == []
     assert f"No overhead is told from noise, which takes {RULE}." in drawing.caption
 
@@ -115,7 +115,7 @@ def test_a_mark_of_what_is_told_from_noise_is_explained_where_it_is_drawn(tmp_pa
 
 def test_a_heat_map_shows_the_noise_of_each_point(tmp_path: Path) -> None:
     drawing = drawing_of(write_run(tmp_path / "r", points=make_four_points(), noise=0.02))
-    noise_panel = picture_of(drawing).axes[0]
+    noise_panel = make_picture(drawing).axes[0]
     assert noise_panel.get_title(loc="left") == "noise floor"
     rows: pd.DataFrame = drawing.frame[drawing.frame["arm"] == AGAIN.name]
     shown_texts = [text.get_text() for text in noise_panel.texts]

@@ -16,15 +16,15 @@ from matplotlib.text import Annotation
 from dejavubench.analysis.figures import fig2
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing, Figure
-from dejavubench.analysis.figures.files import picture_of, save_pictures
+from dejavubench.analysis.figures.files import make_picture, save_pictures
 from dejavubench.analysis.figures.link_drawing import format_speed
-from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.figures.registry import load_figures
 from dejavubench.analysis.figures.style import (
     TEXT_CONTRAST,
-    contrast_to_white,
-    filling,
-    ordered_colours,
-    readable_colour,
+    choose_filling,
+    compute_contrast_to_white,
+    make_ordered_colours,
+    make_readable_colour,
 )
 from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import ArmInfo, Skipped, read_run
@@ -104,7 +104,7 @@ def fig25(tmp_path: Path) -> Drawing:
 
 
 def test_bars_and_intervals_of_fig25_are_the_overheads(fig25: Drawing) -> None:
-    picture = picture_of(fig25)
+    picture = make_picture(fig25)
     (ax,) = picture.axes
     rows: Any = fig25.frame[fig25.frame["role"] == "streaming"].set_index("arm")
     bars = {
@@ -123,7 +123,7 @@ def test_bars_and_intervals_of_fig25_are_the_overheads(fig25: Drawing) -> None:
 
 
 def test_the_band_of_fig25_is_the_interval_of_the_noise_floor(fig25: Drawing) -> None:
-    (ax,) = picture_of(fig25).axes
+    (ax,) = make_picture(fig25).axes
     (band,) = (patch for patch in ax.patches if patch.get_label() == "noise floor")
     row = fig25.frame.iloc[0]
     low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
@@ -150,23 +150,23 @@ def test_the_column_of_fig25_has_another_name_than_the_medians_of_the_tables(
     assert not [text for text in texts if text.startswith("TOTAL")]
 
 
-@pytest.mark.parametrize("figure", figures(), ids=lambda figure: str(figure.name))
+@pytest.mark.parametrize("figure", load_figures(), ids=lambda figure: str(figure.name))
 def test_a_title_does_not_pass_a_run_off_as_the_papers(figure: Figure) -> None:
     assert not re.match("Fig|Appendix", figure.title)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 def test_texts_in_the_colours_of_levels_can_be_read_on_white(count: int) -> None:
-    for colour in ordered_colours(count):
-        assert contrast_to_white(to_rgb(readable_colour(colour))) >= TEXT_CONTRAST
-    dark = ordered_colours(count)[0]
-    assert readable_colour(dark) == dark
+    for colour in make_ordered_colours(count):
+        assert compute_contrast_to_white(to_rgb(make_readable_colour(colour))) >= TEXT_CONTRAST
+    dark = make_ordered_colours(count)[0]
+    assert make_readable_colour(dark) == dark
 
 
 def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
     bold = {
         text.get_text()
-        for text in drawn_texts(picture_of(fig25))
+        for text in drawn_texts(make_picture(fig25))
         if text.get_fontweight() == "bold"
     }
     clear = fig25.frame[fig25.frame["told_from_noise"].eq(True)]
@@ -181,7 +181,7 @@ def test_only_overheads_told_from_noise_are_bold(fig25: Drawing) -> None:
 
 
 def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
-    looks = [filling(FROZEN_DESTINATIONS["disk"], durability) for durability in DURABILITIES]
+    looks = [choose_filling(FROZEN_DESTINATIONS["disk"], durability) for durability in DURABILITIES]
     assert len({look["facecolor"] for look in looks}) == len({look["hatch"] for look in looks}) == 3
     assert looks[0]["facecolor"] == FROZEN_DESTINATIONS["disk"].colour.lower()
     texts = texts_of(fig25)
@@ -191,15 +191,15 @@ def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
 
 def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
     drawing_of_two_arms = drawing_of(write_run(tmp_path / "small", figure="fig25"))
-    picture = picture_of(drawing_of_two_arms, texts=False)
-    assert picture.get_figheight() < 0.6 * picture_of(fig25, texts=False).get_figheight()
+    picture = make_picture(drawing_of_two_arms, texts=False)
+    assert picture.get_figheight() < 0.6 * make_picture(fig25, texts=False).get_figheight()
     (ax,) = picture.axes
     assert len(ax.get_yticks()) == 2
 
 
 def test_a_single_none_has_no_band(tmp_path: Path) -> None:
     drawing = drawing_of(write_run(tmp_path / "r", [NONE, arm_of("mpi")], figure="fig25"))
-    (ax,) = picture_of(drawing).axes
+    (ax,) = make_picture(drawing).axes
     assert all(patch.get_label() != "noise floor" for patch in ax.patches)
     assert "baseline" in texts_of(drawing)
 
@@ -233,7 +233,7 @@ def fig7(tmp_path: Path) -> Drawing:
 
 @pytest.mark.parametrize("phase", ["total", "prompt", "token"])
 def test_bars_and_noise_of_fig7_are_the_rows(fig7: Drawing, phase: str) -> None:
-    (ax,) = picture_of(fig7).axes
+    (ax,) = make_picture(fig7).axes
     rows = fig7.frame[fig7.frame["phase"] == phase]
     bars = {
         container.get_label(): container.patches
@@ -269,7 +269,7 @@ def test_a_level_without_a_value_has_no_row_in_its_layout(tmp_path: Path) -> Non
     require_readable(drawing)
     names = [
         [label.get_text().partition(":")[0] for label in ax.get_yticklabels()]
-        for ax in picture_of(drawing).axes
+        for ax in make_picture(drawing).axes
     ]
     assert names == [LADDER, ["0-batched", "2", "3"]]
     assert "Not shown: SKIPPED: mpi@0, mpi@1 of KV layout hnd." in drawing.caption
@@ -280,7 +280,7 @@ def test_a_level_that_one_destination_lacks_says_so_in_its_row(tmp_path: Path) -
     skipped = [Skipped(point="p000", arm="host@0", reason="no space")]
     drawing = drawing_of(write_run(tmp_path / "r", arms, skipped=skipped, figure="fig7"))
     require_readable(drawing)
-    to_mpi, to_host = picture_of(drawing).axes
+    to_mpi, to_host = make_picture(drawing).axes
     assert len(to_mpi.get_yticks()) == len(LADDER)
     remarks = [text for text in to_host.texts if not text.get_text().endswith("×")]
     (remark,) = (text for text in remarks if isinstance(text, Annotation))
@@ -293,7 +293,7 @@ def test_a_level_that_one_destination_lacks_says_so_in_its_row(tmp_path: Path) -
 
 
 def lines_of(folder: Path) -> list[Any]:
-    picture = picture_of(drawing_of(folder))
+    picture = make_picture(drawing_of(folder))
     return [
         container.lines[0]
         for ax in picture.axes
@@ -330,7 +330,7 @@ def test_points_of_fig2_are_on_their_ticks_and_only_a_curve_is_joined(
 def test_grey_of_the_link_figure_is_the_noise_of_each_session() -> None:
     runs = [run for run in runs_of("epyc-2core") if run.header.figure == "link"]
     ((drawing,), _) = make_drawings(runs)
-    ax = picture_of(drawing).axes[0]
+    ax = make_picture(drawing).axes[0]
     (grey,) = (
         container
         for container in ax.containers
@@ -358,7 +358,7 @@ def test_rates_of_the_link_figure_have_the_unit_of_their_size() -> None:
 def test_ordered_colours_grow_lighter_in_grey() -> None:
     from matplotlib.colors import to_rgb
 
-    greys = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in ordered_colours(6)]
+    greys = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in make_ordered_colours(6)]
     assert greys == sorted(greys)
     assert min(np.diff(greys)) > 0.03
     assert greys[-1] < 0.75
@@ -383,7 +383,7 @@ def test_equal_drawings_make_equal_files(tmp_path: Path, fig25: Drawing) -> None
 
 
 def test_a_legend_in_rows_is_above_the_panels(fig7: Drawing) -> None:
-    picture = picture_of(fig7)
+    picture = make_picture(fig7)
     picture.draw_without_rendering()
     (legend,) = picture.legends
     (ax,) = picture.axes

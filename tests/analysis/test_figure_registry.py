@@ -16,7 +16,7 @@ import pytest
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.figure import Figure
-from dejavubench.analysis.figures.shared_columns import shown_arms
+from dejavubench.analysis.figures.shared_columns import list_shown_arms
 from dejavubench.analysis.figures.style import make_panels
 from dejavubench.analysis.tables.process_columns import Sizes
 from dejavubench.config.options.workload import WorkloadOptions
@@ -97,13 +97,13 @@ def test_each_figure_has_a_file_a_config_and_a_row_of_its_own_names() -> None:
     files = {path.stem for path in HOME.glob("*.py")} - {"__init__"}
     assert files - COMMON == set(FIGURES)
     for name in FIGURES:
-        figure = registry.figure(name)
+        figure = registry.load_figure(name)
         assert figure.name == name
         assert (CONFIGS / "cpu" / f"{name}.toml").exists()
         assert {*figure.keys, *figure.mixed_sizes, "run", "arm", "samples"} <= set(
             names_of(figure.row)
         )
-    assert len({figure.title for figure in registry.figures()}) == len(FIGURES)
+    assert len({figure.title for figure in registry.load_figures()}) == len(FIGURES)
 
 
 def test_the_flag_takes_the_names_of_the_registry() -> None:
@@ -117,7 +117,7 @@ def test_the_flag_takes_the_names_of_the_registry() -> None:
 def test_matplotlib_is_loaded_only_to_draw() -> None:
     code = (
         "import sys, dejavubench.cli.figures, dejavubench.analysis.figures.drawings as drawings;"
-        "from dejavubench.analysis.figures.registry import figures; figures();"
+        "from dejavubench.analysis.figures.registry import load_figures; load_figures();"
         "from dejavubench.analysis.find_runs import find; from pathlib import Path;"
         "assert drawings.make_drawings(find([Path(sys.argv[1])]).runs)[0];"
         "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
@@ -148,7 +148,7 @@ class Toy(Figure):
     def rows(self, run: Run) -> list[ToyRow]:
         return [
             ToyRow(run.path.name, Sizes.of_point(point.info), arm.info.name, len(arm.times.total))
-            for point, arm in shown_arms(run)
+            for point, arm in list_shown_arms(run)
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:

@@ -9,8 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
 from dejavubench.analysis.figures.figure import Drawing
-from dejavubench.analysis.figures.files import picture_of
-from dejavubench.analysis.figures.style import TEXT_CONTRAST, contrast_to_white
+from dejavubench.analysis.figures.files import make_picture
+from dejavubench.analysis.figures.style import TEXT_CONTRAST, compute_contrast_to_white
 from dejavubench.analysis.number_texts import format_percent_interval, format_signed_percent
 from dejavubench.records import ArmInfo, PointInfo
 from helpers.pictures import drawing_of, require_readable, texts_of
@@ -34,7 +34,7 @@ def heat_map(tmp_path: Path) -> Drawing:
 def test_a_sweep_of_batch_and_prompt_is_a_heat_map(heat_map: Drawing) -> None:
     assert heat_map.name == "heat_map-gpt2"
     require_readable(heat_map)
-    panels = picture_of(heat_map).axes[:5]
+    panels = make_picture(heat_map).axes[:5]
     titles = [ax.get_title(loc="left") for ax in panels]
     assert titles == [
         *("noise floor", "host, level 3", "disk, level 3 (fdatasync)", "mpi, level 3 (same host)"),
@@ -43,7 +43,7 @@ def test_a_sweep_of_batch_and_prompt_is_a_heat_map(heat_map: Drawing) -> None:
 
 
 def test_a_cell_is_darker_the_higher_its_overhead(heat_map: Drawing) -> None:
-    panels = picture_of(heat_map).axes[1:5]
+    panels = make_picture(heat_map).axes[1:5]
     shades = {}
     for ax, name in zip(panels, ("host@3", "disk@3", "mpi@3", "tcp@3"), strict=True):
         rows = heat_map.frame[heat_map.frame["arm"] == name].sort_values(
@@ -57,12 +57,12 @@ def test_a_cell_is_darker_the_higher_its_overhead(heat_map: Drawing) -> None:
     assert by_overhead[0] > by_overhead[-1] + 0.5
     for ax in panels:
         for patch in filter(Patch.get_fill, ax.patches):
-            contrast = contrast_to_white(to_rgb(patch.get_facecolor()))
+            contrast = compute_contrast_to_white(to_rgb(patch.get_facecolor()))
             assert 21 / contrast >= TEXT_CONTRAST, "black text cannot be read on it"
 
 
 def test_cells_say_value_interval_and_whether_told_from_noise(heat_map: Drawing) -> None:
-    picture = picture_of(heat_map)
+    picture = make_picture(heat_map)
     panels = dict(zip(("host", "disk", "mpi", "tcp"), picture.axes[1:5], strict=True))
     rows = heat_map.frame[heat_map.frame["mode"] == "disk"]
     shown_texts = [text.get_text() for text in panels["disk"].texts]

@@ -24,7 +24,7 @@ from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, make_page
 from dejavubench.analysis.page.run_settings import collect_settings
 from dejavubench.analysis.page.sortable import Meanings, cell_of, make_tables
-from dejavubench.analysis.page.trace_download import trace_download
+from dejavubench.analysis.page.trace_download import make_trace_download
 from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
 from dejavubench.analysis.tables.normal_tables import table_of
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
@@ -475,7 +475,7 @@ def _events(address: str) -> Any:
 
 def test_the_download_is_the_trace_of_a_median_round() -> None:
     run = read_timed_run()
-    download, reason = trace_download(run)
+    download, reason = make_trace_download(run)
     assert download is not None
     assert reason == ""
     out = io.StringIO()
@@ -489,7 +489,7 @@ def test_the_download_is_the_trace_of_a_median_round() -> None:
 
 def test_a_run_without_stamps_says_why_it_has_no_timeline() -> None:
     run = run_named("xeon-2core", "fig25-20261125T040252Z")
-    download, reason = trace_download(run)
+    download, reason = make_trace_download(run)
     assert download is None
     assert "too old for a trace" in reason
     assert f"There is no timeline: {reason}" in text_of(tree_of(run))
@@ -498,7 +498,7 @@ def test_a_run_without_stamps_says_why_it_has_no_timeline() -> None:
 def test_a_large_trace_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "LARGEST_NBYTES", 100)
     run = read_timed_run()
-    download, reason = trace_download(run)
+    download, reason = make_trace_download(run)
     assert download is None
     assert "more than the 100 B that a page carries" in reason
 

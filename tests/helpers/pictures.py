@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.figures.figure import Drawing
-from dejavubench.analysis.figures.files import picture_of
+from dejavubench.analysis.figures.files import make_picture
 from dejavubench.analysis.figures.style import WIDTH
 from dejavubench.records import read_run
 
@@ -120,7 +120,7 @@ def crossed_texts(picture: Picture, boxes: Boxes) -> list[str]:
 
 def require_readable(drawing: Drawing) -> None:
     """Assert that no text covers another one or lies outside, and that all are large enough."""
-    picture = picture_of(drawing)
+    picture = make_picture(drawing)
     texts = drawn_texts(picture)  # it draws the whole picture twice, so it is called once
     boxes = boxes_of(picture, texts)
     assert overlapping(boxes) == []
@@ -132,4 +132,4 @@ def require_readable(drawing: Drawing) -> None:
 
 def texts_of(drawing: Drawing) -> list[str]:
     """Return the texts of a drawing with title and caption."""
-    return [text.get_text() for text in drawn_texts(picture_of(drawing))]
+    return [text.get_text() for text in drawn_texts(make_picture(drawing))]

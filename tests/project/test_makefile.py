@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.figures.registry import load_figures
 from helpers.paths import ROOT, SCRIPTS
 from helpers.waits import until
 
@@ -94,11 +94,11 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     measured_figures = [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs]
     quick_figures = [
         (str(figure.quick_run.ranks), f"{figure.name}.toml")
-        for figure in figures()
+        for figure in load_figures()
         if figure.quick_run
     ]
     assert measured_figures == quick_figures
-    flags = [figure.quick_run.flags for figure in figures() if figure.quick_run]
+    flags = [figure.quick_run.flags for figure in load_figures() if figure.quick_run]
     assert [flag in " ".join(run) for flag, run in zip(flags, runs, strict=True)] == [
         target == "figures"
     ] * len(runs)

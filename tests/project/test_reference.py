@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dejavubench.analysis.columns import UNITS, columns_of
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.figures.registry import figures
+from dejavubench.analysis.figures.registry import load_figures
 from dejavubench.analysis.reference import PAGES
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.process_columns import COLUMNS, Row
@@ -23,7 +23,7 @@ from dejavubench.records import EndEnvironment, RankEnvironment, RunEnvironment
 from helpers.paths import RESULTS, ROOT
 
 LONG_ROWS = list(ROW_CLASSES.values())
-KINDS = (Row, ComparisonRow, *LONG_ROWS, *dict.fromkeys(figure.row for figure in figures()))
+KINDS = (Row, ComparisonRow, *LONG_ROWS, *dict.fromkeys(figure.row for figure in load_figures()))
 
 
 @pytest.mark.parametrize("page", PAGES)

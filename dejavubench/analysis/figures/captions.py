@@ -63,11 +63,11 @@ def make_caption(
     """
     subject = [
         format_models(runs, frame),
-        *_common_sizes(frame),
-        *_common_level(frame),
-        *_thread_counts(runs),
+        *_list_common_sizes(frame),
+        *_find_common_level(frame),
+        *_list_thread_counts(runs),
     ]
-    subject += _common_settings(runs, frame)
+    subject += _list_common_settings(runs, frame)
     sentences = [
         f"{', '.join(subject)}. "
         # Runs that are drawn together are of one machine: drawings.py refuses others.
@@ -76,7 +76,7 @@ def make_caption(
         rounds_sentence(frame) if error_bars else "",
         *remarks,
         disks_sentence(runs, frame),
-        loopback_warning(runs, frame),
+        warn_of_loopback(runs, frame),
         settings_sentence(runs, frame),
         left_out_sentence(runs),
         *dict.fromkeys(ending_part.brief_health(run) for run in runs),
@@ -86,7 +86,7 @@ def make_caption(
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+def format_panel_title(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return the title of a panel: the given columns of its first row, in words."""
     first_row = frame.iloc[0]
     return ", ".join(
@@ -116,7 +116,7 @@ def _format_parameters(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
-def _common_sizes(frame: pd.DataFrame) -> list[str]:
+def _list_common_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that all points have in common; axes and panels show the others."""
     common_values = {name: frame[name].iloc[0] for name in SIZE_WORDS if frame[name].nunique() == 1}
     return [
@@ -126,7 +126,7 @@ def _common_sizes(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def swept_settings(runs: Sequence[Run]) -> list[str]:
+def list_swept_settings(runs: Sequence[Run]) -> list[str]:
     """Return the settings that some run varies from point to point."""
     points = [point for run in runs for point in run.header.points]
     return [
@@ -137,25 +137,27 @@ def swept_settings(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _common_settings(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
+def _list_common_settings(runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
     """Return the settings of a sweep that all of the drawing's points have in common."""
-    common_names = [name for name in swept_settings(runs) if frame[name].nunique(dropna=False) == 1]
+    common_names = [
+        name for name in list_swept_settings(runs) if frame[name].nunique(dropna=False) == 1
+    ]
     return [f"{HEADINGS[name]} {format_setting(frame[name].iloc[0])}" for name in common_names]
 
 
-def _common_level(frame: pd.DataFrame) -> list[str]:
+def _find_common_level(frame: pd.DataFrame) -> list[str]:
     """Return the level if there is one; several are told apart in the figure itself."""
     levels = list(dict.fromkeys(frame["level"].dropna())) if "level" in frame else []
     return [f"level {levels[0]}"] if len(levels) == 1 else []
 
 
-def _thread_counts(runs: Sequence[Run]) -> list[str]:
+def _list_thread_counts(runs: Sequence[Run]) -> list[str]:
     """Return the threads of each source, unless the settings name them or a sweep varies them."""
     thread_counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
     are_named = any(
         flag.startswith("--threads ") for run in runs for flag in run.header.settings or []
     )
-    if not thread_counts or are_named or "threads" in swept_settings(runs):
+    if not thread_counts or are_named or "threads" in list_swept_settings(runs):
         return []
     return [f"{'/'.join(map(str, thread_counts))} thread{'' if thread_counts == [1] else 's'}"]
 
@@ -176,16 +178,16 @@ def describe_machine_briefly(run: Run) -> str:
 def describe_machine(run: Run) -> str:
     """Return GPU or CPU, cores, hosts, software and date, as far as the run recorded them."""
     facts = run.header.facts
-    hosts = len(facts.hostnames)
+    host_count = len(facts.hostnames)
     torch = facts.versions.get("torch")
-    cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    core_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
     texts = [
         source_ranks.processor(run) or "CPU not recorded",
-        f"{facts.cores} {cores}" if facts.cores else None,
-        f"{hosts} host{'' if hosts == 1 else 's'}" if hosts else None,
+        f"{facts.cores} {core_noun}" if facts.cores else None,
+        f"{host_count} host{'' if host_count == 1 else 's'}" if host_count else None,
         f"torch {torch}" if torch else None,
         f"CUDA {facts.gpu.cuda}" if facts.gpu.cuda else None,
-        *_libraries(run),
+        *_list_libraries(run),
         facts.mpi_library,
         (facts.date or run.header.started_utc)[:10],
     ]
@@ -195,7 +197,7 @@ def describe_machine(run: Run) -> str:
     )
 
 
-def _libraries(run: Run) -> list[str]:
+def _list_libraries(run: Run) -> list[str]:
     """Return the libraries that move chunks, with the versions recorded for the GPU."""
     infos = [info_of(run, arm) for arm in run.header.arms]
     libraries = dict.fromkeys(info.library for info in infos if info is not None and info.library)
@@ -275,7 +277,7 @@ def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     return f"Disk: {', '.join(disks)}." if disks else ""
 
 
-def host_places(frame: pd.DataFrame) -> str:
+def list_host_places(frame: pd.DataFrame) -> str:
     """Return where the destinations are, unless they are local or the loopback of a GPU."""
     modes: dict[str, list[str]] = {}
     rows_with_hosts = frame[frame["hosts"].notna()].drop_duplicates(["mode", "hosts"])
@@ -286,7 +288,7 @@ def host_places(frame: pd.DataFrame) -> str:
     return f"{'; '.join(texts)}." if texts else ""
 
 
-def loopback_warning(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+def warn_of_loopback(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Warn of a loopback, whose rate is not that of a remote GPU."""
     loopbacks = {
         variant.name
@@ -315,7 +317,7 @@ def grey_sentence(frame: pd.DataFrame, extent: str = "") -> str:
     return f"Grey is the interval of none#2 over none{extent}, as in the tables."
 
 
-def told_sentence(frame: pd.DataFrame, mark: str) -> str:
+def told_from_noise_sentence(frame: pd.DataFrame, mark: str) -> str:
     """Return the rule of a mark for overheads told from noise; empty if the rounds are too few.
 
     The grey may be lopsided. The rule is not: two equal arms could have run in the other order.

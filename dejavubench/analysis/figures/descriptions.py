@@ -29,7 +29,7 @@ def make_description(
         method: how the values were computed.
         details: sentences that only this figure has; empty ones are left out.
     """
-    sizes_and_settings = (*_named_sizes(frame), *captions.swept_settings(runs))
+    sizes_and_settings = (*_list_named_sizes(frame), *captions.list_swept_settings(runs))
     sizes = [f"{HEADINGS[name]} {_format_values(frame, name)}" for name in sizes_and_settings]
     sentences = [
         captions.describe_machine(runs[0]),
@@ -53,7 +53,7 @@ def noise_sentence(frame: pd.DataFrame) -> str:
     return f"Noise floor of TOTAL (none#2 / none): {format_noise_range(low, high)} %."
 
 
-def _named_sizes(frame: pd.DataFrame) -> list[str]:
+def _list_named_sizes(frame: pd.DataFrame) -> list[str]:
     """Return the sizes that are named: sinks only if they differ from the sources."""
     # "" and 0 mean: as the sources, and no hand-over.
     unset_names = {name for name in ("sinks", "handed_over") if not frame[name].any()}

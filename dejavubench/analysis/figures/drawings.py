@@ -14,8 +14,8 @@ from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions, descriptions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
-from dejavubench.analysis.figures.registry import figure as figure_named
 from dejavubench.analysis.figures.registry import figure_of
+from dejavubench.analysis.figures.registry import load_figure as figure_named
 from dejavubench.analysis.figures.shared_columns import destinations_of
 from dejavubench.analysis.tables.process_columns import POINT_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
@@ -79,7 +79,7 @@ def _draw_figure(figure: Figure, runs: Sequence[Run]) -> list[Drawing]:
     """Return the drawings of one figure: one for each set of sizes that it does not mix."""
     import pandas as pd
 
-    swept_names = captions.swept_settings(runs)
+    swept_names = captions.list_swept_settings(runs)
     shared_names = [
         name for name in (*POINT_COLUMNS, *swept_names) if name not in figure.mixed_sizes
     ]
@@ -117,7 +117,7 @@ def _make_drawing(
     name_words = [
         figure.name,
         models_text,
-        *(_short_size(name, drawing_rows[name].iloc[0]) for name in varying_names),
+        *(_shorten_size(name, drawing_rows[name].iloc[0]) for name in varying_names),
     ]
     return Drawing(
         figure=figure,
@@ -138,7 +138,7 @@ def _make_drawing(
     )
 
 
-def _short_size(name: str, value: object) -> str:
+def _shorten_size(name: str, value: object) -> str:
     """Return a size as a part of a file name: b8, p500, tp2."""
     prefix = {
         "ubatch_size": "b",

@@ -9,9 +9,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, list_streaming_arms
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.shared_columns import estimate_series, median_and_ends, shown_arms
+from dejavubench.analysis.figures.shared_columns import (
+    estimate_series,
+    list_shown_arms,
+    split_estimate,
+)
 from dejavubench.analysis.figures.style import (
     GRID,
     LETTER_WIDTH,
@@ -20,8 +24,8 @@ from dejavubench.analysis.figures.style import (
     TEXT_SIZE,
     collect_legend,
     errors_of,
+    make_ordered_colours,
     make_panels,
-    ordered_colours,
     tick_each_decade,
 )
 from dejavubench.analysis.numbers import stats
@@ -88,21 +92,21 @@ class Fig2(Figure):
 
     def fits(self, run: Run) -> bool:
         """Return whether no arm streams."""
-        return not streaming_arms(run)
+        return not list_streaming_arms(run)
 
     def rows(self, run: Run) -> list[PromptTokenRow]:
         """Return one row per point: median prompt, median token, and the median of their ratios."""
         rows = []
-        for point, arm in shown_arms(run):
+        for point, arm in list_shown_arms(run):
             if arm.info.role != "baseline" or not arm.times.prompt:
                 continue
             ratios = (
                 # Round by round, like an overhead: drift cancels.
                 stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
             )
-            prompt, prompt_low, prompt_high = median_and_ends(estimate_series(arm.times.prompt))
-            token, token_low, token_high = median_and_ends(estimate_series(arm.times.token))
-            ratio, ratio_low, ratio_high = median_and_ends(
+            prompt, prompt_low, prompt_high = split_estimate(estimate_series(arm.times.prompt))
+            token, token_low, token_high = split_estimate(estimate_series(arm.times.token))
+            ratio, ratio_low, ratio_high = split_estimate(
                 stats.estimate(ratios) if len(ratios) else None
             )
             rows.append(
@@ -139,14 +143,14 @@ class Fig2(Figure):
         rows_of_panels = [panel_rows for _, panel_rows in frame.groupby(varying_names, sort=False)]
         picture, axes = make_panels(len(rows_of_panels), 3, 0.1 + 1.95 * len(rows_of_panels))
         batches = sorted(frame["ubatch_size"].unique())
-        colours = ordered_colours(len(batches))
+        colours = make_ordered_colours(len(batches))
         for row, panel_rows in zip(axes, rows_of_panels, strict=True):
-            row[0].set_title(captions.panel_title(panel_rows, varying_names))
+            row[0].set_title(captions.format_panel_title(panel_rows, varying_names))
             for ax, (name, unit, label) in zip(row, _QUANTITIES, strict=True):
                 for batch_index, (batch, colour) in enumerate(zip(batches, colours, strict=True)):
                     points = panel_rows[panel_rows["ubatch_size"] == batch].sort_values("input_len")
                     _draw_points(ax, points, (name, unit), batch_index, colour)
-                _tick_lengths(ax, sorted(panel_rows["input_len"].unique()))
+                _set_length_ticks(ax, sorted(panel_rows["input_len"].unique()))
                 # Of the whole frame, so that all rows of a column have one kind of axis.
                 _scale_values(ax, frame[f"{name}{unit}"].dropna())
                 ax.set_ylabel(label)
@@ -177,10 +181,10 @@ def _draw_points(
     )
 
 
-def _tick_lengths(ax: Axes, lengths: Sequence[int]) -> None:
+def _set_length_ticks(ax: Axes, lengths: Sequence[int]) -> None:
     """Put a tick at each length, on a log axis if that sets the closest two further apart."""
-    linear_distance = _closest_distance(lengths)
-    log_distance = _closest_distance([math.log(length) for length in lengths])
+    linear_distance = _find_closest_distance(lengths)
+    log_distance = _find_closest_distance([math.log(length) for length in lengths])
     if log_distance > linear_distance:
         ax.set_xscale("log", base=2)
     ax.set_xticks([], minor=True)
@@ -195,7 +199,7 @@ def _tick_lengths(ax: Axes, lengths: Sequence[int]) -> None:
     ax.set_xlabel("prompt length (tokens)")
 
 
-def _closest_distance(values: Sequence[float]) -> float:
+def _find_closest_distance(values: Sequence[float]) -> float:
     """Return the smallest distance of two neighbours, relative to the whole axis with margins."""
     if len(values) < 2:
         return 1.0

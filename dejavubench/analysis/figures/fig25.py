@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, list_streaming_arms
 from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import (
     ERROR_BARS,
     GRID,
     NOISE_GREY,
     TEXT_SIZE,
+    choose_filling,
     errors_of,
-    filling,
     make_panels,
 )
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
@@ -69,7 +69,7 @@ class Fig25(Figure):
 
     def fits(self, run: Run) -> bool:
         """Return whether the streaming arms have a single level."""
-        return len({arm.level for arm in streaming_arms(run)}) == 1
+        return len({arm.level for arm in list_streaming_arms(run)}) == 1
 
     def rows(self, run: Run) -> list[TotalRow]:
         """Return one row per point and arm, with an overhead for the arms that stream."""
@@ -96,16 +96,16 @@ class Fig25(Figure):
             axes[:, 0], arms_of_points, rows_of_points, strict=True
         ):
             if varying_names:
-                ax.set_title(captions.panel_title(point_rows, varying_names))
+                ax.set_title(captions.format_panel_title(point_rows, varying_names))
             _draw_overheads(ax, arm_rows, destinations)
-            _write_numbers(ax, arm_rows, _none_ms(point_rows))
+            _write_numbers(ax, arm_rows, _compute_none_ms(point_rows))
             _name_rows(ax, arm_rows, point_rows, destinations)
         axes[-1, 0].set_xlabel("overhead over none, paired by round (%)")
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the meaning of grey and of bold."""
-        return [captions.grey_sentence(frame), captions.told_sentence(frame, "Bold")]
+        return [captions.grey_sentence(frame), captions.told_from_noise_sentence(frame, "Bold")]
 
 
 def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
@@ -114,7 +114,7 @@ def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFra
     return arm_rows.assign(rank=ranks).sort_values("rank", kind="stable")
 
 
-def _none_ms(point_rows: pd.DataFrame) -> float | None:
+def _compute_none_ms(point_rows: pd.DataFrame) -> float | None:
     """Return TOTAL of none: the geometric mean of the medians of the baselines, if there are."""
     totals_ms = point_rows[point_rows["role"] != "streaming"]["total_ms"].to_numpy(dtype=float)
     return float(np.exp(np.log(totals_ms).mean())) if totals_ms.size else None
@@ -130,7 +130,7 @@ def _draw_overheads(ax: Axes, arm_rows: pd.DataFrame, destinations: Destinations
     row_numbers = np.arange(1, len(arm_rows) + 1)
     values = arm_rows["overhead_pct"].to_numpy(dtype=float)
     for row_number, value, (_, row) in zip(row_numbers, values, arm_rows.iterrows(), strict=True):
-        area = filling(find_destination(row["mode"], destinations), row["durability"])
+        area = choose_filling(find_destination(row["mode"], destinations), row["durability"])
         ax.barh(row_number, value, height=BAR_HEIGHT, label=row["arm"], **area)
     ax.errorbar(values, row_numbers, xerr=errors_of(arm_rows, "overhead", "_pct"), **ERROR_BARS)
     ax.axvline(0.0, color="black", linewidth=0.8)
@@ -202,13 +202,13 @@ def _name_rows(
     baseline_names = ", ".join(point_rows[point_rows["role"] != "streaming"]["arm"])
     with_levels = arm_rows["mode"].duplicated(keep=False) & (arm_rows["level"].nunique() > 1)
     labels = [
-        _row_label(row, with_level, destinations)
+        _label_row(row, with_level, destinations)
         for (_, row), with_level in zip(arm_rows.iterrows(), with_levels, strict=True)
     ]
     ax.set_yticks(range(len(arm_rows) + 1), [baseline_names, *labels])
 
 
-def _row_label(row: pd.Series, with_level: bool, destinations: Destinations) -> str:
+def _label_row(row: pd.Series, with_level: bool, destinations: Destinations) -> str:
     name = find_destination(row["mode"], destinations).label
     if with_level and isinstance(row["level"], str):
         name += f", level {row['level']}"

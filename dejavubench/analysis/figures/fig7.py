@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.fig7_drawing import PHASES, draw_slowdowns
-from dejavubench.analysis.figures.figure import Figure, QuickRun, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, QuickRun, list_streaming_arms
 from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
-    arm_columns,
     level_label,
-    median_and_ends,
-    noise_columns,
-    shown_arms,
+    list_shown_arms,
+    make_arm_columns,
+    make_noise_columns,
+    split_estimate,
 )
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
@@ -78,12 +78,12 @@ class Fig7(Figure):
 
     def fits(self, run: Run) -> bool:
         """Return whether the streaming arms have several levels."""
-        return len({arm.level for arm in streaming_arms(run)}) > 1
+        return len({arm.level for arm in list_streaming_arms(run)}) > 1
 
     def rows(self, run: Run) -> list[LevelRow]:
         """Return one row per point, arm with a level, and phase: the slowdown over no streaming."""
         rows = []
-        for point, arm in shown_arms(run):
+        for point, arm in list_shown_arms(run):
             if arm.info.level is None:
                 continue
             for phase in PHASES:
@@ -93,20 +93,20 @@ class Fig7(Figure):
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
-                ratio, low, high = median_and_ends(overhead.shift(1.0))
+                ratio, low, high = split_estimate(overhead.shift(1.0))
                 rows.append(
                     LevelRow(
                         run=run.path.name,
                         point=point.info.id,
                         sizes=Sizes.of_point(point.info),
-                        arm=arm_columns(run, arm),
+                        arm=make_arm_columns(run, arm),
                         label=level_label(arm.info.level),
                         phase=phase,
                         samples=overhead.samples,
                         slowdown=ratio,
                         slowdown_low=low,
                         slowdown_high=high,
-                        noise=noise_columns(point, phase),
+                        noise=make_noise_columns(point, phase),
                         setting=SettingColumns.of_point(point.info),
                     )
                 )

@@ -20,8 +20,8 @@ from dejavubench.analysis.figures.style import (
     NOISE_GREY,
     TEXT_SIZE,
     WIDTH,
+    choose_finest_log_ticks,
     errors_of,
-    finest_log_ticks,
     lighten,
     make_panels,
     tick_at,
@@ -77,7 +77,9 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     """Draw one panel per layout and destination, with one row per level; log axis."""
     layouts, modes = (list(dict.fromkeys(frame[name])) for name in ("kv_layout", "mode"))
     # A level that no arm of a layout has a value of would be an empty row.
-    level_names = {layout: _level_names(frame[frame["kv_layout"] == layout]) for layout in layouts}
+    level_names = {
+        layout: _list_level_names(frame[frame["kv_layout"] == layout]) for layout in layouts
+    }
     rows_each = -(-len(modes) // MOST_ACROSS)
     panels_across = -(-len(modes) // rows_each)
     # A layout has as many rows of panels as its destinations need.
@@ -102,7 +104,7 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
         letters = int(inches / (LETTER_WIDTH * 1.15 * TEXT_SIZE / 72))  # bold ones are wider
         # The caption names a layout that all panels have in common.
         title = f"layout {layout} " if len(layouts) > 1 else ""
-        title += _panel_title(panel_rows, mode, destinations)
+        title += _format_panel_title(panel_rows, mode, destinations)
         ax.set_title(textwrap.fill(title, letters))
         _draw_levels(
             ax, panel_rows, list(level_names[layout]), find_destination(mode, destinations).colour
@@ -128,7 +130,7 @@ def draw_slowdowns(frame: pd.DataFrame, destinations: Destinations) -> Picture:
     return picture
 
 
-def _level_names(frame: pd.DataFrame) -> dict[str, str]:
+def _list_level_names(frame: pd.DataFrame) -> dict[str, str]:
     """Return the levels in their order, each with its number and the paper's label."""
     labels = dict(zip(frame["level"], frame["label"], strict=True))
     order = [level for level in LEVELS if level in labels]
@@ -157,7 +159,7 @@ def _scale_slowdown_axis(ax: Axes, frame: pd.DataFrame, inches: float) -> tuple[
     # On a log axis: (log low − log left) / (log right − log left) is the share of the numbers.
     left_end = math.exp((math.log(lowest_slowdown) - share * math.log(right_end)) / (1 - share))
     ax.set_xscale("log")
-    ticks = finest_log_ticks(
+    ticks = choose_finest_log_ticks(
         _TICKS, (lowest_slowdown, right_end), inches * (1 - share), "{:g}×".format
     )
     tick_at(ax.xaxis, ticks, "{:g}×".format)
@@ -251,7 +253,7 @@ def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
     return handles, labels
 
 
-def _panel_title(panel_rows: pd.DataFrame, mode: str, destinations: Destinations) -> str:
+def _format_panel_title(panel_rows: pd.DataFrame, mode: str, destinations: Destinations) -> str:
     """Return the destination, with hosts and durability unless they go without saying."""
     info = find_destination(mode, destinations)
     destination = f"to {info.label}" if mode in destinations else info.label

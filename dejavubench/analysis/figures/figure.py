@@ -113,6 +113,6 @@ class Drawing:
     description: str = ""
 
 
-def streaming_arms(run: Run) -> list[ArmInfo]:
+def list_streaming_arms(run: Run) -> list[ArmInfo]:
     """Return the run's arms that stream, in the run's order."""
     return [arm for arm in run.header.arms if arm.is_streaming]

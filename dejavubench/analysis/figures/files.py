@@ -23,7 +23,7 @@ DPI = 150
 """Dots per inch of a PNG."""
 
 
-def paths(drawing: Drawing, folder: Path) -> list[Path]:
+def list_paths(drawing: Drawing, folder: Path) -> list[Path]:
     """Return the files that :func:`save` writes."""
     name = drawing.name.replace("/", "-")  # a model's name may be a path
     return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
@@ -31,13 +31,13 @@ def paths(drawing: Drawing, folder: Path) -> list[Path]:
 
 def save(drawing: Drawing, folder: Path) -> None:
     """Write PNG, PDF and CSV of one drawing, each whole or not at all; replace existing files."""
-    *pictures, csv = paths(drawing, folder)
+    *pictures, csv = list_paths(drawing, folder)
     save_pictures(drawing, pictures, overwrite=True)
     with write_whole_file(csv, overwrite=True) as partial_path:
         drawing.frame.to_csv(partial_path, index=False, errors="backslashreplace")
 
 
-def picture_of(drawing: Drawing, texts: bool = True) -> Picture:
+def make_picture(drawing: Drawing, texts: bool = True) -> Picture:
     """Return a drawing as matplotlib's figure, which nothing else holds or must close.
 
     Args:
@@ -58,7 +58,7 @@ def save_pictures(drawing: Drawing, files: Sequence[Path], overwrite: bool) -> N
         FileExistsError: a file exists, and ``overwrite`` is off.
         OSError: a file cannot be written.
     """
-    picture = picture_of(drawing)
+    picture = make_picture(drawing)
     with matplotlib.rc_context(STYLE):
         for path in files:
             style = path.suffix[1:].lower()

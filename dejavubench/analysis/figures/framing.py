@@ -33,7 +33,7 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
             ncols=columns,
             loc="upper left",
             bbox_to_anchor=(EDGE_INCHES, -EDGE_INCHES),
-            bbox_transform=_inches_from_top(picture),
+            bbox_transform=_make_top_transform(picture),
             borderaxespad=0.0,
             borderpad=0.0,
             frameon=False,
@@ -42,11 +42,11 @@ def add_legend(picture: Picture, handles: Sequence[Any], labels: Sequence[str]) 
         )
         if (
             columns == 1
-            or _size_inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE_INCHES
+            or _measure_inches(picture, legend)[0] <= picture.get_figwidth() - 2 * EDGE_INCHES
         ):
             break
         legend.remove()
-    _grow(picture, top_inches=_size_inches(picture, legend)[1] + 2 * EDGE_INCHES)
+    _grow(picture, top_inches=_measure_inches(picture, legend)[1] + 2 * EDGE_INCHES)
 
 
 def add_title(picture: Picture, title: str) -> None:
@@ -57,15 +57,17 @@ def add_title(picture: Picture, title: str) -> None:
         -EDGE_INCHES,
         lines,
         fontsize=TITLE_SIZE,
-        transform=_inches_from_top(picture),
+        transform=_make_top_transform(picture),
         va="top",
         ha="left",
     )
-    height = _size_inches(picture, text)[1] + 2 * EDGE_INCHES
+    height = _measure_inches(picture, text)[1] + 2 * EDGE_INCHES
     _grow(picture, top_inches=height)
-    text.set_transform(_inches_from_top(picture))
+    text.set_transform(_make_top_transform(picture))
     for legend in picture.legends:
-        legend.set_bbox_to_anchor((EDGE_INCHES, -EDGE_INCHES - height), _inches_from_top(picture))
+        legend.set_bbox_to_anchor(
+            (EDGE_INCHES, -EDGE_INCHES - height), _make_top_transform(picture)
+        )
 
 
 def add_caption(picture: Picture, caption: str) -> None:
@@ -79,10 +81,10 @@ def add_caption(picture: Picture, caption: str) -> None:
         va="bottom",
         ha="left",
     )
-    _grow(picture, bottom_inches=_size_inches(picture, text)[1] + 2 * EDGE_INCHES)
+    _grow(picture, bottom_inches=_measure_inches(picture, text)[1] + 2 * EDGE_INCHES)
 
 
-def _inches_from_top(picture: Picture) -> Transform:
+def _make_top_transform(picture: Picture) -> Transform:
     """Return the transform of inches from the picture's top left corner, upwards and rightwards."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -108,7 +110,7 @@ def _grow(picture: Picture, top_inches: float = 0.0, bottom_inches: float = 0.0)
     )
 
 
-def _size_inches(picture: Picture, artist: Artist) -> tuple[float, float]:
+def _measure_inches(picture: Picture, artist: Artist) -> tuple[float, float]:
     """Return width and height of an artist."""
     canvas: Any = picture.canvas
     extent = artist.get_window_extent(canvas.get_renderer())

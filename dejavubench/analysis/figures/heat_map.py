@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavubench.analysis.figures import captions
-from dejavubench.analysis.figures.figure import Figure, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, list_streaming_arms
 from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.figures.style import NOISE_GREY, TEXT_SIZE, WIDTH, make_panels
 from dejavubench.analysis.figures.totals import TotalRow, is_told, make_total_rows
@@ -56,7 +56,7 @@ class HeatMap(Figure):
             {point.ubatch_size for point in points},
             {point.input_len for point in points},
         ]
-        return bool(streaming_arms(run)) and all(len(values) > 1 for values in sizes_of_axes)
+        return bool(list_streaming_arms(run)) and all(len(values) > 1 for values in sizes_of_axes)
 
     def rows(self, run: Run) -> list[TotalRow]:
         """Return the rows of Fig 25, one per point and arm."""
@@ -83,15 +83,15 @@ class HeatMap(Figure):
         if captions.has_noise(frame):
             points = frame.drop_duplicates([*self.mixed_sizes])
             _draw_noise(next(free_axes), points, grid, intervals)
-        shade = _shades(frame)
+        shade = _choose_shades(frame)
         for ax, arm_rows in zip(free_axes, rows_of_arms, strict=False):
             _draw_arm(ax, arm_rows, grid, shade, intervals)
-            ax.set_title(_panel_title(arm_rows.iloc[0], destinations))
+            ax.set_title(_format_panel_title(arm_rows.iloc[0], destinations))
         return picture
 
     def remarks(self, runs: Sequence[Run], frame: pd.DataFrame) -> list[str]:
         """Return the meaning of the grey panel and of frames."""
-        return [captions.grey_sentence(frame), captions.told_sentence(frame, "A frame")]
+        return [captions.grey_sentence(frame), captions.told_from_noise_sentence(frame, "A frame")]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Grid:
             spine.set_visible(False)
 
 
-def _shades(frame: pd.DataFrame) -> Callable[[float], Any]:
+def _choose_shades(frame: pd.DataFrame) -> Callable[[float], Any]:
     """Return the colours of overheads: white is none or a gain, so that colour means cost."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
@@ -219,7 +219,7 @@ def _write_in_cell(
     )
 
 
-def _panel_title(row: pd.Series, destinations: Destinations) -> str:
+def _format_panel_title(row: pd.Series, destinations: Destinations) -> str:
     """Return the arm in words: destination, durability or hosts, and level."""
     details = [row["durability"], row["hosts"]]
     shown_details = [

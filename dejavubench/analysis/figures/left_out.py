@@ -28,7 +28,7 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
                     sizes, arm_names, are_all=len(arm_names) == len(point_rows)
                 )
                 arms_by_status.setdefault(status, []).append(group_text)
-    clauses = [f"{status}: {_first_texts(texts)}" for status, texts in arms_by_status.items()]
+    clauses = [f"{status}: {_join_first_texts(texts)}" for status, texts in arms_by_status.items()]
     return f"Not shown: {'; '.join(clauses)}." if clauses else ""
 
 
@@ -40,7 +40,7 @@ def _format_group(sizes: str, arm_names: Sequence[str], are_all: bool) -> str:
     return f"{arms} of {sizes}" if sizes else arms
 
 
-def _first_texts(texts: Sequence[str]) -> str:
+def _join_first_texts(texts: Sequence[str]) -> str:
     """Return the first texts, and how many more there are."""
     shown_text = "; ".join(texts[:MOST_NAMED_POINTS])
     further_count = len(texts) - MOST_NAMED_POINTS

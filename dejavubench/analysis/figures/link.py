@@ -29,12 +29,12 @@ from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
     OverheadColumns,
-    arm_columns,
     destinations_of,
     level_label,
-    median_and_ends,
-    noise_columns,
-    shown_arms,
+    list_shown_arms,
+    make_arm_columns,
+    make_noise_columns,
+    split_estimate,
 )
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
@@ -104,7 +104,7 @@ class LinkFigure(Figure):
             NothingToDrawError: the session did not measure its link, or several sources shared it.
         """
         rows = []
-        for point, arm in shown_arms(run):
+        for point, arm in list_shown_arms(run):
             info = info_of(run, arm.info)
             overhead = stats.paired_overhead(arm.times.total, point.baselines())
             if info is None or info.link_rate is None or overhead is None:
@@ -203,7 +203,7 @@ class LinkFigure(Figure):
 
 def _make_looks(level_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return colour, marker and line of each level."""
-    colours = style.ordered_colours(len(level_names))
+    colours = style.make_ordered_colours(len(level_names))
     return {
         level_name: {
             "color": colour,
@@ -233,13 +233,13 @@ def _make_link_row(
         run=run.path.name,
         point=point.info.id,
         sizes=Sizes.of_point(point.info),
-        arm=arm_columns(run, arm),
+        arm=make_arm_columns(run, arm),
         link=run.header.experiment.get("link") or "not recorded",
         samples=overhead.samples,
         # GB/s · 10³ = MB/s.
         link_mb_per_s=1e3 * speed,
-        overhead=OverheadColumns(*median_and_ends(overhead, 100)),
-        noise=noise_columns(point),
+        overhead=OverheadColumns(*split_estimate(overhead, 100)),
+        noise=make_noise_columns(point),
         layers=point.info.layer_num,
         steps=steps,
         flush_interval=run.header.experiment.get("flush_interval", 1),

@@ -136,7 +136,7 @@ def mark_speeds(ax: Axes, speeds: dict[str, float], speed_range: tuple[float, fl
             ha="center",
             va="bottom",
             fontsize=style.TEXT_SIZE,
-            color=style.readable_colour(colour),  # the last of the ordered colours is light
+            color=style.make_readable_colour(colour),  # the last of the ordered colours is light
             annotation_clip=False,
         )
     return len(text_ends)
@@ -188,7 +188,7 @@ def set_axes(
     lowest_pct = min(-1.2 * LINEAR_PCT, 1.3 * float(np.nanmin(shown_values.to_numpy())))
     ax.set_xscale("log")
     ax.set_xlim(*speed_range)
-    ticks = style.finest_log_ticks(_SPEEDS, speed_range, inches, format_speed)
+    ticks = style.choose_finest_log_ticks(_SPEEDS, speed_range, inches, format_speed)
     style.tick_at(ax.xaxis, ticks, format_speed)
     style.tick_within_decades(ax.xaxis)
     # Overheads span four decades and may be negative: linear around zero, log beyond.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dejavubench.analysis.figures.figure import Figure, NothingToDrawError, streaming_arms
+from dejavubench.analysis.figures.figure import Figure, NothingToDrawError, list_streaming_arms
 from dejavubench.records import Run
 from dejavubench.records.figures import FIGURES
 
 
-def figure(name: str) -> Figure:
+def load_figure(name: str) -> Figure:
     """Return the figure of a name. Each has a module of its name with a constant ``FIGURE``.
 
     Raises:
@@ -21,9 +21,9 @@ def figure(name: str) -> Figure:
     return module_figure
 
 
-def figures() -> tuple[Figure, ...]:
+def load_figures() -> tuple[Figure, ...]:
     """Return all figures, in the order of their names."""
-    return tuple(figure(name) for name in FIGURES)
+    return tuple(load_figure(name) for name in FIGURES)
 
 
 def figure_of(run: Run) -> Figure:
@@ -38,8 +38,8 @@ def figure_of(run: Run) -> Figure:
             raise NothingToDrawError(
                 f"{run.path.name}: figure {name!r} is not one of {', '.join(FIGURES)}"
             )
-        return figure(name)
-    arms = streaming_arms(run)
+        return load_figure(name)
+    arms = list_streaming_arms(run)
     if arms and len(arms) == len(run.header.arms):
         raise NothingToDrawError(
             f"{run.path.name}: no baseline was measured, so there is nothing to compare the "
@@ -49,4 +49,4 @@ def figure_of(run: Run) -> Figure:
         raise NothingToDrawError(
             f"{run.path.name}: swapping has no figure; its table shows its cost"
         )
-    return next(named_figure for named_figure in figures() if named_figure.fits(run))
+    return next(named_figure for named_figure in load_figures() if named_figure.fits(run))

@@ -50,7 +50,7 @@ def level_label(level_name: str) -> str:
     return LEVELS[level_name].label if level_name in LEVELS else f"level {level_name}"
 
 
-def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
+def list_shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
     """Return arms with measured rounds whose bytes were right."""
     return [
         (point, arm)
@@ -60,7 +60,7 @@ def shown_arms(run: Run) -> list[tuple[PointSamples, ArmSamples]]:
     ]
 
 
-def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
+def make_arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
     """Return the columns that say which arm a row is of."""
     info = arm.info
     return ArmColumns(
@@ -73,12 +73,12 @@ def arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
     )
 
 
-def noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
+def make_noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
     """Return a point's noise floor and its interval, in percent; None without a second baseline."""
-    return NoiseColumns(*median_and_ends(stats.noise_floor(point.baselines(quantity)), 100))
+    return NoiseColumns(*split_estimate(stats.noise_floor(point.baselines(quantity)), 100))
 
 
-def median_and_ends(
+def split_estimate(
     interval: stats.Estimate | None, scale: float = 1.0
 ) -> tuple[float | None, float | None, float | None]:
     """Return median and interval; the interval of a single sample is NaN."""

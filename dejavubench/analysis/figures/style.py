@@ -85,7 +85,7 @@ def make_panels(
 # ---- colours ----
 
 
-def ordered_colours(count: int) -> list[str]:
+def make_ordered_colours(count: int) -> list[str]:
     """Return colours for values with an order, from dark to light, also in grey."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -94,18 +94,18 @@ def ordered_colours(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](fraction)) for fraction in np.linspace(0.0, 0.75, count)]
 
 
-def readable_colour(colour: str) -> str:
+def make_readable_colour(colour: str) -> str:
     """Return a colour for text on white: the same, or a darker one of :data:`TEXT_CONTRAST`."""
     from matplotlib.colors import to_hex, to_rgb
 
     red, green, blue = to_rgb(colour)
     share = 1.0
-    while contrast_to_white((share * red, share * green, share * blue)) < TEXT_CONTRAST:
+    while compute_contrast_to_white((share * red, share * green, share * blue)) < TEXT_CONTRAST:
         share -= 0.02
     return to_hex((share * red, share * green, share * blue))
 
 
-def contrast_to_white(colour: tuple[float, float, float]) -> float:
+def compute_contrast_to_white(colour: tuple[float, float, float]) -> float:
     """Return the contrast of a colour, red, green and blue of 0 to 1, to white by WCAG."""
     red, green, blue = (
         component / 12.92 if component <= 0.04045 else ((component + 0.055) / 1.055) ** 2.4
@@ -122,7 +122,7 @@ def lighten(colour: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
+def choose_filling(info: DestinationInfo, durability: object = None) -> dict[str, Any]:
     """Return colour and hatch of a destination's area; each durability has its own shade.
 
     Args:
@@ -172,7 +172,7 @@ def tick_within_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def finest_log_ticks(
+def choose_finest_log_ticks(
     choices: Iterable[Sequence[float]],
     axis_ends: tuple[float, float],
     inches: float,

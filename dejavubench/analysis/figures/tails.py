@@ -10,14 +10,18 @@ from dejavubench.analysis.breakdown.tails import sorted_tokens
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun
 from dejavubench.analysis.figures.framing import add_legend
-from dejavubench.analysis.figures.shared_columns import ArmColumns, arm_columns, shown_arms
+from dejavubench.analysis.figures.shared_columns import (
+    ArmColumns,
+    list_shown_arms,
+    make_arm_columns,
+)
 from dejavubench.analysis.figures.style import (
     GRID,
     LINES,
     TEXT_SIZE,
     collect_legend,
+    make_ordered_colours,
     make_panels,
-    ordered_colours,
     tick_each_decade,
 )
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
@@ -70,7 +74,7 @@ class TailsFigure(Figure):
                 run=run.path.name,
                 point=point.info.id,
                 sizes=Sizes.of_point(point.info),
-                arm=arm_columns(run, arm),
+                arm=make_arm_columns(run, arm),
                 samples=len(arm.times.total),
                 tokens=times.size,
                 # Sorted from the slowest: index + 1 tokens took at least this long.
@@ -78,9 +82,9 @@ class TailsFigure(Figure):
                 token_ms=float(times[index]),
                 setting=SettingColumns.of_point(point.info),
             )
-            for point, arm in shown_arms(run)
+            for point, arm in list_shown_arms(run)
             for times in [sorted_tokens(arm)[::-1]]
-            for index in _shown_indices(times.size)
+            for index in _choose_indices(times.size)
         ]
 
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
@@ -98,9 +102,9 @@ class TailsFigure(Figure):
             for arm_name, arm_rows in frame.groupby("arm", sort=False):
                 first_row = arm_rows.iloc[0]
                 if mode is None:
-                    look = _destination_look(first_row, arm_names, destinations)
+                    look = _choose_destination_look(first_row, arm_names, destinations)
                 elif first_row["mode"] in (NO_STREAMING, mode):
-                    look = _level_look(first_row, level_names)
+                    look = _choose_level_look(first_row, level_names)
                 else:
                     continue
                 label = arm_name
@@ -129,10 +133,10 @@ class TailsFigure(Figure):
             "/".join(f"{count:,}" for count in sorted(set(frame[name])))
             for name in ("samples", "tokens")
         )
-        return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.host_places(frame)]
+        return [f"{tokens} tokens per arm, of {rounds} rounds.", captions.list_host_places(frame)]
 
 
-def _shown_indices(token_count: int) -> Iterator[int]:
+def _choose_indices(token_count: int) -> Iterator[int]:
     """Yield the indices of the tokens that have rows, from the slowest, 0, to the fastest."""
     index = 0
     while index < token_count - 1:
@@ -165,27 +169,27 @@ def _scale_axes(ax: Axes, frame: pd.DataFrame) -> None:
     ax.grid(**GRID)
 
 
-def _baseline_look(row: pd.Series) -> dict[str, Any]:
+def _choose_baseline_look(row: pd.Series) -> dict[str, Any]:
     return {"color": "black", "linestyle": "-" if row["role"] == "baseline" else ":"}
 
 
-def _destination_look(
+def _choose_destination_look(
     row: pd.Series, arm_names: Sequence[str], destinations: Destinations
 ) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
-        return _baseline_look(row)
+        return _choose_baseline_look(row)
     # Arms often lie on each other. Dashes that differ let the lower line show between the upper's.
     line = LINES[arm_names.index(row["arm"]) % len(LINES)]
     return {"color": find_destination(row["mode"], destinations).colour, "linestyle": line}
 
 
-def _level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:
+def _choose_level_look(row: pd.Series, level_names: list[str]) -> dict[str, Any]:
     if row["mode"] == NO_STREAMING:
-        return _baseline_look(row)
+        return _choose_baseline_look(row)
     level_index = len(level_names)
     if row["level"] in level_names:
         level_index = level_names.index(row["level"])
-    colours = ordered_colours(len(level_names) + 1)
+    colours = make_ordered_colours(len(level_names) + 1)
     return {"color": colours[level_index], "linestyle": LINES[level_index % len(LINES)]}
 
 

@@ -12,11 +12,11 @@ from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
     NoiseColumns,
     OverheadColumns,
-    arm_columns,
     estimate_series,
-    median_and_ends,
-    noise_columns,
-    shown_arms,
+    list_shown_arms,
+    make_arm_columns,
+    make_noise_columns,
+    split_estimate,
 )
 from dejavubench.analysis.tables.process_columns import SettingColumns, Sizes
 from dejavubench.records import Run
@@ -53,23 +53,23 @@ def make_total_rows(run: Run) -> list[TotalRow]:
         NothingToDrawError: no overhead is known, as there is no baseline.
     """
     rows = []
-    for point, arm in shown_arms(run):
+    for point, arm in list_shown_arms(run):
         cost = cost_of(point, arm) if arm.info.role == "streaming" else None
-        total, low, high = median_and_ends(estimate_series(arm.times.total))
+        total, low, high = split_estimate(estimate_series(arm.times.total))
         rows.append(
             TotalRow(
                 run=run.path.name,
                 point=point.info.id,
                 sizes=Sizes.of_point(point.info),
-                arm=arm_columns(run, arm),
+                arm=make_arm_columns(run, arm),
                 samples=len(arm.times.total),
                 total_ms=total,
                 total_low_ms=low,
                 total_high_ms=high,
                 overhead=OverheadColumns(
-                    *median_and_ends(None if cost is None else cost.estimate, 100)
+                    *split_estimate(None if cost is None else cost.estimate, 100)
                 ),
-                noise=noise_columns(point),
+                noise=make_noise_columns(point),
                 told_from_noise=is_told_from_noise(cost),
                 setting=SettingColumns.of_point(point.info),
             )

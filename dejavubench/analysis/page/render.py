@@ -27,13 +27,13 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(nbytes=format_nbytes, keep_together=keep_together)
-    script = _asset("page.js")
+    script = _read_asset("page.js")
     text = environment.get_template(TEMPLATE).render(
         page=page,
         version=__version__,
-        style=Markup(_asset("page.css")),
+        style=Markup(_read_asset("page.css")),
         script=Markup(script),
-        policy=_policy(script),
+        policy=_make_policy(script),
     )
     return text.lstrip()
 
@@ -55,11 +55,11 @@ def keep_together(text: str) -> Markup:
     return Markup(WHOLE_PATTERN.sub(r'<span class="whole">\g<0></span>', escaped_text))
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (files(__package__) / "templates" / name).read_text("utf-8")
 
 
-def _policy(script: str) -> str:
+def _make_policy(script: str) -> str:
     """Return a policy by which browsers refuse all requests, and all scripts but the page's own."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return (

@@ -20,7 +20,7 @@ from dejavubench.analysis.page.contents import (
 from dejavubench.analysis.page.run_settings import collect_settings
 from dejavubench.analysis.page.sortable import Meanings, make_tables, page_heading
 from dejavubench.analysis.page.svg_pictures import Pictures, draw_common_pictures, draw_pictures
-from dejavubench.analysis.page.trace_download import trace_download
+from dejavubench.analysis.page.trace_download import make_trace_download
 from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.tables.text_cells import common_sizes
 from dejavubench.records import Run
@@ -66,7 +66,7 @@ def make_page(
         replace(section, difference=difference)
         for section, difference in zip(sections, _describe_differences(shown_runs), strict=True)
     ]
-    title = sections[0].title if len(sections) == 1 else _common_title(shown_runs)
+    title = sections[0].title if len(sections) == 1 else _make_common_title(shown_runs)
     return Page(
         title,
         sections,
@@ -85,7 +85,7 @@ def _make_section(
     option_meanings: Mapping[str, str],
 ) -> PageRun:
     """Return the section of a run: what a log has, and its settings and timeline."""
-    download, no_download = trace_download(run)
+    download, no_download = make_trace_download(run)
     return replace(
         _make_log_section(report, anchor, meanings),
         title=_run_title(run),
@@ -177,7 +177,7 @@ def _list_traits(shown_run: ShownRun) -> list[str]:
     ]
 
 
-def _common_title(shown_runs: Sequence[ShownRun]) -> str:
+def _make_common_title(shown_runs: Sequence[ShownRun]) -> str:
     if any(shown_run.run is None for shown_run in shown_runs):
         return f"{len(shown_runs)} runs or text logs"
     machines = {processor(shown_run.run) for shown_run in shown_runs if shown_run.run is not None}

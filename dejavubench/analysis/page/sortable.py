@@ -71,7 +71,7 @@ class Meanings:
                 heading=_join_lines(heading),
                 columns=[
                     ColumnMeaning(column.name, column.meaning)
-                    for column in _without_interval_ends(columns)
+                    for column in _drop_interval_ends(columns)
                 ],
             )
         return self._entries[key].anchor
@@ -92,7 +92,7 @@ INTERVAL_END_PATTERN = re.compile(r"_(low|high)_[a-z]+$")
 """Columns of the ends of an interval, which a cell shows in brackets."""
 
 
-def _without_interval_ends(columns: Sequence[Column]) -> Sequence[Column]:
+def _drop_interval_ends(columns: Sequence[Column]) -> Sequence[Column]:
     """Return the columns without ends of intervals, unless there is nothing else."""
     return [column for column in columns if not INTERVAL_END_PATTERN.search(column.name)] or columns
 

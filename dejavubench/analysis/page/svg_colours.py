@@ -31,24 +31,24 @@ def mark_colour(colour: str) -> str:
     """Return the page's colour for a line, point or text of ``#rrggbb``."""
     light_rgb = _parse(colour)
     if _is_grey(light_rgb):
-        return _page_grey(light_rgb[0])
-    return _for_schemes(colour, _lift(light_rgb))
+        return _convert_grey(light_rgb[0])
+    return _format_for_schemes(colour, _lift(light_rgb))
 
 
-def area_colour(colour: str) -> str:
+def convert_area_colour(colour: str) -> str:
     """Return the page's colour for an area of ``#rrggbb`` that hatches and texts lie on."""
     light_rgb = _parse(colour)
     if _is_grey(light_rgb):
-        return _page_grey(light_rgb[0])
+        return _convert_grey(light_rgb[0])
     white_share = min(light_rgb) / 255
     pure_rgb = [
         round((component - 255 * white_share) / (1 - white_share)) for component in light_rgb
     ]
     dark_rgb = _mix(_lift(pure_rgb), DARK_PAPER, white_share)
     share = 0.0
-    while _luminance(_mix(dark_rgb, DARK_PAPER, share)) > AREA_LUMINANCE:
+    while _compute_luminance(_mix(dark_rgb, DARK_PAPER, share)) > AREA_LUMINANCE:
         share += 0.05
-    return _for_schemes(colour, _mix(dark_rgb, DARK_PAPER, share))
+    return _format_for_schemes(colour, _mix(dark_rgb, DARK_PAPER, share))
 
 
 def _parse(colour: str) -> tuple[int, ...]:
@@ -60,14 +60,14 @@ def _is_grey(colour: Sequence[int]) -> bool:
     return len(set(colour)) == 1
 
 
-def _page_grey(level: int) -> str:
+def _convert_grey(level: int) -> str:
     paper = round(100 * level / 255)
     if paper in (0, 100):
         return "var(--paper)" if paper else "var(--ink)"
     return f"color-mix(in srgb, var(--paper) {paper}%, var(--ink))"
 
 
-def _for_schemes(light_colour: str, dark_rgb: Sequence[int]) -> str:
+def _format_for_schemes(light_colour: str, dark_rgb: Sequence[int]) -> str:
     dark_text = f"#{bytes(dark_rgb).hex()}"
     return (
         light_colour
@@ -79,7 +79,7 @@ def _for_schemes(light_colour: str, dark_rgb: Sequence[int]) -> str:
 def _lift(colour: Sequence[int]) -> Sequence[int]:
     """Mix a colour with ink until it stands out from dark paper."""
     share = 0.0
-    while _luminance(_mix(colour, DARK_INK, share)) < MARK_LUMINANCE:
+    while _compute_luminance(_mix(colour, DARK_INK, share)) < MARK_LUMINANCE:
         share += 0.05
     return _mix(colour, DARK_INK, share)
 
@@ -92,7 +92,7 @@ def _mix(colour: Sequence[int], other_colour: Sequence[int], share: float) -> Se
     ]
 
 
-def _luminance(colour: Sequence[int]) -> float:
+def _compute_luminance(colour: Sequence[int]) -> float:
     """Return the relative luminance of a colour, as WCAG defines it."""
     shares = (component / 255 for component in colour)
     red, green, blue = (

@@ -23,7 +23,7 @@ from dejavubench.analysis.figures.figure import Drawing, NothingToDrawError
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.figures.style import STYLE
 from dejavubench.analysis.page.contents import PagePicture
-from dejavubench.analysis.page.svg_colours import area_colour, mark_colour
+from dejavubench.analysis.page.svg_colours import convert_area_colour, mark_colour
 from dejavubench.records import RecordError, Run
 
 SVG = "http://www.w3.org/2000/svg"
@@ -180,17 +180,17 @@ def _recolour(root: ElementTree.Element) -> None:
             element.set("style", _recolour_style(style, is_area))
         for name in ("fill", "stroke"):
             if element.attrib.get(name, "").startswith("#"):
-                element.set(name, _page_colour(name, element.attrib[name], is_area))
+                element.set(name, _choose_page_colour(name, element.attrib[name], is_area))
 
 
 def _recolour_style(style: str, is_area: bool) -> str:
     return STYLED_COLOUR_PATTERN.sub(
-        lambda match: f"{match[1]}: {_page_colour(match[1], match[2], is_area)}", style
+        lambda match: f"{match[1]}: {_choose_page_colour(match[1], match[2], is_area)}", style
     )
 
 
-def _page_colour(name: str, colour: str, is_area: bool) -> str:
-    return area_colour(colour) if is_area and name == "fill" else mark_colour(colour)
+def _choose_page_colour(name: str, colour: str, is_area: bool) -> str:
+    return convert_area_colour(colour) if is_area and name == "fill" else mark_colour(colour)
 
 
 def _set_head(root: ElementTree.Element, title: str, prefix: str) -> None:

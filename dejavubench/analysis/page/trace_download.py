@@ -19,7 +19,7 @@ LARGEST_NBYTES = 1_000_000
 """Bytes of the largest trace that a page carries, compressed. Mail servers refuse large pages."""
 
 
-def trace_download(run: Run) -> tuple[PageDownload | None, str]:
+def make_trace_download(run: Run) -> tuple[PageDownload | None, str]:
     """Return the trace of the arm with the largest overhead, or the reason why there is none."""
     try:
         trace = build(run, choose(run, None, None, "median"))
