@@ -33,7 +33,7 @@ from rich.table import Table
 
 from dejavubench import __version__
 from dejavubench.analysis.number_texts import format_ms
-from dejavubench.analysis.numbers.stats import Estimate, estimate, paired_ratios
+from dejavubench.analysis.numbers.stats import Estimate, compute_paired_ratios, estimate
 from dejavubench.cli.console import make_console
 from dejavubench.cli.errors import fail_usage
 from dejavubench.models.hub import specs
@@ -460,7 +460,7 @@ def estimates(times: dict[str, list[list[float]]]) -> dict[str, dict[str, Estima
         }
         for phase, series in phases(rounds).items():
             estimates_by_engine[name][f"{phase} ratio"] = estimate(
-                paired_ratios(series, [own_phases[phase]])
+                compute_paired_ratios(series, [own_phases[phase]])
             )
     return estimates_by_engine
 

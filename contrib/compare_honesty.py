@@ -41,7 +41,7 @@ from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamp
 from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.round_changes import median_sample, paired_change
+from dejavubench.analysis.numbers.round_changes import compute_paired_change, make_median_sample
 from dejavubench.records import ArmInfo, Run
 
 INJECTED = 0.02
@@ -331,8 +331,8 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
             sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
             slower_rows.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
             click.echo(" | ".join(slower_rows[-1]), err=True)
-    click.echo("\n".join(markdown.table(AA_HEADINGS, equal_rows, left_columns=2)) + "\n")
-    click.echo("\n".join(markdown.table(INJECTED_HEADINGS, slower_rows, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(AA_HEADINGS, equal_rows, left_columns=2)) + "\n")
+    click.echo("\n".join(markdown.make_table(INJECTED_HEADINGS, slower_rows, left_columns=2)))
 
 
 def replace_verdicts(tally: Tally) -> Tally:
@@ -366,9 +366,9 @@ def paired_intervals(a: RunSamples) -> dict[str, tuple[float, float]]:
     first_totals, other_totals = (
         point.arms[baseline.name].times.total for baseline in (ONE, OTHER_ARM)
     )
-    ratios = stats.paired_ratios(other_totals, [first_totals])
+    ratios = stats.compute_paired_ratios(other_totals, [first_totals])
     plain_interval = stats.estimate(ratios).shift(-1.0)
-    used_interval = paired_change(median_sample(np.log(ratios)))
+    used_interval = compute_paired_change(make_median_sample(np.log(ratios)))
     return {
         "plain bootstrap of rounds": (plain_interval.low, plain_interval.high),
         "as `compare` and ANSWER make it": (used_interval.low, used_interval.high),
@@ -406,7 +406,7 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
             rates = (format_rate(times, count), format_rate(slower_counts[interval], count))
             lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
-    click.echo("\n".join(markdown.table(PAIRED_HEADINGS, lines, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(PAIRED_HEADINGS, lines, left_columns=2)))
 
 
 # ---- real runs ----
@@ -444,7 +444,7 @@ def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: in
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
             lines.append(aa_cells(pairing, f"{operands}, if times were judged", times))
-    click.echo("\n".join(markdown.table(AA_HEADINGS, lines, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(AA_HEADINGS, lines, left_columns=2)))
 
 
 def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:

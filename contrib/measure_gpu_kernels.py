@@ -190,7 +190,7 @@ def main(
             arm.step_ms[round_number] = replay_ms(graphs[arm.name])
     nbytes = step_nbytes(model, cache, position)
     for arm in arms:
-        ratio = stats.estimate(stats.paired_ratios(arm.step_ms, [arms[0].step_ms]))
+        ratio = stats.estimate(stats.compute_paired_ratios(arm.step_ms, [arms[0].step_ms]))
         step_ms = stats.estimate(arm.step_ms.values()).median
         click.echo(
             f"{step_ms:7.3f} ms  {nbytes / step_ms / 1e6:5.0f} GB/s  {ratio.median:.4f} "

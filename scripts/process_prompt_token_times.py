@@ -9,8 +9,8 @@ except ImportError:
         "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
     )
 
-from dejavubench.analysis.numbers.averages import prompt_token_average, run_script
+from dejavubench.analysis.numbers.averages import format_prompt_token_average, run_script
 from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(lambda: run_script(sys.argv, prompt_token_average)))
+    sys.exit(run_guarded(lambda: run_script(sys.argv, format_prompt_token_average)))

@@ -9,8 +9,8 @@ except ImportError:
         "dejavubench is not installed for this Python: source .venv/bin/activate, or see the README"
     )
 
-from dejavubench.analysis.numbers.averages import run_script, total_average
+from dejavubench.analysis.numbers.averages import format_total_average, run_script
 from dejavubench.cli.streams import run_guarded
 
 if __name__ == "__main__":
-    sys.exit(run_guarded(lambda: run_script(sys.argv, total_average)))
+    sys.exit(run_guarded(lambda: run_script(sys.argv, format_total_average)))

@@ -51,7 +51,7 @@ class Column:
 
 
 @cache
-def _column_types(row: Any) -> dict[str, Any]:
+def _read_column_types(row: Any) -> dict[str, Any]:
     """Return by name the type and meaning of each column, and the class of each group."""
     hints = get_type_hints(row, include_extras=True)
     return {
@@ -64,7 +64,7 @@ def _column_types(row: Any) -> dict[str, Any]:
 def columns_of(row: type[Any]) -> Iterator[Column]:
     """Yield the columns of a row's class in their order."""
     row_class: Any = row
-    for name, column_type in _column_types(row_class).items():
+    for name, column_type in _read_column_types(row_class).items():
         if isinstance(column_type, tuple):
             value_type, meaning = column_type
             yield Column(name, meaning, value_type, row.__name__)
@@ -81,7 +81,7 @@ def values_by_column(row: Any) -> dict[str, Any]:
     """Return the values of a row by the names of its columns, in their order."""
     values: dict[str, Any] = {}
     row_class: Any = type(row)
-    for name, column_type in _column_types(row_class).items():
+    for name, column_type in _read_column_types(row_class).items():
         value = getattr(row, name)
         values |= {name: value} if isinstance(column_type, tuple) else values_by_column(value)
     return values

@@ -105,7 +105,7 @@ def columns_page() -> str:
             ]
             for column in columns
         ]
-        table = markdown.table(("column", "unit", "heading", "meaning"), rows, left_columns=4)
+        table = markdown.make_table(("column", "unit", "heading", "meaning"), rows, left_columns=4)
         lines += [
             f"## {_title_of(group)}",
             "",
@@ -131,7 +131,7 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
     ]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.
     title, _, explanation = _summary_of(row).partition(": ")
-    table = markdown.table(("column", "unit", "meaning"), columns, left_columns=3)
+    table = markdown.make_table(("column", "unit", "meaning"), columns, left_columns=3)
     return [
         f"## {title}{name}",
         "",
@@ -150,7 +150,7 @@ def environment_page() -> str:
             [f"`{name}`", _make_sentence(field.description or "")]
             for name, field in model.model_fields.items()
         ]
-        table = markdown.table(("key", "meaning"), rows, left_columns=2)
+        table = markdown.make_table(("key", "meaning"), rows, left_columns=2)
         lines += [
             f"## {_title_of(model.__name__)}",
             "",

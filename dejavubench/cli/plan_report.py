@@ -211,5 +211,5 @@ def _format_markdown(report: PlanReport) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for block in report.tables():
         rows = [cells for group in block.groups for cells in group]
-        lines += ["", *markdown.table(block.columns, rows, block.leading_columns)]
+        lines += ["", *markdown.make_table(block.columns, rows, block.leading_columns)]
     return "\n".join([*lines, "", report.summary]) + "\n"

@@ -21,7 +21,7 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
     """Return a function that says how exactly overheads are known; None counts rounds alone."""
     if plan.experiment.precision is None:
         return None
-    from dejavubench.analysis.numbers.stats import half_width_of, totals_by_arm
+    from dejavubench.analysis.numbers.stats import collect_totals_by_arm, compute_half_width
     from dejavubench.bench.recording.infos import describe_arm
 
     arms = [describe_arm(arm) for arm in plan.running]
@@ -29,7 +29,8 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
     def half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
         remaining_arms = [arm for arm in arms if arm.name not in failed_arms]
         widths = [
-            half_width_of(series, remaining_arms) for series in totals_by_arm(iterations).values()
+            compute_half_width(series, remaining_arms)
+            for series in collect_totals_by_arm(iterations).values()
         ]
         return widths[0] if len(widths) == 1 else None  # these are the iterations of one point
 

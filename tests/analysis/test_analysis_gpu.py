@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.breakdown.least_work import weights_itemsize, work_of
+from dejavubench.analysis.breakdown.least_work import find_weights_itemsize, work_of
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import make_drawings
@@ -107,7 +107,7 @@ def test_weights_of_older_records_are_as_wide_as_the_cpu_multiplies(
 ) -> None:
     infos = [{"environment": {"native_bf16": has_bf16}} for has_bf16 in bf16_by_rank]
     run = read_run(write_run(tmp_path / "r", [NONE], rounds=1, infos=infos))
-    assert weights_itemsize(run, make_older_point(data_type)) == itemsize
+    assert find_weights_itemsize(run, make_older_point(data_type)) == itemsize
 
 
 def make_older_point(data_type: str) -> PointInfo:
@@ -121,16 +121,18 @@ def test_weights_are_as_wide_as_the_record_says(tmp_path: Path) -> None:
         )
     )
     for data_type, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        assert weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
+        assert find_weights_itemsize(run, info_of("gpt2", data_type=data_type)) == itemsize
 
 
 def test_weights_of_a_gpu_are_of_the_type_and_unknown_ones_are_not_guessed(tmp_path: Path) -> None:
     assert (
-        weights_itemsize(make_gpu_run(tmp_path / "gpu", [NONE], rounds=1), make_older_point("fp16"))
+        find_weights_itemsize(
+            make_gpu_run(tmp_path / "gpu", [NONE], rounds=1), make_older_point("fp16")
+        )
         == 2
     )
     cpu = read_run(write_run(tmp_path / "cpu", [NONE], rounds=1))  # whose ranks say nothing of bf16
-    assert weights_itemsize(cpu, make_older_point("bf16")) is None
+    assert find_weights_itemsize(cpu, make_older_point("bf16")) is None
     assert flat_rows(cpu)[0]["token_gb_per_s"] is None
 
 
@@ -184,15 +186,15 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
 
 def test_several_gpus_are_counted_by_their_identity(tmp_path: Path) -> None:
     run = make_gpu_run(tmp_path / "r", [NONE], rounds=1)
-    info = next(iter(source_ranks.sources(run)))
+    info = next(iter(source_ranks.list_sources(run)))
     rank_of_another_gpu = info.model_copy(
         update={"rank": 2, "environment": {"gpu": GPU | {"uuid": "cccc"}}}
     )
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(rank_of_another_gpu))
-    assert source_ranks.processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
+    assert source_ranks.name_processor(read_run(tmp_path / "r")) == "2 × NVIDIA H200"
     rank_of_the_same_gpu = rank_of_another_gpu.model_copy(update={"environment": info.environment})
     (tmp_path / "r" / "rank-0002.jsonl").write_text(to_line(rank_of_the_same_gpu))
-    assert source_ranks.processor(read_run(tmp_path / "r")) == "NVIDIA H200"
+    assert source_ranks.name_processor(read_run(tmp_path / "r")) == "NVIDIA H200"
 
 
 def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
     run = read_run(tmp_path / "r")
     row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
-    assert raw_loops.against_raw(run)["pcie-destination / pcie-d2h"].samples == 2
+    assert raw_loops.compare_with_raw_loops(run)["pcie-destination / pcie-d2h"].samples == 2
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     add_ceiling(tmp_path / "r", "run-copy", "us", 8.0)
     add_ceiling(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
-    assert raw_loops.own_shares(run) == {"run-copy": pytest.approx(5.0)}
+    assert raw_loops.compute_own_shares(run) == {"run-copy": pytest.approx(5.0)}
     assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).note_texts)
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from dejavubench.analysis.numbers.stats import (
     Estimate,
     Verdict,
-    baseline_series,
+    collect_totals_by_arm,
+    compute_half_width,
+    compute_paired_ratios,
     estimate,
-    half_width_of,
-    noise_floor,
-    paired_overhead,
-    paired_ratios,
-    totals_by_arm,
-    verdict,
+    estimate_noise_floor,
+    estimate_paired_overhead,
+    judge_overhead,
+    list_baseline_series,
 )
 from dejavubench.records import ArmInfo, Iteration
 from helpers.synthetic_runs import AGAIN, NONE, arm_of
@@ -75,28 +75,28 @@ def test_drift_that_a_round_shares_cancels(drift: dict[int, float], factor: floa
         number: 8.0 * value for number, value in drift.items()
     }  # geometric mean: 4 × drift
     slow_arm = {number: 4.0 * factor * value for number, value in drift.items()}
-    overhead = paired_overhead(slow_arm, [first_none, second_none])
+    overhead = estimate_paired_overhead(slow_arm, [first_none, second_none])
     assert overhead is not None
     assert overhead.median == pytest.approx(factor - 1, abs=1e-9)
-    floor = noise_floor([first_none, second_none])
+    floor = estimate_noise_floor([first_none, second_none])
     assert floor is not None
     assert floor.median == pytest.approx(3.0)
 
 
 def test_only_rounds_that_all_have_are_paired() -> None:
-    ratios = paired_ratios({0: 1.0, 1: 6.0, 5: 9.0}, [{1: 2.0, 0: 1.0}, {1: 4.5, 5: 1.0}])
+    ratios = compute_paired_ratios({0: 1.0, 1: 6.0, 5: 9.0}, [{1: 2.0, 0: 1.0}, {1: 4.5, 5: 1.0}])
     assert ratios == pytest.approx([2.0])
 
 
 def test_one_none_is_the_baseline_and_a_missing_one_is_reported() -> None:
-    overhead = paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
+    overhead = estimate_paired_overhead({0: 3.0, 1: 3.3}, [{0: 2.0, 1: 2.2}])
     assert overhead is not None
     assert overhead.median == pytest.approx(0.5)
-    assert paired_overhead({0: 3.0}, []) is None
-    assert paired_overhead({0: 3.0}, [{1: 3.0}]) is None
-    assert noise_floor([{0: 1.0}]) is None
+    assert estimate_paired_overhead({0: 3.0}, []) is None
+    assert estimate_paired_overhead({0: 3.0}, [{1: 3.0}]) is None
+    assert estimate_noise_floor([{0: 1.0}]) is None
     with pytest.raises(ValueError, match="no baseline"):
-        paired_ratios({0: 3.0}, [])
+        compute_paired_ratios({0: 3.0}, [])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_target_is_met_only_by_the_upper_end(
     low: float, high: float, rounds: int, expected: Verdict
 ) -> None:
     assert (
-        verdict(
+        judge_overhead(
             Estimate(median=(low + high) / 2, low=low, high=high, iqr=0.0, samples=rounds), 0.02
         )
         is expected
@@ -122,8 +122,8 @@ def test_a_target_is_met_only_by_the_upper_end(
 
 
 def test_there_is_no_verdict_without_overhead_or_target() -> None:
-    assert verdict(None, 0.02) is None
-    assert verdict(Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, samples=9), None) is None
+    assert judge_overhead(None, 0.02) is None
+    assert judge_overhead(Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, samples=9), None) is None
 
 
 def make_iterations(
@@ -146,7 +146,9 @@ def make_iterations(
 
 def precise_enough(measured: list[Iteration], arms: list[ArmInfo], half_width: float) -> bool:
     """Return whether every point is known to ± ``half_width``, a fraction."""
-    widths = [half_width_of(series, arms) for series in totals_by_arm(measured).values()]
+    widths = [
+        compute_half_width(series, arms) for series in collect_totals_by_arm(measured).values()
+    ]
     return bool(widths) and all(width is not None and width <= half_width for width in widths)
 
 
@@ -191,7 +193,7 @@ def test_precise_enough_looks_at_every_arm_point_and_the_noise_floor() -> None:
 
 def test_baselines_come_in_the_order_of_their_roles() -> None:
     series = {"none#2": {0: 2.0}, "none": {0: 1.0}, "mpi@3": {0: 3.0}}
-    assert baseline_series([arm_of("mpi"), AGAIN, NONE], series) == [{0: 1.0}, {0: 2.0}]
+    assert list_baseline_series([arm_of("mpi"), AGAIN, NONE], series) == [{0: 1.0}, {0: 2.0}]
 
 
 def test_stats_needs_neither_pandas_nor_matplotlib() -> None:

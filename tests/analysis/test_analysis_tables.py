@@ -275,7 +275,7 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
             name=name, unit="GB/s", value=max(samples), samples=samples, shape="1 MiB", point="p000"
         )
         append(folder, 0, to_line(ceiling))
-    ((label, ratio),) = raw_loops.against_raw(read_run(folder)).items()
+    ((label, ratio),) = raw_loops.compare_with_raw_loops(read_run(folder)).items()
     assert label == "mpi-destination / mpi-windowed"
     assert ratio.median == pytest.approx(1.0)
     assert ratio.samples == 3

@@ -122,8 +122,8 @@ def test_identical_arms_are_seldom_told_apart() -> None:
         none, second_none, streaming = (
             dict(enumerate(np.exp(rng.normal(0.0, 0.02, 12)))) for _ in range(3)
         )
-        floor = stats.noise_floor([none, second_none])
-        overhead = stats.paired_overhead(streaming, [none, second_none])
+        floor = stats.estimate_noise_floor([none, second_none])
+        overhead = stats.estimate_paired_overhead(streaming, [none, second_none])
         assert floor is not None
         assert overhead is not None
         shown += judge(overhead, Noise(floor.low, floor.high)).is_shown

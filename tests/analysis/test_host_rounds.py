@@ -21,7 +21,7 @@ import pytest
 from dejavubench.analysis.facts.host_rounds import (
     MOST_OTHER_CORES,
     format_round_numbers,
-    host_rounds,
+    read_host_rounds,
 )
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports import formats
@@ -452,9 +452,9 @@ def test_files_that_are_damaged_or_of_another_run_are_left_out(tmp_path: Path) -
         path.write_text(damaged)
         damaged_run = read_checked(folder)
         assert re.search(why, damaged_run.damaged_files[path.name])
-        assert host_rounds(damaged_run) == []
+        assert read_host_rounds(damaged_run) == []
         with pytest.raises(RecordError, match=why):
-            host_rounds(read_run(folder))
+            read_host_rounds(read_run(folder))
 
 
 class FakeCommunicator:

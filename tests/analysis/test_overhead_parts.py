@@ -14,7 +14,7 @@ from dejavubench.analysis.breakdown.overhead_parts import (
     MEASURED_PARTS,
     PARTS,
     PHASES,
-    overhead_parts,
+    compute_overhead_parts,
 )
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
@@ -69,7 +69,7 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
         "none#2": make_arm_samples(AGAIN, drift),
         "mpi@3": make_arm_samples(arm_of("mpi"), drift, **added),
     }
-    parts = overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
+    parts = compute_overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
     assert all(part.ms.samples == ROUNDS for part in parts)
     return {(part.phase, part.part): (part.ms.median, 100 * part.share.median) for part in parts}
 

@@ -11,10 +11,10 @@ import pytest
 
 from dejavubench.analysis.breakdown.tails import (
     FEWEST_TOKENS,
-    p99_noise,
-    p99_overhead,
-    percentile,
-    tail,
+    compute_percentiles,
+    estimate_p99_noise,
+    estimate_p99_overhead,
+    find_percentile,
 )
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.figures.drawings import make_drawings
@@ -37,9 +37,9 @@ def make_point_samples(*arms: ArmSamples) -> PointSamples:
 def test_a_percentile_is_a_measured_time() -> None:
     times = np.arange(1.0, 101.0)
     shares = (0.5, 0.9, 0.99, 1.0, 1e-9)
-    assert [percentile(times, share) for share in shares] == [50, 90, 99, 100, 1]
-    assert [percentile(np.arange(1.0, 11.0), share) for share in (0.9, 0.91)] == [9, 10]
-    assert percentile(np.array([7.0]), 0.99) == 7
+    assert [find_percentile(times, share) for share in shares] == [50, 90, 99, 100, 1]
+    assert [find_percentile(np.arange(1.0, 11.0), share) for share in (0.9, 0.91)] == [9, 10]
+    assert find_percentile(np.array([7.0]), 0.99) == 7
 
 
 def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None:
@@ -47,14 +47,14 @@ def test_tokens_of_all_rounds_are_pooled_and_the_slowest_source_counts() -> None
     times_of_two_sources = {
         number: [*lists, [3.0] * 49 + [2.5]] for number, lists in times_of_one_source.items()
     }
-    one_source = tail(make_arm_samples(NONE, times_of_one_source))
+    one_source = compute_percentiles(make_arm_samples(NONE, times_of_one_source))
     assert one_source is not None
     assert (one_source.token_count, one_source.p50_ms, one_source.p90_ms) == (200, 1, 1)
     assert (one_source.p99_ms, one_source.slowest_ms) == (2, 2)
-    two_sources = tail(make_arm_samples(NONE, times_of_two_sources))
+    two_sources = compute_percentiles(make_arm_samples(NONE, times_of_two_sources))
     assert two_sources is not None
     assert (two_sources.token_count, two_sources.p50_ms, two_sources.p99_ms) == (200, 3, 3)
-    assert tail(make_arm_samples(NONE, {})) is None
+    assert compute_percentiles(make_arm_samples(NONE, {})) is None
 
 
 @pytest.mark.parametrize("tokens", [FEWEST_TOKENS - 1, FEWEST_TOKENS])
@@ -62,11 +62,11 @@ def test_a_p99_needs_a_hundred_tokens(tokens: int) -> None:
     arms = [make_arm_samples(arm, {0: [[1.0] * tokens]}) for arm in (NONE, AGAIN, arm_of("mpi"))]
     samples = make_point_samples(*arms)
     for arm in arms:
-        percentiles = tail(arm)
+        percentiles = compute_percentiles(arm)
         assert percentiles is not None
         assert (percentiles.p99_ms is None) == (tokens < FEWEST_TOKENS)
-    assert (p99_overhead(samples, arms[2]) is None) == (tokens < FEWEST_TOKENS)
-    assert (p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
+    assert (estimate_p99_overhead(samples, arms[2]) is None) == (tokens < FEWEST_TOKENS)
+    assert (estimate_p99_noise(samples) is None) == (tokens < FEWEST_TOKENS)
 
 
 def make_tokens(seed: int, rounds: int = 12, tail_by: float = 1.0) -> dict[int, list[list[float]]]:
@@ -89,17 +89,17 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
     slow_tailed_arm = make_arm_samples(arm_of("mpi"), make_tokens(4, tail_by=1.3))
     unchanged_arm = make_arm_samples(arm_of("host"), make_tokens(5))
     samples = make_point_samples(none, second_none, slow_tailed_arm, unchanged_arm)
-    overhead = p99_overhead(samples, slow_tailed_arm)
+    overhead = estimate_p99_overhead(samples, slow_tailed_arm)
     assert overhead is not None
     assert overhead.median == pytest.approx(0.3, abs=0.06)
     assert 0.1 < overhead.low <= overhead.median <= overhead.high
     assert overhead.samples == 12
-    slow_tail = tail(slow_tailed_arm)
-    none_tail = tail(none)
+    slow_tail = compute_percentiles(slow_tailed_arm)
+    none_tail = compute_percentiles(none)
     assert slow_tail is not None
     assert none_tail is not None
     assert slow_tail.p50_ms == pytest.approx(none_tail.p50_ms, rel=0.02)
-    for even in (p99_overhead(samples, unchanged_arm), p99_noise(samples)):
+    for even in (estimate_p99_overhead(samples, unchanged_arm), estimate_p99_noise(samples)):
         assert even is not None
         assert even.low < 0.03
         assert even.high > -0.03
@@ -110,12 +110,12 @@ def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
     none = make_tokens(2, rounds=3)
     slow = make_tokens(4, rounds=3, tail_by=1.3)
     arms = [make_arm_samples(NONE, none), make_arm_samples(arm_of("mpi"), slow)]
-    overhead = p99_overhead(make_point_samples(*arms), arms[1])
+    overhead = estimate_p99_overhead(make_point_samples(*arms), arms[1])
     assert overhead is not None
     by_hand = []
     for drawn in itertools.product(range(3), repeat=3):
         slow_p99, none_p99 = (
-            percentile(np.sort(np.concatenate([arm[number][0] for number in drawn])), 0.99)
+            find_percentile(np.sort(np.concatenate([arm[number][0] for number in drawn])), 0.99)
             for arm in (slow, none)
         )
         by_hand.append(slow_p99 / none_p99 - 1)
@@ -151,11 +151,13 @@ def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_p
         point="p000", arm="none", iteration=0, phase="tokens", rank=0, error="no space"
     )
     streaming = make_arm_samples(arm_of("mpi"), {0: [[2.0] * 200]})
-    overhead = p99_overhead(make_point_samples(failing_arm, second_none, streaming), streaming)
+    overhead = estimate_p99_overhead(
+        make_point_samples(failing_arm, second_none, streaming), streaming
+    )
     assert overhead is not None
     assert overhead.median == -0.5
     assert np.isnan(overhead.low)
-    assert p99_noise(make_point_samples(failing_arm, second_none)) is None
+    assert estimate_p99_noise(make_point_samples(failing_arm, second_none)) is None
 
 
 def test_the_figure_has_every_slow_token_and_some_of_the_others(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
 from dejavubench.analysis.answers.limits.rules import Limit, limit_of
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import host_rounds
+from dejavubench.analysis.facts.host_rounds import read_host_rounds
 from dejavubench.records import Run, read_chunk_times
 from helpers.faults import FAULTY
 from helpers.jobs import QUICK, TINY, args, run
@@ -29,7 +29,7 @@ def find_limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]
     Args:
         with_conditions: look at what other programs did as well.
     """
-    hosts = host_rounds(measured) if with_conditions else []
+    hosts = read_host_rounds(measured) if with_conditions else []
     points = collect(measured)
     (point,) = points.values()
     bills_ = make_bills(read_chunk_times(measured.path), points)

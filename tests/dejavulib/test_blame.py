@@ -25,9 +25,9 @@ import pytest
 from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
 from dejavubench.analysis.answers.limits.rules import limit_of
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
-from dejavubench.analysis.breakdown.overhead_parts import overhead_parts
+from dejavubench.analysis.breakdown.overhead_parts import compute_overhead_parts
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, read_host_rounds
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.records import read_chunk_times, read_run
 from dejavubench.records.conditions import read_conditions
@@ -88,7 +88,7 @@ def find_limits(folder: Path) -> dict[str, str]:
                 windows=[window for window in host_round.log.windows if _is_odd(window.round)],
             )
         )
-        for host_round in host_rounds(run_of_folder)
+        for host_round in read_host_rounds(run_of_folder)
     ]
     (point,) = points.values()
     for name, arm in point.arms.items():
@@ -216,7 +216,7 @@ def test_a_busy_core_is_in_the_rest_and_blamed_on_no_part(tmp_path: Path) -> Non
     arm = replace(arm, times=replace(arm.times, total=with_load))
     parts = {
         overhead.part: overhead.ms.median
-        for overhead in overhead_parts(point, arm)
+        for overhead in compute_overhead_parts(point, arm)
         if overhead.phase == "total"
     }
     overhead = parts["overhead"]

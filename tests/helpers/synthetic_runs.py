@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dejavubench.analysis.columns import values_by_column
-from dejavubench.analysis.integrity.header import experiment_hash
+from dejavubench.analysis.integrity.header import compute_experiment_hash
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import (
@@ -129,7 +129,9 @@ def header(arms: Sequence[ArmInfo], points: Sequence[PointInfo], **changes: Any)
         "environment": ENVIRONMENT,
     }
     fields |= changes
-    return RunHeader(**({"experiment_hash": experiment_hash(fields["experiment"])} | fields))
+    return RunHeader(
+        **({"experiment_hash": compute_experiment_hash(fields["experiment"])} | fields)
+    )
 
 
 def make_microbatch(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
+from dejavubench.analysis.numbers.averages import format_prompt_token_average, format_total_average
 from dejavubench.records import (
     format_all_token_line,
     format_prompt_line,
@@ -52,7 +52,7 @@ AVERAGES = (
 
 def read_averages(path: Path) -> tuple[str, str]:
     log = read_log(path)
-    return prompt_token_average(log), total_average(log)
+    return format_prompt_token_average(log), format_total_average(log)
 
 
 def read_row(result: Result, rank: int = 0) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ import pytest
 
 from dejavubench.analysis.continuable import check_can_continue
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import host_rounds
+from dejavubench.analysis.facts.host_rounds import read_host_rounds
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports.report import report
 from dejavubench.config.continued_run import find_continued_run
@@ -257,7 +257,7 @@ def test_rounds_of_hosts_and_times_of_chunks_are_read_from_all_sessions(
     continued_run: Run, cut_folder: Path
 ) -> None:
     measured = set(collect(continued_run)["p001"].arms["none"].times.total)
-    (host,) = host_rounds(continued_run)
+    (host,) = read_host_rounds(continued_run)
     assert {number for point, number in host.rounds if point == "p001"} == measured
     times_of_chunks = [times for _, _, times in read_chunk_times(cut_folder)]
     assert measured <= {times.round for times in times_of_chunks if times.point == "p001"}

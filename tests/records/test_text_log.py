@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.numbers.averages import prompt_token_average, total_average
+from dejavubench.analysis.numbers.averages import format_prompt_token_average, format_total_average
 from dejavubench.records import (
     format_all_token_line,
     format_prompt_line,
@@ -54,7 +54,7 @@ def test_the_token_average_is_a_mean_of_means(tmp_path: Path) -> None:
         ]
     (tmp_path / "log").write_text("\n".join(lines))
     assert (
-        prompt_token_average(read_log(tmp_path / "log"))
+        format_prompt_token_average(read_log(tmp_path / "log"))
         == "AVERAGE PROMPT: 7.0 ms, AVERAGE TOKEN: 5.0 ms"
     )
 
@@ -104,16 +104,16 @@ def test_a_script_without_a_log_prints_its_usage_and_fails(script: str) -> None:
 def test_a_log_that_is_too_short_names_the_lines_it_lacks(tmp_path: Path) -> None:
     short_log = original_log(tmp_path / "two", iterations=2)
     with pytest.raises(TextLogError, match=r"too short: 2 TOTAL lines of RANK 0, .* at least 3"):
-        total_average(read_log(short_log))
+        format_total_average(read_log(short_log))
     with pytest.raises(TextLogError, match=r"too short: 2 PROMPT lines of RANK 0, .* at least 3"):
-        prompt_token_average(read_log(short_log))
+        format_prompt_token_average(read_log(short_log))
     with pytest.raises(TextLogError, match=r"too short: iteration 0 has 2 TOKEN lines of RANK 0"):
-        prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
+        format_prompt_token_average(read_log(original_log(tmp_path / "steps", tokens=2)))
     (tmp_path / "cut").write_text(
         "\n".join(format_prompt_line(rank=0, microbatch=number, ms=1.0) for number in range(3))
     )
     with pytest.raises(TextLogError, match="no ALL-TOKEN line"):
-        prompt_token_average(read_log(tmp_path / "cut"))
+        format_prompt_token_average(read_log(tmp_path / "cut"))
 
 
 def test_the_times_of_every_rank_are_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.round_changes import median_sample, paired_change
+from dejavubench.analysis.numbers.round_changes import compute_paired_change, make_median_sample
 
 POWER_HALF_WIDTHS = 0.84 / 1.96
 """Distance, in half-widths, that lets four of five repetitions show a difference: the normal
@@ -56,7 +56,7 @@ class Noise:
     @property
     def reach(self) -> float:
         """The farther end of the interval, as a fraction without a sign."""
-        return stats.noise_reach(self.low, self.high)
+        return stats.compute_noise_reach(self.low, self.high)
 
     @property
     def log_reach(self) -> float:
@@ -165,7 +165,7 @@ def _round_up(rounds: float) -> int:
 
 def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
     """Return the interval of the noise floor at a point; None if it is unknown."""
-    noise_floor = stats.noise_floor(point.baselines(quantity))
+    noise_floor = stats.estimate_noise_floor(point.baselines(quantity))
     if noise_floor is None or noise_floor.samples < stats.COVERING_ROUNDS:
         return None
     return Noise(noise_floor.low, noise_floor.high)
@@ -175,7 +175,9 @@ def cost_of(
     point: PointSamples, samples: ArmSamples, quantity: Quantity = "total"
 ) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
-    overhead = stats.paired_overhead(samples.times.series(quantity), point.baselines(quantity))
+    overhead = stats.estimate_paired_overhead(
+        samples.times.series(quantity), point.baselines(quantity)
+    )
     return None if overhead is None else Difference(overhead, noise_of(point, quantity))
 
 
@@ -185,10 +187,10 @@ def difference_of(point: PointSamples, arm: ArmSamples, other_arm: ArmSamples) -
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
     one time, as the noise floor does. ``compare`` says the same of two arms of one run.
     """
-    ratios = stats.paired_ratios(arm.times.total, [other_arm.times.total])
+    ratios = stats.compute_paired_ratios(arm.times.total, [other_arm.times.total])
     if not ratios.size:
         return None
-    change = paired_change(median_sample(np.log(ratios)))
+    change = compute_paired_change(make_median_sample(np.log(ratios)))
     iqr = stats.estimate(ratios).iqr
     estimate = stats.Estimate(change.middle, change.low, change.high, iqr, change.samples)
     return Difference(estimate, noise_of(point))

@@ -13,7 +13,7 @@ from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
 from dejavubench.analysis.facts.host_rounds import HostRounds, is_busy
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
-from dejavubench.analysis.facts.source_ranks import rank_count
+from dejavubench.analysis.facts.source_ranks import count_ranks
 from dejavubench.analysis.numbers import stats
 from dejavubench.records import Run
 from dejavubench.records.sessions import continue_command
@@ -91,7 +91,7 @@ class ArmAnswer:
     @property
     def verdict(self) -> stats.Verdict | None:
         """Whether the target is met; None without a cost."""
-        return None if self.cost is None else stats.verdict(self.cost.estimate, self.target)
+        return None if self.cost is None else stats.judge_overhead(self.cost.estimate, self.target)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def answers_of(
         for point in points.values()
         for samples in point.arms.values()
     )
-    return RunAnswers(arms, pairs, round_ms, continue_command(run.path, rank_count(run)))
+    return RunAnswers(arms, pairs, round_ms, continue_command(run.path, count_ranks(run)))
 
 
 def _point_and_arm(samples: ArmSamples) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from statistics import median
 
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
-from dejavubench.analysis.facts.source_ranks import source_ranks
+from dejavubench.analysis.facts.source_ranks import list_source_ranks
 from dejavubench.records import Run
 from dejavubench.records.conditions import CarriedBytes, Window
 
@@ -83,7 +83,7 @@ def path_of_bytes(
     run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> BytePath | None:
     """Return which interfaces carried an arm's bytes at a point; None if none was recorded."""
-    sources = source_ranks(run)
+    sources = list_source_ranks(run)
     # Sent bytes count at the source; the sink's host would count them a second time.
     source_hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
     if not source_hosts or not samples.stream.nbytes:
@@ -95,7 +95,7 @@ def path_of_bytes(
     if "interfaces" in unreadable_reasons:
         return BytePath(why_unreadable=unreadable_reasons["interfaces"])
     shares: dict[str, list[float]] = defaultdict(list)
-    rounds = 0
+    round_count = 0
     for round_number, nbytes in samples.stream.nbytes.items():
         nbytes_of_hosts = [
             _count_bytes(host, point, samples.info.name, round_number) for host in source_hosts
@@ -103,17 +103,17 @@ def path_of_bytes(
         # A round without windows on some host would show too small a share.
         if not nbytes or None in nbytes_of_hosts:
             continue
-        rounds += 1
+        round_count += 1
         for nbytes_by_interface in nbytes_of_hosts:
             for name, nbytes_out in (nbytes_by_interface or {}).items():
                 # One list per interface, with a place for each round; several hosts add up.
                 series = shares[name]
-                series += [0.0] * (rounds - len(series))
+                series += [0.0] * (round_count - len(series))
                 series[-1] += max(0.0, nbytes_out) / nbytes
-    if not rounds:
+    if not round_count:
         return None
     for series in shares.values():
-        series += [0.0] * (rounds - len(series))
+        series += [0.0] * (round_count - len(series))
     are_links_readable = not {"GPU", "GPU NVLink"} & set(unreadable_reasons)
     return BytePath(
         {name: median(series) for name, series in shares.items()}, links_readable=are_links_readable
@@ -140,18 +140,18 @@ def _count_bytes(
         return None
     idle_s = sum(window.wall_s for window in reference_windows)
     return {
-        name: _payload(traffic)
+        name: _count_payload_nbytes(traffic)
         - own_window.wall_s
         / idle_s
-        * sum(_payload_on(window, name) for window in reference_windows)
+        * sum(_count_payload_nbytes_on(window, name) for window in reference_windows)
         for name, traffic in own_window.carried.items()
     }
 
 
-def _payload_on(window: Window, name: str) -> float:
+def _count_payload_nbytes_on(window: Window, name: str) -> float:
     traffic = (window.carried or {}).get(name)
-    return 0.0 if traffic is None else _payload(traffic)
+    return 0.0 if traffic is None else _count_payload_nbytes(traffic)
 
 
-def _payload(traffic: CarriedBytes) -> float:
+def _count_payload_nbytes(traffic: CarriedBytes) -> float:
     return max(0.0, traffic.out_nbytes - HEADER_NBYTES * traffic.out_packets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.facts.source_ranks import sources
+from dejavubench.analysis.facts.source_ranks import list_sources
 from dejavubench.records import Ceiling, Run
 
 
@@ -39,5 +39,7 @@ def share_of_ceiling(
     """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
     ceiling = ceiling_of(run, name, point_id, None, unit)
     return (
-        100 * rate / ceiling[0] if ceiling is not None and ceiling[1] == len(sources(run)) else None
+        100 * rate / ceiling[0]
+        if ceiling is not None and ceiling[1] == len(list_sources(run))
+        else None
     )

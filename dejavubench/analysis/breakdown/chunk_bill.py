@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
+from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, find_percentile
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.levels import LEVELS
@@ -104,7 +104,7 @@ class _Phase:
     per_extent: list[np.ndarray] = field(default_factory=list)
     counts: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def count(self, round_number: int, *counts: int) -> None:
+    def add_counts(self, round_number: int, *counts: int) -> None:
         self.counts[round_number] = self.counts.get(round_number, 0) + np.array(counts)
 
     def add(self, round_number: int, name: str, total: int) -> None:
@@ -184,7 +184,7 @@ def _add_microbatch(
     if not indices and not chunks_beyond:
         return
     chunks = [chunk_list.chunks[index] for index in indices]
-    phase_times.count(
+    phase_times.add_counts(
         round_number,
         len(chunks),
         sum(chunk.extents for chunk in chunks),
@@ -193,9 +193,11 @@ def _add_microbatch(
     )
     parts = chunk_list.parts(phase)
     # `lengths_ns` is [parts, chunks]. Each column sums to the chunk's latency.
-    lengths_ns = _part_lengths(times, indices, [part.until for part in parts])
+    lengths_ns = _compute_part_lengths(times, indices, [part.until for part in parts])
     # Chunks beyond the list have only sums; sums of durations are cut like one long chunk.
-    beyond_lengths_ns = cut(parts, _sums_as_stamps(times)) if chunks_beyond else [0] * len(parts)
+    beyond_lengths_ns = (
+        cut(parts, _make_stamps_of_sums(times)) if chunks_beyond else [0] * len(parts)
+    )
     names = [part.name for part in parts]
     for name, length_ns, beyond_ns in zip(names, lengths_ns, beyond_lengths_ns, strict=True):
         phase_times.lengths_ns[name].append(length_ns)
@@ -211,7 +213,9 @@ def _add_microbatch(
     phase_times.add(round_number, LATENCY, int(lengths_ns.sum()) + sum(beyond_lengths_ns))
 
 
-def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str]) -> np.ndarray:
+def _compute_part_lengths(
+    times: ChunkTimes, indices: list[int], stamp_names: list[str]
+) -> np.ndarray:
     """Return the ns of each part of each chunk [parts, chunks], as ``chunk_times.cut`` does."""
 
     def column(stamps_ns: list[int]) -> np.ndarray:
@@ -236,7 +240,7 @@ def _part_lengths(times: ChunkTimes, indices: list[int], stamp_names: list[str])
     return np.array(lengths_ns)
 
 
-def _sums_as_stamps(times: ChunkTimes) -> dict[str, int | None]:
+def _make_stamps_of_sums(times: ChunkTimes) -> dict[str, int | None]:
     """Return the summed durations of the unlisted chunks as stamps of one chunk."""
     stamps = ("begun", "gathered", "copied", "seen", "posted", "moved", "complete", "sink_ns")
     # Durations from ready, so ready is the origin.
@@ -280,7 +284,7 @@ def _make_part(
     return PartTime(
         name,
         sum_ms=float(np.median(list(sums.values()))) / 1e6,
-        median_us=percentile(lengths_ns, 0.5) / 1e3 if lengths_ns.size else None,
-        p99_us=percentile(lengths_ns, P99) / 1e3 if has_p99 else None,
+        median_us=find_percentile(lengths_ns, 0.5) / 1e3 if lengths_ns.size else None,
+        p99_us=find_percentile(lengths_ns, P99) / 1e3 if has_p99 else None,
         share=sum(sums.values()) / latency_ns if latency_ns else 0.0,
     )

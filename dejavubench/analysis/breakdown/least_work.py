@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dejavubench.analysis.facts.source_ranks import on_gpu
+from dejavubench.analysis.facts.source_ranks import ran_on_gpu
 from dejavubench.records import PointInfo, RankInfo, Run
 from dejavubench.units import ITEMSIZE
 
@@ -27,10 +27,10 @@ class Work:
 
 def work_of(run: Run, point: PointInfo) -> Work:
     """Return the work of a run's point."""
-    return least_work(point, weights_itemsize(run, point))
+    return compute_least_work(point, find_weights_itemsize(run, point))
 
 
-def least_work(point: PointInfo, itemsize: int | None) -> Work:
+def compute_least_work(point: PointInfo, itemsize: int | None) -> Work:
     """Compute the work from a point's sizes.
 
     Args:
@@ -62,7 +62,7 @@ def least_work(point: PointInfo, itemsize: int | None) -> Work:
     )
 
 
-def weights_itemsize(run: Run, point: PointInfo) -> int | None:
+def find_weights_itemsize(run: Run, point: PointInfo) -> int | None:
     """Return the bytes read for one weight; None if older records do not tell.
 
     In older records, weights on a CPU had the type that the CPU multiplied: bf16 if all ranks had
@@ -70,7 +70,7 @@ def weights_itemsize(run: Run, point: PointInfo) -> int | None:
     """
     if point.weight_nbytes is not None:
         return point.weight_nbytes
-    if on_gpu(run) or point.data_type == "fp32":
+    if ran_on_gpu(run) or point.data_type == "fp32":
         return ITEMSIZE[point.data_type]
     if point.data_type == "fp16":
         return 4

@@ -50,26 +50,26 @@ class OverheadPart:
     share: stats.Estimate
 
 
-def overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
+def compute_overhead_parts(point: PointSamples, samples: ArmSamples) -> list[OverheadPart]:
     """Return the parts of each phase; none without a baseline or a common round."""
     baseline_totals = point.baselines()
     if not baseline_totals or not samples.info.is_streaming:
         return []
-    none_totals = stats.geometric_mean(baseline_totals)
+    none_totals = stats.compute_geometric_mean(baseline_totals)
     estimates = []
     for phase in PHASES:
         baselines = point.baselines(phase)
         if not baselines:
             continue
         # Baselines hand over no chunks, so all of the arm's stall and drain is added time.
-        parts = _parts_by_round(
-            samples.times.series(phase), baselines, _measured_parts(samples, phase)
+        parts = _compute_parts_by_round(
+            samples.times.series(phase), baselines, _read_measured_parts(samples, phase)
         )
         estimates += _estimate_parts(phase, parts, none_totals)
     return estimates
 
 
-def _measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
+def _read_measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundValues]:
     """Return the measured parts of a phase by round."""
     match phase:
         case "prompt":
@@ -80,7 +80,7 @@ def _measured_parts(samples: ArmSamples, phase: Phase) -> dict[PartName, RoundVa
             return {"stall": samples.stalls.iteration, "drain": samples.stalls.drain}
 
 
-def _parts_by_round(
+def _compute_parts_by_round(
     times: RoundValues,
     baselines: Sequence[RoundValues],
     measured_parts: Mapping[PartName, RoundValues],
@@ -89,7 +89,7 @@ def _parts_by_round(
     parts: dict[PartName, RoundValues] = {
         part: {} for part in ("overhead", *measured_parts, "rest")
     }
-    for round_number, mean in stats.geometric_mean(baselines).items():
+    for round_number, mean in stats.compute_geometric_mean(baselines).items():
         if all(round_number in series for series in (times, *measured_parts.values())):
             overhead_ms = times[round_number] - mean
             measured_ms = {part: series[round_number] for part, series in measured_parts.items()}

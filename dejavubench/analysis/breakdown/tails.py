@@ -40,13 +40,13 @@ class Tail:
     slowest_ms: float
 
 
-def tail(samples: ArmSamples) -> Tail | None:
+def compute_percentiles(samples: ArmSamples) -> Tail | None:
     """Return the percentiles of an arm's tokens; None if it has none."""
-    token_ms = sorted_tokens(samples)
+    token_ms = sort_tokens(samples)
     if not token_ms.size:
         return None
     p50_ms, p90_ms, p99_ms, slowest_ms = (
-        percentile(token_ms, share) for share in (0.5, 0.9, P99, 1.0)
+        find_percentile(token_ms, share) for share in (0.5, 0.9, P99, 1.0)
     )
     return Tail(
         token_ms.size,
@@ -57,7 +57,7 @@ def tail(samples: ArmSamples) -> Tail | None:
     )
 
 
-def sorted_tokens(samples: ArmSamples) -> np.ndarray:
+def sort_tokens(samples: ArmSamples) -> np.ndarray:
     """Return the tokens of all rounds, sorted; at each place the source with the longest time."""
     rounds = list(samples.times.steps.values())
     source_count = max(map(len, rounds), default=0)
@@ -73,7 +73,7 @@ def sorted_tokens(samples: ArmSamples) -> np.ndarray:
     return np.max(complete_sources, axis=0) if complete_sources else np.empty(0)
 
 
-def percentile(times: np.ndarray, share: float) -> float:
+def find_percentile(times: np.ndarray, share: float) -> float:
     """Return the smallest of sorted times that a share of them does not exceed."""
     return float(times[int(_round_up(share * times.size)) - 1])
 
@@ -83,22 +83,22 @@ def _round_up(tokens: np.ndarray | float) -> np.ndarray:
     return np.ceil(np.round(tokens, 9))
 
 
-def p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | None:
+def estimate_p99_overhead(point: PointSamples, samples: ArmSamples) -> stats.Estimate | None:
     """Return p99 of the arm's tokens over that of all baselines' tokens, less one, as a fraction.
 
     The interval resamples whole rounds, the same ones of arm and baselines. None without a
     baseline, and with too few tokens.
     """
-    return _compare_p99(samples.times.steps, _baseline_tokens(point))
+    return _compare_p99(samples.times.steps, _list_baseline_tokens(point))
 
 
-def p99_noise(point: PointSamples) -> stats.Estimate | None:
+def estimate_p99_noise(point: PointSamples) -> stats.Estimate | None:
     """Return the overhead of the second baseline over the first; None unless there are two."""
-    baselines = _baseline_tokens(point)
+    baselines = _list_baseline_tokens(point)
     return _compare_p99(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
-def _baseline_tokens(point: PointSamples) -> list[Tokens]:
+def _list_baseline_tokens(point: PointSamples) -> list[Tokens]:
     return [arm.times.steps for arm in point.baseline_arms() if arm.times.steps]
 
 
@@ -107,7 +107,7 @@ def _compare_p99(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | N
     rounds = sorted(set(arm).intersection(*baselines))
     if not baselines or not rounds:
         return None
-    arm_p99, baseline_p99 = pooled_p99([arm], rounds), pooled_p99(baselines, rounds)
+    arm_p99, baseline_p99 = make_pooled_p99([arm], rounds), make_pooled_p99(baselines, rounds)
     if arm_p99 is None or baseline_p99 is None:
         return None
 
@@ -132,7 +132,7 @@ def _compare_p99(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | N
     )
 
 
-def pooled_p99(
+def make_pooled_p99(
     arms: Sequence[Tokens], rounds: Sequence[int]
 ) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return a function of weights [n, rounds]: p99 if rounds count as often as each row says.

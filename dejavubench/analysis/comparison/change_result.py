@@ -14,7 +14,7 @@ from dejavubench.analysis.comparison.gate import DRIFTED, GateVerdict
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.comparison.timings import QUANTITIES
 from dejavubench.analysis.number_texts import format_signed_percent
-from dejavubench.analysis.numbers.round_changes import fewest_rounds
+from dejavubench.analysis.numbers.round_changes import count_fewest_rounds
 
 ChangePct = tuple[float | None, float | None, float | None]
 """A change and the ends of its interval, in percent; None where they are unknown."""
@@ -113,7 +113,7 @@ def has_too_few(row: ComparisonRow) -> bool:
 def count_needed(row: ComparisonRow) -> int:
     """Return the rounds or pairs that an interval of the row's confidence needs."""
     assert row.gate.confidence_pct is not None
-    return fewest_rounds(row.gate.confidence_pct / 100)
+    return count_fewest_rounds(row.gate.confidence_pct / 100)
 
 
 def has_several_points(comparison: Comparison) -> bool:

@@ -18,7 +18,7 @@ from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
 from dejavubench.analysis.comparison.metric import MEANINGS, Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.numbers.round_changes import fewest_rounds
+from dejavubench.analysis.numbers.round_changes import count_fewest_rounds
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -206,7 +206,7 @@ def _suggest_measurement(comparison: Comparison) -> list[Note]:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.
-        pairs = fewest_rounds(joint_confidence(len(comparison.rows)))
+        pairs = count_fewest_rounds(joint_confidence(len(comparison.rows)))
         remedy = (
             f"at least {pairs} runs each that take turns (A B A B); fewer pairs make no interval."
         )

@@ -16,9 +16,9 @@ from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.numbers.round_changes import (
     Change,
     RoundSample,
-    median_sample,
-    paired_change,
-    unpaired_change,
+    compute_paired_change,
+    compute_unpaired_change,
+    make_median_sample,
 )
 from dejavubench.records import ArmInfo, PointInfo
 
@@ -45,8 +45,8 @@ class PairedSamples:
             confidence: level of the interval, as a fraction.
         """
         if self.ratio is None:
-            return unpaired_change(self.a, self.b, confidence)
-        return paired_change(self.ratio, confidence)
+            return compute_unpaired_change(self.a, self.b, confidence)
+        return compute_paired_change(self.ratio, confidence)
 
 
 @dataclass(frozen=True)
@@ -182,5 +182,7 @@ def _join_turns(
     if len(logs[0]) < len(a) or len(logs[1]) < len(b):
         return None
     return PairedSamples(
-        median_sample(logs[0]), median_sample(logs[1]), median_sample(logs[1] - logs[0])
+        make_median_sample(logs[0]),
+        make_median_sample(logs[1]),
+        make_median_sample(logs[1] - logs[0]),
     )

@@ -158,7 +158,7 @@ def _to_markdown(comparison: Comparison) -> str:
         "",
         f"**{change_result.describe_result(comparison)}**",
         "",
-        *markdown.table(block.columns, rows, block.leading_columns),
+        *markdown.make_table(block.columns, rows, block.leading_columns),
         "",
         *(
             f"- {change_sentences.operand_line(operand)}"
@@ -172,7 +172,7 @@ def _to_markdown(comparison: Comparison) -> str:
         cells = [
             [difference.name, difference.a, difference.b] for difference in comparison.differences
         ]
-        table = markdown.table(("", "A", "B"), cells, left_columns=3)
+        table = markdown.make_table(("", "A", "B"), cells, left_columns=3)
         texts += ["", *fold("What else differs between A and B", table)]
     return "\n".join(texts) + "\n"
 

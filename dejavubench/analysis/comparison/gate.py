@@ -9,7 +9,7 @@ from enum import StrEnum
 from dejavubench.analysis.answers.judgement import side_of
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import format_signed_percent
-from dejavubench.analysis.numbers.round_changes import Change, fewest_rounds
+from dejavubench.analysis.numbers.round_changes import Change, count_fewest_rounds
 from dejavubench.analysis.numbers.stats import CONFIDENCE, Verdict
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.errors import ExitStatus
@@ -51,7 +51,7 @@ def joint_confidence(judged_count: int) -> float:
 def judge_by_interval(change: Change, limit: float) -> GateJudgement:
     """Judge a change by its interval alone."""
     if not change.decides:
-        fewest_samples = fewest_rounds(change.confidence)
+        fewest_samples = count_fewest_rounds(change.confidence)
         return GateJudgement(
             GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest_samples} rounds or pairs"
         )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavubench.analysis.breakdown.tails import Tokens, pooled_p99
+from dejavubench.analysis.breakdown.tails import Tokens, make_pooled_p99
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.numbers.round_changes import RoundSample, median_sample
+from dejavubench.analysis.numbers.round_changes import RoundSample, make_median_sample
 
 QUANTITIES: Mapping[Metric, Quantity] = {
     Metric.TOTAL: "total",
@@ -59,13 +59,13 @@ class SeriesTiming(Timing):
 
     def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
         """Return the median of the rounds' times. Never None."""
-        return median_sample(self._logs(rounds))
+        return make_median_sample(self._logs(rounds))
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
         """Return the median of the rounds' ratios. Never None."""
         assert isinstance(base, SeriesTiming)
         # The ratio of each round, then the median: what both had in a round cancels.
-        return median_sample(self._logs(rounds) - base._logs(rounds))
+        return make_median_sample(self._logs(rounds) - base._logs(rounds))
 
     def _logs(self, rounds: Sequence[int]) -> np.ndarray:
         return np.log([self.series[round_number] for round_number in rounds])
@@ -84,7 +84,7 @@ class TailTiming(Timing):
 
     def own_sample(self, rounds: Sequence[int]) -> RoundSample | None:
         """Return the 99th percentile of all tokens in these rounds."""
-        p99 = pooled_p99(self.arms, rounds)
+        p99 = make_pooled_p99(self.arms, rounds)
         return None if p99 is None else RoundSample(len(rounds), _log_of_draws(p99))
 
     def ratio_sample(self, base: Timing, rounds: Sequence[int]) -> RoundSample | None:
@@ -130,4 +130,4 @@ def baseline_of(point: PointSamples, metric: Metric) -> Timing | None:
         arms = tuple(arm.times.steps for arm in point.baseline_arms() if arm.times.steps)
         return TailTiming(arms) if arms else None
     baselines = point.baselines(QUANTITIES[metric])
-    return SeriesTiming(stats.geometric_mean(baselines)) if baselines else None
+    return SeriesTiming(stats.compute_geometric_mean(baselines)) if baselines else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.facts.source_ranks import on_gpu, sources
+from dejavubench.analysis.facts.source_ranks import list_sources, ran_on_gpu
 from dejavubench.records import ArmInfo, RankInfo, Run
 from dejavubench.records.destination_info import (
     DestinationInfo,
@@ -14,7 +14,7 @@ from dejavubench.records.destination_info import (
 
 def run_destinations(run: Run) -> Destinations:
     """Return the facts of a run's destinations; older records get them from a frozen table."""
-    return destinations_of(run.header.destinations, on_gpu(run))
+    return destinations_of(run.header.destinations, ran_on_gpu(run))
 
 
 def info_of(run: Run, arm: ArmInfo) -> DestinationInfo | None:
@@ -35,7 +35,7 @@ def loopback_of(run: Run, arm: ArmInfo) -> LoopbackInfo | None:
     return None
 
 
-def shown_name(run: Run, arm: ArmInfo) -> str:
+def name_destination(run: Run, arm: ArmInfo) -> str:
     """Return the arm's mode, or the name of its loopback if a source and its sink share a GPU."""
     variant = loopback_of(run, arm)
     return arm.mode if variant is None else variant.name
@@ -43,7 +43,9 @@ def shown_name(run: Run, arm: ArmInfo) -> str:
 
 def _is_one_gpu(run: Run) -> bool:
     infos = dict(run.records_of(RankInfo))
-    pairs = [(info, infos[peer]) for info in sources(run) for peer in info.peers if peer in infos]
+    pairs = [
+        (info, infos[peer]) for info in list_sources(run) for peer in info.peers if peer in infos
+    ]
     return any(
         # Numbers of devices differ between processes; a UUID is the GPU's own.
         source.facts.gpu.uuid and source.facts.gpu.uuid == sink.facts.gpu.uuid
@@ -71,7 +73,7 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
         return "local"
     is_external = info is not None and info.external_sink
     # `pairs` has (one host, one machine) for each source and sink.
-    pairs = _external_pairs(run, arm.mode) if is_external else _pairs(run)
+    pairs = _list_external_pairs(run, arm.mode) if is_external else _list_pairs(run)
     same_host = [host for host, _ in pairs]
     if not same_host:
         return None
@@ -80,20 +82,20 @@ def hosts_of(run: Run, arm: ArmInfo) -> str | None:
     return "two hosts on one machine" if any(machine for _, machine in pairs) else "different hosts"
 
 
-def _pairs(run: Run) -> list[tuple[bool, bool]]:
+def _list_pairs(run: Run) -> list[tuple[bool, bool]]:
     """Return for each source and sink whether they share a host, and a machine."""
     infos = dict(run.records_of(RankInfo))
     return [
         (info.host == infos[peer].host, _is_one_machine(info, infos[peer]))
-        for info in sources(run)
+        for info in list_sources(run)
         for peer in info.peers
         if peer in infos
     ]
 
 
-def _external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
+def _list_external_pairs(run: Run, mode: str) -> list[tuple[bool, bool]]:
     """Return whether each source shares a host, and a machine, with its sink outside the job."""
-    external_sinks = [info.facts.sink_of(mode) for info in sources(run)]
+    external_sinks = [info.facts.sink_of(mode) for info in list_sources(run)]
     return [(sink.same_host, sink.same_machine) for sink in external_sinks if sink is not None]
 
 

@@ -123,26 +123,30 @@ def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microb
     stream = samples.stream
 
     # The slowest source: the others wait for it, in collectives or for its hidden states.
-    times.prompt[round_number] = _max_over(sources, median, lambda microbatch: microbatch.prompt_ms)
-    times.drain[round_number] = _max_over(sources, median, lambda microbatch: microbatch.drain_ms)
+    times.prompt[round_number] = _find_largest(
+        sources, median, lambda microbatch: microbatch.prompt_ms
+    )
+    times.drain[round_number] = _find_largest(
+        sources, median, lambda microbatch: microbatch.drain_ms
+    )
     # A source computes its microbatches one after another, so their stalls add up.
-    stalls.iteration[round_number] = _max_over(
+    stalls.iteration[round_number] = _find_largest(
         sources, sum, lambda microbatch: microbatch.prompt.stall_ms + microbatch.tokens.stall_ms
     )
-    stalls.prompt[round_number] = _max_over(
+    stalls.prompt[round_number] = _find_largest(
         sources, median, lambda microbatch: microbatch.prompt.stall_ms
     )
     # Drains come one after another as well, when all tokens are known.
-    stalls.drain[round_number] = _max_over(sources, sum, lambda microbatch: microbatch.drain_ms)
+    stalls.drain[round_number] = _find_largest(sources, sum, lambda microbatch: microbatch.drain_ms)
     if steps:
         times.steps[round_number] = [
             [ms for microbatch in source for ms in microbatch.token_ms] for source in sources
         ]
-        times.tokens[round_number] = _max_over(
+        times.tokens[round_number] = _find_largest(
             sources, median, lambda microbatch: microbatch.all_token_ms
         )
         times.token[round_number] = max(map(median, times.steps[round_number]))
-        stalls.tokens[round_number] = _max_over(
+        stalls.tokens[round_number] = _find_largest(
             sources, median, lambda microbatch: microbatch.tokens.stall_ms
         )
         # Each source copies its own part of a step's keys and values, so copies add up over
@@ -173,12 +177,12 @@ def _add_lag(stream: StreamSamples, round_number: int, sources: list[list[Microb
     )
     stream.lag_nbytes = max(stream.lag_nbytes, lag)
     # A drain begins when the last token is known; its lag is of one microbatch's cache.
-    stream.left_nbytes[round_number] = _max_over(
+    stream.left_nbytes[round_number] = _find_largest(
         sources, sum, lambda microbatch: microbatch.drain.lag_nbytes
     )
 
 
-def _max_over(
+def _find_largest(
     sources: list[list[Microbatch]],
     summary: Callable[[Iterable[float]], float],
     quantity: Callable[[Microbatch], float],

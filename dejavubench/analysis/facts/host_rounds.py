@@ -39,14 +39,14 @@ MUCH_TAKEN_SHARE = 0.1
 
 
 def is_busy(
-    disturbed_rounds: int, round_count: int, taken_cores: float, granted_cores: int | None
+    disturbed_count: int, round_count: int, taken_core_count: float, granted_core_count: int | None
 ) -> bool:
     """Return whether others disturbed half of the rounds of a machine, and took much of it."""
-    if not disturbed_rounds or not granted_cores:
+    if not disturbed_count or not granted_core_count:
         return False
-    is_disturbed = disturbed_rounds >= MUCH_DISTURBED_SHARE * round_count
+    is_disturbed = disturbed_count >= MUCH_DISTURBED_SHARE * round_count
     # Small daemons mark the rounds of a machine with many cores, and slow nothing.
-    return is_disturbed and taken_cores >= MUCH_TAKEN_SHARE * granted_cores
+    return is_disturbed and taken_core_count >= MUCH_TAKEN_SHARE * granted_core_count
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,13 @@ class HostRounds:
         ]
 
 
-def host_rounds(run: Run) -> list[HostRounds]:
+def read_host_rounds(run: Run) -> list[HostRounds]:
     """Return the conditions of each host that recorded some; none for older records.
 
     Raises:
         RecordError: a file cannot be read, is of another run, or names what its run does not.
     """
-    return join_sessions(session_rounds(run))
+    return join_sessions(read_session_rounds(run))
 
 
 def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
@@ -195,8 +195,8 @@ def join_sessions(sessions: Iterable[HostRounds]) -> list[HostRounds]:
     return [HostRounds(log) for log in by_host.values()]
 
 
-def session_rounds(run: Run) -> list[HostRounds]:
-    """Return the conditions of each host in each session, as :func:`host_rounds`."""
+def read_session_rounds(run: Run) -> list[HostRounds]:
+    """Return the conditions of each host in each session, as :func:`read_host_rounds`."""
     is_continued = len(run.sessions) > 1
     return [
         HostRounds(log, f"session {session.number}, " if is_continued else "")

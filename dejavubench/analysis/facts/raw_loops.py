@@ -8,19 +8,19 @@ from dejavubench.records import HELD_AGAINST, OVERHEAD_OF, Ceiling, Run
 from dejavubench.records.destination_info import map_moving_loops, map_raw_loops
 
 
-def raw_loops(run: Run) -> dict[str, str]:
+def map_own_raw_loops(run: Run) -> dict[str, str]:
     """Map each ceiling of this program's own code to its raw loop."""
     return HELD_AGAINST | map_raw_loops(run_destinations(run).values())
 
 
-def against_raw(run: Run) -> dict[str, stats.Estimate]:
+def compare_with_raw_loops(run: Run) -> dict[str, stats.Estimate]:
     """Return the rate of each own loop over that of its raw loop, pair by pair of samples."""
     ratios: dict[str, list[float]] = {}
     ceilings = {
         (rank, ceiling.point, ceiling.durability, ceiling.name): ceiling
         for rank, ceiling in run.records_of(Ceiling)
     }
-    loops = raw_loops(run)
+    loops = map_own_raw_loops(run)
     for (rank, point_id, durability, name), ceiling in ceilings.items():
         raw_ceiling = ceilings.get((rank, point_id, durability, loops.get(name, "")))
         if raw_ceiling is not None:
@@ -33,7 +33,7 @@ def against_raw(run: Run) -> dict[str, stats.Estimate]:
     return {name: stats.estimate(values) for name, values in ratios.items() if values}
 
 
-def own_shares(run: Run) -> dict[str, float]:
+def compute_own_shares(run: Run) -> dict[str, float]:
     """Return this program's own share of each naive loop's time, in percent: best against best."""
     best_us: dict[tuple[str, str | None], float] = {}
     for _, probe in run.records_of(Ceiling):

@@ -153,7 +153,9 @@ def _find_common_level(frame: pd.DataFrame) -> list[str]:
 
 def _list_thread_counts(runs: Sequence[Run]) -> list[str]:
     """Return the threads of each source, unless the settings name them or a sweep varies them."""
-    thread_counts = sorted({rank.threads for run in runs for rank in source_ranks.sources(run)})
+    thread_counts = sorted(
+        {rank.threads for run in runs for rank in source_ranks.list_sources(run)}
+    )
     are_named = any(
         flag.startswith("--threads ") for run in runs for flag in run.header.settings or []
     )
@@ -165,9 +167,9 @@ def _list_thread_counts(runs: Sequence[Run]) -> list[str]:
 def describe_machine_briefly(run: Run) -> str:
     """Return GPU or CPU, cores, hosts if there are several, and the date."""
     facts = run.header.facts
-    cores = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    cores = "CPU cores" if source_ranks.ran_on_gpu(run) else "cores"
     texts = [
-        source_ranks.processor(run) or "CPU not recorded",
+        source_ranks.name_processor(run) or "CPU not recorded",
         f"{facts.cores} {cores}" if facts.cores else None,
         f"{len(facts.hostnames)} hosts" if len(facts.hostnames) > 1 else None,
         (facts.date or run.header.started_utc)[:10],
@@ -180,9 +182,9 @@ def describe_machine(run: Run) -> str:
     facts = run.header.facts
     host_count = len(facts.hostnames)
     torch = facts.versions.get("torch")
-    core_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    core_noun = "CPU cores" if source_ranks.ran_on_gpu(run) else "cores"
     texts = [
-        source_ranks.processor(run) or "CPU not recorded",
+        source_ranks.name_processor(run) or "CPU not recorded",
         f"{facts.cores} {core_noun}" if facts.cores else None,
         f"{host_count} host{'' if host_count == 1 else 's'}" if host_count else None,
         f"torch {torch}" if torch else None,
@@ -271,7 +273,7 @@ def disks_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
             run_destinations(run)[mode].on_storage
             for mode in drawn_modes & set(run_destinations(run))
         )
-        for rank in source_ranks.sources(run)
+        for rank in source_ranks.list_sources(run)
         if (folder := rank.facts.stream_dir) is not None
     )
     return f"Disk: {', '.join(disks)}." if disks else ""

@@ -102,7 +102,9 @@ class Fig2(Figure):
                 continue
             ratios = (
                 # Round by round, like an overhead: drift cancels.
-                stats.paired_ratios(arm.times.prompt, [arm.times.token]) if arm.times.token else ()
+                stats.compute_paired_ratios(arm.times.prompt, [arm.times.token])
+                if arm.times.token
+                else ()
             )
             prompt, prompt_low, prompt_high = split_estimate(estimate_series(arm.times.prompt))
             token, token_low, token_high = split_estimate(estimate_series(arm.times.token))

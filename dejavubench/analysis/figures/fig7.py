@@ -89,7 +89,9 @@ class Fig7(Figure):
             for phase in PHASES:
                 # Each phase is paired with the same phase of the baselines: TOTAL's noise says
                 # nothing of a token's.
-                overhead = stats.paired_overhead(arm.times.series(phase), point.baselines(phase))
+                overhead = stats.estimate_paired_overhead(
+                    arm.times.series(phase), point.baselines(phase)
+                )
                 if overhead is None:
                     continue
                 # An overhead is ratio − 1. A log axis needs the ratio itself.
@@ -129,7 +131,7 @@ class Fig7(Figure):
 
 
 def _is_like_paper(runs: Sequence[Run], frame: pd.DataFrame) -> bool:
-    return source_ranks.on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
+    return source_ranks.ran_on_gpu(runs[0]) and "ft" in set(frame["kv_layout"])
 
 
 FIGURE = Fig7()

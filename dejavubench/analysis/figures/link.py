@@ -106,7 +106,7 @@ class LinkFigure(Figure):
         rows = []
         for point, arm in list_shown_arms(run):
             info = info_of(run, arm.info)
-            overhead = stats.paired_overhead(arm.times.total, point.baselines())
+            overhead = stats.estimate_paired_overhead(arm.times.total, point.baselines())
             if info is None or info.link_rate is None or overhead is None:
                 continue
             if point.info.tensor_para_size * point.info.pipeline_para_size > 1:

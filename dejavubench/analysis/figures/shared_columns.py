@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from dejavubench.analysis.facts.arm_destinations import hosts_of, run_destinations, shown_name
+from dejavubench.analysis.facts.arm_destinations import hosts_of, name_destination, run_destinations
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, Quantity
 from dejavubench.analysis.numbers import stats
@@ -65,7 +65,7 @@ def make_arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
     info = arm.info
     return ArmColumns(
         arm=info.name,
-        mode=shown_name(run, info),
+        mode=name_destination(run, info),
         role=info.role,
         level=info.level,
         durability=info.durability,
@@ -75,7 +75,7 @@ def make_arm_columns(run: Run, arm: ArmSamples) -> ArmColumns:
 
 def make_noise_columns(point: PointSamples, quantity: Quantity = "total") -> NoiseColumns:
     """Return a point's noise floor and its interval, in percent; None without a second baseline."""
-    return NoiseColumns(*split_estimate(stats.noise_floor(point.baselines(quantity)), 100))
+    return NoiseColumns(*split_estimate(stats.estimate_noise_floor(point.baselines(quantity)), 100))
 
 
 def split_estimate(

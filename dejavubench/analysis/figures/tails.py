@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dejavubench.analysis.breakdown.tails import sorted_tokens
+from dejavubench.analysis.breakdown.tails import sort_tokens
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.figures.figure import Figure, QuickRun
 from dejavubench.analysis.figures.framing import add_legend
@@ -83,7 +83,7 @@ class TailsFigure(Figure):
                 setting=SettingColumns.of_point(point.info),
             )
             for point, arm in list_shown_arms(run)
-            for times in [sorted_tokens(arm)[::-1]]
+            for times in [sort_tokens(arm)[::-1]]
             for index in _choose_indices(times.size)
         ]
 

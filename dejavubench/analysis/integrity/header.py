@@ -36,7 +36,7 @@ class AskedFor(BaseModel):
     flush_interval: Annotated[int, Field(ge=1)] = 1
 
 
-def wrong_types(model: type[BaseModel], values: dict[str, Any], prefix: str) -> Iterator[str]:
+def find_wrong_types(model: type[BaseModel], values: dict[str, Any], prefix: str) -> Iterator[str]:
     """Yield the values that are of other types than ``model`` has."""
     try:
         model.model_validate(values)
@@ -46,8 +46,8 @@ def wrong_types(model: type[BaseModel], values: dict[str, Any], prefix: str) -> 
 
 
 def _check_types(run: Run) -> Iterator[str]:
-    yield from wrong_types(AskedFor, run.header.experiment, "run.json: experiment")
-    yield from wrong_types(RunEnvironment, run.header.environment, "run.json: environment")
+    yield from find_wrong_types(AskedFor, run.header.experiment, "run.json: experiment")
+    yield from find_wrong_types(RunEnvironment, run.header.environment, "run.json: environment")
 
 
 def _check_names(run: Run) -> Iterator[str]:
@@ -117,10 +117,10 @@ def _check_sizes(run: Run) -> Iterator[str]:
         is_too_long = point.positions < last_position or point.handed_over > point.output_len
         if not point.skipped and is_too_long:
             yield f"run.json: point {point.id} has more tokens than positions"
-        if point.streamed_nbytes != _streamed_nbytes(point):
+        if point.streamed_nbytes != _count_streamed_nbytes(point):
             yield (
                 f"run.json: point {point.id} streams {point.streamed_nbytes} bytes, but its sizes "
-                f"give {_streamed_nbytes(point)}"
+                f"give {_count_streamed_nbytes(point)}"
             )
     parallel_sizes = {
         (point.tensor_para_size, point.pipeline_para_size, point.sinks)
@@ -130,11 +130,13 @@ def _check_sizes(run: Run) -> Iterator[str]:
         yield "run.json: its points differ in tensor- or pipeline-parallel sizes, as no run's do"
 
 
-def _streamed_nbytes(point: PointInfo) -> int:
-    tokens = point.input_len + (point.handed_over or point.output_len) - 1
-    heads = point.kv_head_num or point.head_num  # older records name no KV heads
-    token = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
-    return point.ubatch_size * tokens * token
+def _count_streamed_nbytes(point: PointInfo) -> int:
+    position_count = point.input_len + (point.handed_over or point.output_len) - 1
+    head_count = point.kv_head_num or point.head_num  # older records name no KV heads
+    position_nbytes = (
+        2 * point.layer_num * head_count * point.size_per_head * ITEMSIZE[point.data_type]
+    )
+    return point.ubatch_size * position_count * position_nbytes
 
 
 def _note_other_experiment(run: Run) -> Iterator[Note]:
@@ -146,12 +148,12 @@ def _note_other_experiment(run: Run) -> Iterator[Note]:
     if (
         has_no_digest
         and not is_from_files
-        and experiment_hash(experiment) != run.header.experiment_hash
+        and compute_experiment_hash(experiment) != run.header.experiment_hash
     ):
         yield CHANGED.note("CHANGED: run.json: the experiment does not match its experiment_hash")
 
 
-def experiment_hash(experiment: dict[str, Any]) -> str:
+def compute_experiment_hash(experiment: dict[str, Any]) -> str:
     """Return the hash of an experiment as ``run`` writes it: 16 hexadecimal digits."""
     content = {key: value for key, value in experiment.items() if key not in NOT_HASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dejavubench.analysis.integrity.rank_files import RankPlaces
 from dejavubench.analysis.integrity.rounds import (
     Key,
+    compute_expected_nbytes,
     describe_key,
     ended_well,
-    expected_nbytes,
-    given_up,
+    find_abandoned_arms,
     key_of,
 )
 from dejavubench.records import (
@@ -49,13 +49,13 @@ def _group_by_iteration(run: Run) -> dict[Key, dict[int, list[Microbatch]]]:
     return microbatches
 
 
-def _source_logs(run: Run) -> list[RankLog]:
+def _list_source_logs(run: Run) -> list[RankLog]:
     """Return the files of the sources; a killed run lacks those of its other hosts."""
     source_count = RankPlaces.of_run(run).source_count
     return [log for log in run.ranks if log.rank < source_count and log.records]
 
 
-def _in_flight(run: Run) -> int:
+def _count_in_flight(run: Run) -> int:
     return run.header.points[0].pipeline_para_size
 
 
@@ -67,10 +67,10 @@ def _may_lack(log: RankLog, key: Key, last_key: Key) -> bool:
 def _check_missing(run: Run) -> Iterator[str]:
     """Check that every source has all microbatches of each iteration that rank 0 recorded."""
     microbatches = _group_by_iteration(run)
-    expected_numbers = list(range(_in_flight(run)))
+    expected_numbers = list(range(_count_in_flight(run)))
     iterations = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
     for key in iterations:
-        for log in _source_logs(run):
+        for log in _list_source_logs(run):
             # A pipeline of depth d has d microbatches in flight, numbered 0 … d − 1 on every
             # source.
             microbatch_numbers = sorted(
@@ -91,7 +91,7 @@ def _format_count(count: int) -> str:
 def _check_unfinished(run: Run) -> Iterator[str]:
     """Allow microbatches without an iteration only of killed runs and skipped arms."""
     iterations = {key_of(iteration) for _, iteration in run.records_of(Iteration)}
-    given_up_arms = given_up(run)
+    given_up_arms = find_abandoned_arms(run)
     # A run that still goes on is read rank by rank, the later ranks a little later.
     has_ended_well = ended_well(run)
     unfinished_keys = {
@@ -143,8 +143,11 @@ def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
         )
 
 
-def _describe_count(name: str, times: list[float], steps: int) -> str:
-    return f"{name} has {len(times)} times, but a request of {steps + 1} new tokens has {steps}"
+def _describe_count(name: str, times: list[float], step_count: int) -> str:
+    token_count = step_count + 1
+    return (
+        f"{name} has {len(times)} times, but a request of {token_count} new tokens has {step_count}"
+    )
 
 
 def _check_events(run: Run) -> Iterator[str]:
@@ -169,9 +172,9 @@ def _check_events(run: Run) -> Iterator[str]:
 def _check_bytes(run: Run) -> Iterator[str]:
     """Check that all sources together streamed the whole cache of an iteration."""
     rank_places = RankPlaces.of_run(run)
-    in_flight = _in_flight(run)
+    in_flight = _count_in_flight(run)
     points = {point.id: point for point in run.header.points}
-    nbytes_by_arm = expected_nbytes(run)
+    nbytes_by_arm = compute_expected_nbytes(run)
     for key, microbatches_by_rank in _group_by_iteration(run).items():
         microbatches = [
             microbatch
@@ -208,7 +211,7 @@ def _check_totals(run: Run) -> Iterator[str]:
     """Check that TOTAL is the slowest source's or, with several microbatches, no less."""
     microbatches = _group_by_iteration(run)
     rank_places = RankPlaces.of_run(run)
-    in_flight = _in_flight(run)
+    in_flight = _count_in_flight(run)
     for log in run.ranks:
         for place, iteration in log.with_places(Iteration):
             microbatches_by_rank = microbatches[key_of(iteration)]
@@ -258,7 +261,7 @@ def _note_long_times(run: Run) -> Iterator[Note]:
             times_and_bounds.append(
                 (events_ms, microbatch.all_token_ms, "time between CUDA events")
             )
-            if _in_flight(run) == 1:
+            if _count_in_flight(run) == 1:
                 times_and_bounds.append(
                     (microbatch.all_token_ms, sum(microbatch.token_ms), "ALL-TOKEN")
                 )

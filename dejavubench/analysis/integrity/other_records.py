@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dejavubench.analysis.facts.raw_loops import raw_loops
+from dejavubench.analysis.facts.raw_loops import map_own_raw_loops
 from dejavubench.analysis.integrity.rank_files import RankPlaces
 from dejavubench.analysis.integrity.rounds import (
     Key,
+    compute_expected_nbytes,
     describe_key,
-    expected_nbytes,
     key_of,
-    remote_arms,
+    list_remote_arms,
 )
 from dejavubench.records import (
     Ceiling,
@@ -31,7 +31,7 @@ from dejavubench.records import (
 )
 
 
-def _sink_logs(run: Run) -> list[RankLog]:
+def _list_sink_logs(run: Run) -> list[RankLog]:
     return [
         log for log in run.ranks if any(info.role == "sink" for info in log.records_of(RankInfo))
     ]
@@ -54,14 +54,14 @@ def _find_missing_records(
 def _check_received_bytes(run: Run) -> Iterator[str]:
     """Check that the sinks together received what the sources streamed, and nothing of others."""
     keys = [key_of(iteration) for _, iteration in run.records_of(Iteration)]
-    sinks = _sink_logs(run)
+    sinks = _list_sink_logs(run)
     rank_places = RankPlaces.of_run(run)
-    remote_names = remote_arms(run)
+    remote_names = list_remote_arms(run)
     yield from _find_missing_records(run, sinks, SinkActivity, keys)
     received_nbytes: dict[Key, list[int]] = defaultdict(list)
     for _, activity in run.records_of(SinkActivity):
         received_nbytes[key_of(activity)].append(activity.nbytes)
-    streamed_nbytes = expected_nbytes(run)
+    streamed_nbytes = compute_expected_nbytes(run)
     for key, nbytes_of_sinks in received_nbytes.items():
         # Sinks of a local arm take part in its rounds and receive nothing.
         due_nbytes = streamed_nbytes[key[0], key[1]] if key[1] in remote_names else 0
@@ -79,10 +79,10 @@ def _check_handovers(run: Run) -> Iterator[str]:
     handovers = [
         key_of(iteration)
         for _, iteration in run.records_of(Iteration)
-        if points[iteration.point].handed_over and iteration.arm in remote_arms(run)
+        if points[iteration.point].handed_over and iteration.arm in list_remote_arms(run)
     ]
     yield from _find_missing_records(
-        run, _sink_logs(run) if handovers else [], HandoverAtSink, handovers
+        run, _list_sink_logs(run) if handovers else [], HandoverAtSink, handovers
     )
     sent_keys = [key_of(handover) for _, handover in run.records_of(Handover)]
     # One source sends the sinks the tokens so far, once for each iteration.
@@ -140,7 +140,7 @@ def _check_streams_alone(run: Run) -> Iterator[str]:
     for rank, stream_alone in run.records_of(StreamAlone):
         # Later passes overwrite earlier ones: each moves the same chunks.
         nbytes[stream_alone.point, stream_alone.arm][rank] = stream_alone.nbytes
-    streamed_nbytes = expected_nbytes(run)
+    streamed_nbytes = compute_expected_nbytes(run)
     for (point_id, arm_name), by_rank in nbytes.items():
         cache_nbytes = streamed_nbytes[point_id, arm_name]
         if sum(by_rank.values()) != cache_nbytes:
@@ -156,7 +156,7 @@ def _check_sources_alone(run: Run) -> Iterator[str]:
     for rank, source_alone in run.records_of(SourceAlone):
         nbytes[source_alone.point, source_alone.arm][rank] = source_alone.nbytes
     source_count = RankPlaces.of_run(run).source_count
-    streamed_nbytes = expected_nbytes(run)
+    streamed_nbytes = compute_expected_nbytes(run)
     for (point_id, arm_name), by_rank in nbytes.items():
         cache_nbytes = streamed_nbytes[point_id, arm_name]
         # Each source writes its own record, so a killed run may lack some.
@@ -180,7 +180,7 @@ def _check_ceilings(run: Run) -> Iterator[str]:
                     f"{place}: ceiling {ceiling.name} is {ceiling.value:g}, but the best of its "
                     f"samples is {best_sample:g}"
                 )
-    loops = raw_loops(run)
+    loops = map_own_raw_loops(run)
     for (rank, point_id, durability, name), (place, ceiling) in ceilings.items():
         # Both loops take turns, so a ratio needs equally many samples of each.
         raw_loop = ceilings.get((rank, point_id, durability, loops.get(name, "")))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dejavubench.analysis.integrity.header import wrong_types
+from dejavubench.analysis.integrity.header import find_wrong_types
 from dejavubench.records import (
     ArmFailure,
     Ceiling,
@@ -119,7 +119,7 @@ def _check_identity(run: Run) -> Iterator[str]:
             if hosts and info.host not in hosts:
                 host_names = ", ".join(hosts)
                 yield f"{name} is of another run: it was on {info.host}, the run on {host_names}"
-            yield from wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
+            yield from find_wrong_types(RankEnvironment, info.environment, f"{name}:1: environment")
 
 
 def _check_machine(run: Run) -> Iterator[str]:
@@ -194,14 +194,14 @@ def _check_kinds(run: Run) -> Iterator[str]:
 
 def _check_ends(run: Run) -> Iterator[str]:
     for log in run.ranks:
-        if log.has_ended and not _ends_once(log):
+        if log.has_ended and not _is_ended_once(log):
             yield (
                 f"{log.path.name} goes on after its End record: it holds the records of several "
                 "runs, or of one run twice"
             )
 
 
-def _ends_once(log: RankLog) -> bool:
+def _is_ended_once(log: RankLog) -> bool:
     return (
         isinstance(log.records[-1], End)
         and not log.is_torn

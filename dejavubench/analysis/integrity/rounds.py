@@ -50,7 +50,7 @@ def ended_well(run: Run) -> bool:
     return has_ok_end and run.last_place is None
 
 
-def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
+def compute_expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
     """Return, by point and arm, the bytes that all sources together stream in one iteration."""
     return {
         (point.id, arm.name): 0
@@ -61,7 +61,7 @@ def expected_nbytes(run: Run) -> dict[tuple[str, str], int]:
     }
 
 
-def given_up(run: Run) -> set[tuple[str, str | None]]:
+def find_abandoned_arms(run: Run) -> set[tuple[str, str | None]]:
     """Return the points (arm None) and arms that were skipped or that stopped early."""
     starts = run.session.starts if run.session is not None else []
     return {(start.point, arm_name) for start in starts for arm_name in start.without} | {
@@ -72,7 +72,7 @@ def given_up(run: Run) -> set[tuple[str, str | None]]:
     }
 
 
-def remote_arms(run: Run) -> set[str]:
+def list_remote_arms(run: Run) -> set[str]:
     """Return the arms whose chunks other ranks receive."""
     destinations = run_destinations(run)
     return {
@@ -82,7 +82,7 @@ def remote_arms(run: Run) -> set[str]:
     }
 
 
-def yardsticks(run: Run) -> set[str]:
+def list_arms_without_cache(run: Run) -> set[str]:
     """Return the arms that move no cache, so that nothing of theirs is verified."""
     destinations = run_destinations(run)
     return {
@@ -149,7 +149,7 @@ def _starts_of(run: Run) -> dict[str, PointStart | None]:
     return {point.id: run.start_of(point.id) for point in run.header.points}
 
 
-def _iteration_numbers(run: Run) -> dict[str, dict[str, list[int]]]:
+def _list_iteration_numbers(run: Run) -> dict[str, dict[str, list[int]]]:
     """Return point → arm → numbers of its iterations, in the order of the records."""
     numbers_by_arm: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for _, iteration in run.records_of(Iteration):
@@ -160,7 +160,7 @@ def _iteration_numbers(run: Run) -> dict[str, dict[str, list[int]]]:
 def _check_gaps(run: Run) -> Iterator[str]:
     """Check that each arm's iterations follow each other from the session's start on."""
     starts = _starts_of(run)
-    for point_id, arms in _iteration_numbers(run).items():
+    for point_id, arms in _list_iteration_numbers(run).items():
         start = starts[point_id]
         if start is None:
             yield f"rank-0000.jsonl: {point_id} was measured, which its session was to leave out"
@@ -182,9 +182,9 @@ def _check_completeness(run: Run) -> Iterator[str]:
     # A restarted request goes through each arm once, from its middle on: it has no rounds.
     if any(True for _ in run.records_of(Restart)) or run.header.experiment.get("resume"):
         return
-    numbers_by_arm = _iteration_numbers(run)
+    numbers_by_arm = _list_iteration_numbers(run)
     has_ended_well = ended_well(run)
-    skipped_arms = given_up(run)
+    skipped_arms = find_abandoned_arms(run)
     starts = _starts_of(run)
     points = [
         point
@@ -225,7 +225,7 @@ def _check_failed_arms(run: Run) -> Iterator[str]:
         for arm in run.header.arms
         if arm.mode in destinations and destinations[arm.mode].on_storage
     }
-    numbers_by_arm = _iteration_numbers(run)
+    numbers_by_arm = _list_iteration_numbers(run)
     failed_arms = set()
     for log in run.ranks:
         for place, failure in log.with_places(ArmFailure):
@@ -271,7 +271,7 @@ def _check_verifications(run: Run) -> Iterator[str]:
     restarts = {(restart.point, restart.arm, 0) for _, restart in run.records_of(Restart)}
     iterations = {key_of(iteration): None for iteration in rank_0.records_of(Iteration)}
     checks_by_key = {key_of(check): check for check in rank_0.records_of(Verification)}
-    nbytes_by_arm = expected_nbytes(run)
+    nbytes_by_arm = compute_expected_nbytes(run)
     for place, check in rank_0.with_places(Verification):
         due_nbytes = nbytes_by_arm[check.point, check.arm]
         has_no_record = key_of(check) not in iterations and key_of(check) not in restarts
@@ -289,8 +289,8 @@ def _check_verifications(run: Run) -> Iterator[str]:
             )
     if not checks_by_key and not run.header.experiment.get("verify"):
         return
-    skipped_arms = given_up(run)
-    yardstick_arms = yardsticks(run)
+    skipped_arms = find_abandoned_arms(run)
+    yardstick_arms = list_arms_without_cache(run)
     unchecked_keys = [
         key
         for key in iterations

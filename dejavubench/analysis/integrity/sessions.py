@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dejavubench.analysis.integrity.header import wrong_types
+from dejavubench.analysis.integrity.header import find_wrong_types
 from dejavubench.records import Iteration, Run, RunEnvironment
 from dejavubench.records.names import name_session_file
 
@@ -27,7 +27,9 @@ def _check_session_files(run: Run) -> Iterator[str]:
         unknown_ids = [start.point for start in session_header.starts if start.point not in points]
         if unknown_ids:
             yield f"{name} names point {unknown_ids[0]}, which run.json does not name"
-        yield from wrong_types(RunEnvironment, session_header.environment, f"{name}: environment")
+        yield from find_wrong_types(
+            RunEnvironment, session_header.environment, f"{name}: environment"
+        )
 
 
 def _check_overlap(run: Run) -> Iterator[str]:

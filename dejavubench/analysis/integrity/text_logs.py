@@ -6,7 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from dejavubench.analysis.integrity.rounds import Key, ended_well, given_up, key_of, log_of
+from dejavubench.analysis.integrity.rounds import (
+    Key,
+    ended_well,
+    find_abandoned_arms,
+    key_of,
+    log_of,
+)
 from dejavubench.records import (
     End,
     Iteration,
@@ -33,7 +39,7 @@ def _note_other_times(run: Run) -> Iterator[Note]:
         return
     # An iteration whose check failed has no lines.
     has_ended_well = ended_well(run)
-    given_up_arms = given_up(run)
+    given_up_arms = find_abandoned_arms(run)
     for (point_id, arm_name), expected_lines in _make_lines(rank_0).items():
         path = run.path / name_text_log_file(
             point_id, arm_name, len(run.header.points) > 1, run.number

@@ -69,7 +69,7 @@ def _note_raw_loops(run: Run) -> list[Note]:
     texts = [
         f"{loops} {100 * ratio.median:.1f} [{100 * ratio.low:.1f}, {100 * ratio.high:.1f}] % "
         f"({ratio.samples} pairs)"
-        for loops, ratio in raw_loops.against_raw(run).items()
+        for loops, ratio in raw_loops.compare_with_raw_loops(run).items()
     ]
     if not texts:
         return []
@@ -78,7 +78,7 @@ def _note_raw_loops(run: Run) -> list[Note]:
 
 
 def _note_own_shares(run: Run) -> list[Note]:
-    texts = [f"{name} {share:.0f} %" for name, share in raw_loops.own_shares(run).items()]
+    texts = [f"{name} {share:.0f} %" for name, share in raw_loops.compute_own_shares(run).items()]
     if not texts:
         return []
     text = f"program's own share of each copy or message at the naive levels: {', '.join(texts)}"
@@ -91,7 +91,7 @@ DMA_SHARE = re.compile(r" \(([0-9.]+) of the kernel's time\)")
 
 def _note_gpu(run: Run) -> list[Note]:
     """Note what drives the GPU, and how chunks leave it."""
-    if not source_ranks.on_gpu(run):
+    if not source_ranks.ran_on_gpu(run):
         return []
     environment = run.header.facts
     gpu = environment.gpu

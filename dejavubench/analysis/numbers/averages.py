@@ -18,7 +18,7 @@ DROPPED_SAMPLES = 2
 """Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
 
 
-def prompt_token_average(log: TextLog) -> str:
+def format_prompt_token_average(log: TextLog) -> str:
     """Return the text that the paper's ``process_prompt_token_times.py`` prints.
 
     Raises:
@@ -60,7 +60,7 @@ def prompt_token_average(log: TextLog) -> str:
     return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
 
 
-def total_average(log: TextLog) -> str:
+def format_total_average(log: TextLog) -> str:
     """Return the text of the paper's ``process_total_times.py``: all TOTALs, and their average.
 
     Raises:

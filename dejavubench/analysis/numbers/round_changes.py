@@ -1,7 +1,7 @@
 """Changes from one sample of rounds to another, with intervals that neighbouring rounds may share.
 
-- :func:`paired_change`: both were measured in the same rounds, so drift cancels.
-- :func:`unpaired_change`: each has rounds of its own.
+- :func:`compute_paired_change`: both were measured in the same rounds, so drift cancels.
+- :func:`compute_unpaired_change`: each has rounds of its own.
 
 Rounds that follow each other are alike: machines drift, and clocks have states that last. Single
 rounds drawn at random would hide that, and blocks of few rounds hide what changes from round to
@@ -30,20 +30,20 @@ class RoundSample:
     """A statistic of some rounds, which can be computed of any draw of them.
 
     Attributes:
-        rounds: number of rounds, n.
+        round_count: number of rounds, n.
         log_of: maps draws [resamples, n] of round numbers below n to the statistic's natural
             logarithm [resamples]. Differences of logarithms are ratios of times.
         sorted_logs: the rounds' own logarithms, if the statistic is their median.
     """
 
-    rounds: int
+    round_count: int
     log_of: Callable[[np.ndarray], np.ndarray]
     sorted_logs: np.ndarray | None = None
 
     @property
     def log(self) -> float:
         """The statistic of the rounds as they are."""
-        return float(self.log_of(np.arange(self.rounds)[None, :])[0])
+        return float(self.log_of(np.arange(self.round_count)[None, :])[0])
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Change:
     @property
     def decides(self) -> bool:
         """Whether there are enough rounds for an interval of this confidence."""
-        return self.samples >= fewest_rounds(self.confidence)
+        return self.samples >= count_fewest_rounds(self.confidence)
 
 
-def fewest_rounds(confidence: float) -> int:
+def count_fewest_rounds(confidence: float) -> int:
     """Return how many rounds an interval needs: the fewest whose range covers the median so often.
 
     The median lies outside the range of n rounds at a given end in 0.5ⁿ of all cases. At 95 % it
@@ -82,12 +82,12 @@ def fewest_rounds(confidence: float) -> int:
     return math.ceil(-math.log2((1 - confidence) / 2))
 
 
-def block_length(round_count: int) -> int:
+def choose_block_length(round_count: int) -> int:
     """Return how many rounds are drawn as one, n to the power 1/3 as theory has it."""
     return math.ceil(round_count ** (1 / 3))
 
 
-def median_sample(logs: np.ndarray) -> RoundSample:
+def make_median_sample(logs: np.ndarray) -> RoundSample:
     """Return the median of one logarithm per round as a sample."""
     order = np.argsort(logs, kind="stable")
     sorted_logs = logs[order]
@@ -102,18 +102,18 @@ def median_sample(logs: np.ndarray) -> RoundSample:
     return RoundSample(logs.size, log_of, sorted_logs)
 
 
-def paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
+def compute_paired_change(sample: RoundSample, confidence: float = CONFIDENCE) -> Change:
     """Return the change that a sample of ratios shows."""
     return _make_change(
         sample.log,
-        sample.rounds,
+        sample.round_count,
         lambda blocks: _resample(sample, blocks, SEED, confidence),
         confidence,
-        _order_interval(sample, confidence),
+        _compute_order_interval(sample, confidence),
     )
 
 
-def unpaired_change(
+def compute_unpaired_change(
     earlier_sample: RoundSample, later_sample: RoundSample, confidence: float = CONFIDENCE
 ) -> Change:
     """Return the change from one sample to a later one; the rounds of both are drawn apart."""
@@ -126,7 +126,7 @@ def unpaired_change(
 
     return _make_change(
         later_sample.log - earlier_sample.log,
-        min(earlier_sample.rounds, later_sample.rounds),
+        min(earlier_sample.round_count, later_sample.round_count),
         differences,
         confidence,
     )
@@ -159,12 +159,12 @@ def _make_change(
     return Change(math.expm1(log), math.expm1(low), math.expm1(high), round_count, confidence)
 
 
-def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, float] | None:
+def _compute_order_interval(sample: RoundSample, confidence: float) -> tuple[float, float] | None:
     """Return the interval of a median between two of its rounds, which holds for any distribution.
 
     A bootstrap of few rounds is too narrow. From a thousand on, both agree.
     """
-    round_count = sample.rounds
+    round_count = sample.round_count
     if sample.sorted_logs is None or round_count > MOST_ORDERED:
         return None
     # Fewer than k rounds lie below the median with the chance of so few heads in n tosses.
@@ -179,26 +179,29 @@ def _order_interval(sample: RoundSample, confidence: float) -> tuple[float, floa
 
 def _resample(sample: RoundSample, in_blocks: bool, seed: int, confidence: float) -> np.ndarray:
     """Return the statistic of random draws of rounds, one by one or in blocks."""
-    block_rounds = block_length(sample.rounds) if in_blocks else 1
+    block_size = choose_block_length(sample.round_count) if in_blocks else 1
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(seed)
-    resamples = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
+    resample_count = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
     return np.concatenate(
-        [sample.log_of(draws) for draws in _draws(sample.rounds, block_rounds, resamples, rng)]
+        [
+            sample.log_of(draws)
+            for draws in _draw_blocks(sample.round_count, block_size, resample_count, rng)
+        ]
     )
 
 
-def _draws(
-    round_count: int, block_rounds: int, resamples: int, rng: np.random.Generator
+def _draw_blocks(
+    round_count: int, block_size: int, resample_count: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield draws [n, rounds], together ``resamples``, of blocks that wrap around at the end."""
+    """Yield draws [n, rounds] of blocks that wrap around, ``resample_count`` of them together."""
     most_at_once = max(1, PICKS_AT_ONCE // round_count)
-    for first_draw in range(0, resamples, most_at_once):
-        count_now = min(most_at_once, resamples - first_draw)
-        size = count_now, math.ceil(round_count / block_rounds)
-        starts = rng.integers(0, round_count, size=size, dtype=np.int32)
+    for first_draw in range(0, resample_count, most_at_once):
+        count_now = min(most_at_once, resample_count - first_draw)
+        shape = count_now, math.ceil(round_count / block_size)
+        starts = rng.integers(0, round_count, size=shape, dtype=np.int32)
         # [n, blocks, length] → [n, rounds]; the last block is cut.
-        round_numbers = starts[:, :, None] + np.arange(block_rounds, dtype=np.int32)
+        round_numbers = starts[:, :, None] + np.arange(block_size, dtype=np.int32)
         draws = round_numbers.reshape(count_now, -1)[:, :round_count]
         draws[draws >= round_count] -= (
             round_count  # a block that reaches the end goes on at the beginning

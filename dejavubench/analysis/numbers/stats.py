@@ -123,7 +123,7 @@ def _estimate(samples: bytes) -> Estimate:
     # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
         return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, samples=1)
-    medians = _resampled_medians(values)
+    medians = _resample_medians(values)
     # Percentile bootstrap (Efron 1979): the ends of the middle 95 % of the resampled medians.
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(medians, [tail, 100 - tail])
@@ -136,7 +136,7 @@ def _estimate(samples: bytes) -> Estimate:
     )
 
 
-def _resampled_medians(values: np.ndarray) -> np.ndarray:
+def _resample_medians(values: np.ndarray) -> np.ndarray:
     """Return medians of resamples. Drawn at once, those of long logs would take gigabytes."""
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(SEED)
@@ -151,7 +151,7 @@ def _resampled_medians(values: np.ndarray) -> np.ndarray:
     return np.concatenate(medians)
 
 
-def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
+def compute_geometric_mean(series: Sequence[Series]) -> dict[int, float]:
     """Return the geometric mean of several arms for each round that all have, in round order.
 
     Raises:
@@ -170,7 +170,7 @@ def geometric_mean(series: Sequence[Series]) -> dict[int, float]:
     }
 
 
-def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
+def compute_paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     """Return arm / geometric mean of the baselines for each round that all have, in round order.
 
     Raises:
@@ -178,36 +178,36 @@ def paired_ratios(arm: Series, baselines: Sequence[Series]) -> np.ndarray:
     """
     # Divided round by round before the median: drift between rounds cancels, which a ratio of
     # two medians would keep.
-    means = geometric_mean(baselines)
+    means = compute_geometric_mean(baselines)
     return np.array(
         [arm[round_number] / mean for round_number, mean in means.items() if round_number in arm]
     )
 
 
-def paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:
+def estimate_paired_overhead(arm: Series, baselines: Sequence[Series]) -> Estimate | None:
     """Return the median of the paired ratios less one, as a fraction.
 
     None if there is no baseline or no common round.
     """
     if not baselines:
         return None
-    ratios = paired_ratios(arm, baselines)
+    ratios = compute_paired_ratios(arm, baselines)
     return estimate(ratios).shift(-1.0) if ratios.size else None
 
 
-def noise_floor(baselines: Sequence[Series]) -> Estimate | None:
+def estimate_noise_floor(baselines: Sequence[Series]) -> Estimate | None:
     """Return the overhead of the second ``none`` over the first; None unless there are two."""
     # Against the first alone: with itself in the mean its difference would be halved.
-    return paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
+    return estimate_paired_overhead(baselines[1], baselines[:1]) if len(baselines) == 2 else None
 
 
-def noise_reach(low: float, high: float) -> float:
+def compute_noise_reach(low: float, high: float) -> float:
     """Return the largest difference of identical arms: the farther end of the noise's interval."""
     # Which of the two runs first is chance, so its sign says nothing.
     return max(abs(low), abs(high))
 
 
-def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
+def judge_overhead(overhead: Estimate | None, target: float | None) -> Verdict | None:
     """Return whether an overhead meets ``target`` (a fraction); None if either is missing.
 
     It is met if the interval's upper end is at most ``target``, and missed if the lower end is
@@ -224,7 +224,9 @@ def verdict(overhead: Estimate | None, target: float | None) -> Verdict | None:
     return Verdict.MISSED if overhead.low > target else Verdict.UNRESOLVED
 
 
-def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[int, float]]]:
+def collect_totals_by_arm(
+    iterations: Iterable[Iteration],
+) -> dict[str, dict[str, dict[int, float]]]:
     """Return point → arm → round → TOTAL in ms; warm-ups are left out."""
     totals_ms: dict[str, dict[str, dict[int, float]]] = {}
     for iteration in iterations:
@@ -235,7 +237,7 @@ def totals_by_arm(iterations: Iterable[Iteration]) -> dict[str, dict[str, dict[i
     return totals_ms
 
 
-def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
+def list_baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> list[Series]:
     """Return the series of the baseline and of its repeat, in this order, as far as they exist."""
     roles = {
         arm.role: series[arm.name] for arm in arms if arm.role != "streaming" and arm.name in series
@@ -243,7 +245,7 @@ def baseline_series(arms: Iterable[ArmInfo], series: Mapping[str, Series]) -> li
     return [roles[role] for role in ("baseline", "repeat") if role in roles]
 
 
-def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> float | None:
+def compute_half_width(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> float | None:
     """Return how exactly one point is known: the widest half-width, as a fraction.
 
     It is that of the overheads and of the noise floor. Without a baseline, it is that of TOTAL
@@ -251,22 +253,24 @@ def half_width_of(series: Mapping[str, Series], arms: Sequence[ArmInfo]) -> floa
     """
     if not arms or any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
         return None
-    baselines = baseline_series(arms, series)
+    baselines = list_baseline_series(arms, series)
     if not baselines:
-        return max(_relative_width(series[arm.name]) for arm in arms)
+        return max(_compute_relative_width(series[arm.name]) for arm in arms)
     overheads = [
-        paired_overhead(series[arm.name], baselines) for arm in arms if arm.role == "streaming"
+        estimate_paired_overhead(series[arm.name], baselines)
+        for arm in arms
+        if arm.role == "streaming"
     ]
     if len(baselines) == 2:
-        overheads.append(noise_floor(baselines))
+        overheads.append(estimate_noise_floor(baselines))
     # With a single none there is no overhead; its own interval must be narrow instead.
     if not overheads:
-        return _relative_width(baselines[0])
+        return _compute_relative_width(baselines[0])
     if any(overhead is None or overhead.samples < COVERING_ROUNDS for overhead in overheads):
         return None
     return max(overhead.half_width for overhead in overheads if overhead is not None)
 
 
-def _relative_width(series: Series) -> float:
+def _compute_relative_width(series: Series) -> float:
     total_ms = estimate(series.values())
     return total_ms.half_width / total_ms.median

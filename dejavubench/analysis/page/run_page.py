@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dejavubench.analysis.facts.source_ranks import processor
+from dejavubench.analysis.facts.source_ranks import name_processor
 from dejavubench.analysis.figures.captions import describe_machine
 from dejavubench.analysis.page.contents import (
     Page,
@@ -144,7 +144,7 @@ def _run_title(run: Run) -> str:
     models = ", ".join(dict.fromkeys(point.model for point in run.header.points))
     is_streaming = any(arm.is_streaming for arm in run.header.arms)
     subject = "Streaming the KV cache" if is_streaming else "Prompt and token times"
-    return f"{subject}: {models} on {processor(run) or 'an unknown processor'}"
+    return f"{subject}: {models} on {name_processor(run) or 'an unknown processor'}"
 
 
 def _describe_differences(shown_runs: Sequence[ShownRun]) -> list[str]:
@@ -180,7 +180,9 @@ def _list_traits(shown_run: ShownRun) -> list[str]:
 def _make_common_title(shown_runs: Sequence[ShownRun]) -> str:
     if any(shown_run.run is None for shown_run in shown_runs):
         return f"{len(shown_runs)} runs or text logs"
-    machines = {processor(shown_run.run) for shown_run in shown_runs if shown_run.run is not None}
+    machines = {
+        name_processor(shown_run.run) for shown_run in shown_runs if shown_run.run is not None
+    }
     suffix = f" on {machines.pop()}" if len(machines) == 1 and None not in machines else ""
     return f"{len(shown_runs)} runs{suffix}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dejavubench.analysis.facts.source_ranks import rank_count
+from dejavubench.analysis.facts.source_ranks import count_ranks
 from dejavubench.analysis.number_texts import format_counts, format_nbytes
 from dejavubench.analysis.page.contents import Fact, RunSettings
 from dejavubench.records import Run
@@ -35,7 +35,7 @@ def collect_settings(run: Run, option_meanings: Mapping[str, str]) -> RunSetting
     commands = [
         _make_command_line(
             run_session.session.command if run_session.session else header.command,
-            rank_count(run),
+            count_ranks(run),
         )
         for run_session in run.sessions
     ]

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dejavubench.analysis.breakdown.least_work import Work, least_work
+from dejavubench.analysis.breakdown.least_work import Work, compute_least_work
 from dejavubench.analysis.prediction.inputs import PointInputs
 from dejavubench.analysis.prediction.request import TimesMs
 from dejavubench.records import PointInfo
@@ -53,7 +53,7 @@ def compute_times(
     token's by the bytes that it reads.
     """
     prompt_ms, token_ms = _phase_times(measured_point)
-    target_work = least_work(target, target.weight_nbytes)
+    target_work = compute_least_work(target, target.weight_nbytes)
     if target_work == measured_point.work:
         return ComputeTimes(prompt_ms, token_ms, Basis.MEASURED)
     flop_ratio = target_work.prompt_flop / measured_point.work.prompt_flop

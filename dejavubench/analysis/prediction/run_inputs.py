@@ -9,9 +9,9 @@ from dejavubench import units
 from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, read_host_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.facts.source_ranks import on_gpu, source_ranks
+from dejavubench.analysis.facts.source_ranks import list_source_ranks, ran_on_gpu
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds, chunk_rounds
 from dejavubench.analysis.prediction.emulated_link import PAYLOAD_SHARE, burst_nbytes
@@ -82,7 +82,7 @@ def read_inputs(run: Run) -> RunInputs:
         for samples in points[point_id].arms.values()
         if (point_id, samples.info.name) in rounds_by_arm and samples.info.level in PREDICTED_LEVELS
     ]
-    hosts = host_rounds(run)
+    hosts = read_host_rounds(run)
     arms = [
         _make_arm(run, baselines[point.info.id], point, samples, arm_chunks, link)
         for point, samples, arm_chunks in streams
@@ -94,7 +94,11 @@ def read_inputs(run: Run) -> RunInputs:
         )
     facts = run.header.facts
     return RunInputs(
-        name, facts.machine or facts.cpu_model, on_gpu(run), tuple(baselines.values()), tuple(arms)
+        name,
+        facts.machine or facts.cpu_model,
+        ran_on_gpu(run),
+        tuple(baselines.values()),
+        tuple(arms),
     )
 
 
@@ -104,15 +108,19 @@ def _make_point(run: Run, point: PointSamples) -> PointInputs | None:
     token_baselines = point.baselines("tokens")
     if not prompt_baselines:
         return None
-    noise_floor = stats.noise_floor(point.baselines())
-    prompt_ms = stats.geometric_mean(prompt_baselines)
+    noise_floor = stats.estimate_noise_floor(point.baselines())
+    prompt_ms = stats.compute_geometric_mean(prompt_baselines)
     return PointInputs(
         point.info,
         work_of(run, point.info),
         prompt_ms,
         # A request of one token has no steps.
-        stats.geometric_mean(token_baselines) if token_baselines else dict.fromkeys(prompt_ms, 0.0),
-        None if noise_floor is None else stats.noise_reach(noise_floor.low, noise_floor.high),
+        stats.compute_geometric_mean(token_baselines)
+        if token_baselines
+        else dict.fromkeys(prompt_ms, 0.0),
+        None
+        if noise_floor is None
+        else stats.compute_noise_reach(noise_floor.low, noise_floor.high),
     )
 
 
@@ -129,7 +137,7 @@ def _make_arm(
     times = samples.times
     info = samples.info
     no_steps = dict.fromkeys(times.prompt, 0.0)
-    overhead = stats.paired_overhead(times.total, point.baselines())
+    overhead = stats.estimate_paired_overhead(times.total, point.baselines())
     # chunk_rounds gives only arms and rounds that have a TOTAL, and the point has baselines.
     assert info.level is not None
     assert overhead is not None
@@ -209,7 +217,7 @@ def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
 
 def _is_no_link(run: Run, info: DestinationInfo) -> bool:
     """Return whether a destination is no link: a disk, or a copy in host memory. PCIe is one."""
-    return info.on_storage or (info.local and not on_gpu(run))
+    return info.on_storage or (info.local and not ran_on_gpu(run))
 
 
 def _why_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
@@ -259,7 +267,7 @@ def _packet_nbytes(
     is_naive = not LEVELS[str(samples.info.level)].buffered
     if not is_naive or not packed_arms or not samples.stream.nbytes:
         return 0.0
-    sources = source_ranks(run)
+    sources = list_source_ranks(run)
     source_hosts = [host for host in hosts if sources & set(host.log.host.ranks)]
     naive_nbytes = _count_sent_nbytes(source_hosts, point.info.id, samples)
     packed_nbytes = _count_sent_nbytes(source_hosts, point.info.id, packed_arms[0])

@@ -117,9 +117,9 @@ def log_report(path: Path) -> RunReport:
 
 def _describe_machine(run: Run) -> str:
     cores = run.header.facts.cores
-    cores_noun = "CPU cores" if source_ranks.on_gpu(run) else "cores"
+    cores_noun = "CPU cores" if source_ranks.ran_on_gpu(run) else "cores"
     facts = [
-        source_ranks.processor(run),
+        source_ranks.name_processor(run),
         f"{cores} {cores_noun}" if cores else None,
         run.header.started_utc,
     ]

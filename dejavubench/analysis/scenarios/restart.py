@@ -37,7 +37,7 @@ def make_columns(restarts: Sequence[Restart]) -> RestartTotals:
     )
 
 
-def token_ms(restarts: Sequence[Restart]) -> float:
+def compute_token_ms(restarts: Sequence[Restart]) -> float:
     """Return the time of one step: the slowest source of each step, median over the steps."""
     # [source, step] turned to [step, source]: all sources wait for the slowest at each step.
     return median(map(max, zip(*(restart.step_ms for restart in restarts), strict=True)))

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
 from dejavubench.analysis.breakdown.least_work import work_of
-from dejavubench.analysis.breakdown.tails import p99_noise, p99_overhead, tail
+from dejavubench.analysis.breakdown.tails import (
+    compute_percentiles,
+    estimate_p99_noise,
+    estimate_p99_overhead,
+)
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.facts.arm_destinations import info_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
@@ -73,8 +77,8 @@ def make_arm_times(samples: ArmSamples) -> Times:
 def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     """Return overheads and noise floors; baselines have the floors, and no overhead."""
     baselines = point.baselines()
-    noise = spread(stats.noise_floor(baselines), 100)
-    token_noise = spread(stats.noise_floor(point.baselines("token")), 100)
+    noise = spread(stats.estimate_noise_floor(baselines), 100)
+    token_noise = spread(stats.estimate_noise_floor(point.baselines("token")), 100)
     overhead = Overhead(
         token_noise_floor_pct=token_noise.middle,
         token_noise_floor_low_pct=token_noise.low,
@@ -86,17 +90,19 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
     if samples.info.role != "streaming":
         overhead.baseline = "is a baseline"
         return overhead
-    estimate = stats.paired_overhead(samples.times.total, baselines)
+    estimate = stats.estimate_paired_overhead(samples.times.total, baselines)
     target = run.header.experiment.get("target_overhead")
     total = spread(estimate, 100)
-    token = spread(stats.paired_overhead(samples.times.token, point.baselines("token")), 100)
+    token = spread(
+        stats.estimate_paired_overhead(samples.times.token, point.baselines("token")), 100
+    )
     overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
     overhead.token_overhead_pct = token.middle
     overhead.token_overhead_low_pct = token.low
     overhead.token_overhead_high_pct = token.high
     overhead.baseline = ("no baseline", "none", "none and none#2")[len(baselines)]
     overhead.target_pct = None if target is None else 100 * target
-    overhead.verdict = stats.verdict(estimate, target)
+    overhead.verdict = stats.judge_overhead(estimate, target)
     return overhead
 
 
@@ -113,10 +119,10 @@ def judge_noise(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
 
 def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
     """Return percentiles of single tokens; of a streaming arm also the overhead of p99."""
-    percentiles = tail(samples)
+    percentiles = compute_percentiles(samples)
     if percentiles is None:
         return Tails()
-    overhead = p99_overhead(point, samples) if samples.info.is_streaming else None
+    overhead = estimate_p99_overhead(point, samples) if samples.info.is_streaming else None
     return Tails(
         percentiles.token_count,
         percentiles.p50_ms,
@@ -125,7 +131,7 @@ def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
         percentiles.slowest_ms,
         # Rows of tails have no column for the quartile range, which comes fourth.
         *spread(overhead, 100)[:3],
-        *spread(p99_noise(point), 100)[:3],
+        *spread(estimate_p99_noise(point), 100)[:3],
     )
 
 
@@ -161,7 +167,7 @@ def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRate
         rates.alone_ms = stream_alone.ms
         rates.alone_gb_per_s = stream_alone.nbytes / stream_alone.ms / 1e6
         # The rate sums all sources; a ceiling that some of them did not measure would be too low.
-        if ceiling is not None and ceiling[1] == len(source_ranks.sources(run)):
+        if ceiling is not None and ceiling[1] == len(source_ranks.list_sources(run)):
             rates.ceiling_share_pct = 100 * rates.alone_gb_per_s / ceiling[0]
     return rates
 
@@ -194,14 +200,14 @@ def _hidden_pct(point: PointSamples, samples: ArmSamples) -> float | None:
     farther end of the noise floor's interval), or if the noise is unknown.
     """
     baselines = point.baselines()
-    floor = stats.noise_floor(baselines)
-    overhead = stats.paired_overhead(samples.times.total, baselines)
+    floor = stats.estimate_noise_floor(baselines)
+    overhead = stats.estimate_paired_overhead(samples.times.total, baselines)
     if samples.stream_alone is None or floor is None or overhead is None or floor.samples < 2:
         return None
     # Of both baselines' rounds together, as the overhead is over both.
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median
     alone_ms = samples.stream_alone.ms
-    if alone_ms <= none_ms * stats.noise_reach(floor.low, floor.high):
+    if alone_ms <= none_ms * stats.compute_noise_reach(floor.low, floor.high):
         return None
     # T_arm − T_none = overhead · T_none.
     return 100 * (1 - overhead.median * none_ms / alone_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dejavubench.analysis import integrity
-from dejavubench.analysis.facts.source_ranks import rank_count
+from dejavubench.analysis.facts.source_ranks import count_ranks
 from dejavubench.analysis.tables.report_part import RunPart, only_notes
 from dejavubench.records import (
     ArmFailure,
@@ -113,7 +113,7 @@ def note_continue(run: Run) -> list[Note]:
     """Return the command that goes on with a run; none for a restarted request, without rounds."""
     if run.header.experiment.get("resume"):
         return []
-    command = continue_command(run.path, rank_count(run))
+    command = continue_command(run.path, count_ranks(run))
     return [REST.note(f"To measure what is missing: {command}")]
 
 

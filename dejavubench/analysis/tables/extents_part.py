@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, percentile
+from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS, P99, find_percentile
 from dejavubench.analysis.number_texts import format_4_digits, format_count, format_nbytes
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
@@ -98,8 +98,8 @@ def _make_row(
         *identity,
         timed_extents=times_us.size,
         extent_bytes=float(np.median(sizes_and_ns[:, 0])),
-        median_us=percentile(times_us, 0.5),
-        p99_us=percentile(times_us, P99) if times_us.size >= FEWEST_TOKENS else None,
+        median_us=find_percentile(times_us, 0.5),
+        p99_us=find_percentile(times_us, P99) if times_us.size >= FEWEST_TOKENS else None,
         max_us=float(times_us[-1]),
     )
 

@@ -53,7 +53,7 @@ class NormalRow:
 def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
     """Return the arms of a run whose stream was timed alone, each with its row."""
     environment = run.header.facts
-    processor = source_ranks.processor(run) or "unknown processor"
+    processor = source_ranks.name_processor(run) or "unknown processor"
     host = ", ".join(environment.hostnames) or "unknown host"
     is_in_results = run.path.resolve().parent.name == RECORDS_FOLDER
     machine = run.path.resolve().parent.parent.name if is_in_results else f"{host}, {processor}"
@@ -68,7 +68,7 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
                 run_id=run.header.run_id,
                 arm=row.arm,
                 model=row.sizes.model or "",
-                on_gpu=source_ranks.on_gpu(run),
+                on_gpu=source_ranks.ran_on_gpu(run),
                 mode=row.mode or "",
                 durability=row.durability,
                 hosts=row.hosts,
@@ -109,7 +109,7 @@ def _ceilings_command(run: Run) -> str | None:
     """Return the command that measures the ceilings of a run that left them out; else None."""
     if run.header.experiment.get("ceilings") is not False:
         return None
-    return f"{continue_command(run.path, source_ranks.rank_count(run))} --ceilings"
+    return f"{continue_command(run.path, source_ranks.count_ranks(run))} --ceilings"
 
 
 def _floor_at(point_id: str | None, rows: Sequence[Row]) -> Noise | None:

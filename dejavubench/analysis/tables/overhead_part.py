@@ -11,10 +11,10 @@ from dejavubench.analysis.breakdown.overhead_parts import (
     PARTS,
     PHASES,
     OverheadPart,
-    overhead_parts,
+    compute_overhead_parts,
 )
 from dejavubench.analysis.facts.samples import ArmSamples
-from dejavubench.analysis.facts.source_ranks import on_gpu
+from dejavubench.analysis.facts.source_ranks import ran_on_gpu
 from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
@@ -64,7 +64,7 @@ def part_rows(run_data: RunData) -> list[PartRow]:
         for point in run_data.points.values()
         for samples in point.arms.values()
         if samples.why_failed is None
-        for part in overhead_parts(point, samples)
+        for part in compute_overhead_parts(point, samples)
     ]
 
 
@@ -134,7 +134,7 @@ def _make_notes(run: Run, rows_of_parts: Sequence[PartRow]) -> list[Note]:
     if not rows_of_parts:
         return []
     notes = [OVERHEAD_PARTS.note(PARTS_TEXT)]
-    return [*notes, STALL_BESIDE_GPU.note(GPU_STALL_TEXT)] if on_gpu(run) else notes
+    return [*notes, STALL_BESIDE_GPU.note(GPU_STALL_TEXT)] if ran_on_gpu(run) else notes
 
 
 def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:

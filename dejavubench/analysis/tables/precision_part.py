@@ -18,11 +18,11 @@ def _make_notes(run: Run) -> list[Note]:
     if precision is None:
         return []
     widths = []
-    for point_id, series in stats.totals_by_arm(
+    for point_id, series in stats.collect_totals_by_arm(
         iteration for _, iteration in run.records_of(Iteration)
     ).items():
         arms = _select_arms(run, point_id)
-        width = stats.half_width_of(series, arms)
+        width = stats.compute_half_width(series, arms)
         # No arms left: all were skipped or failed, and other notes say so.
         if not arms or (width is not None and width <= precision):
             continue

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 from dejavubench.analysis.breakdown.chunk_bill import ChunkFiles, read_chunk_files
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, session_rounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, join_sessions, read_session_rounds
 from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.tables.process_columns import NO_ROUNDS, Row
 from dejavubench.analysis.tables.run_rows import run_rows
@@ -129,7 +129,7 @@ class RunData:
     @cached_property
     def session_hosts(self) -> list[HostRounds]:
         """Conditions of each host in each session."""
-        return session_rounds(self.run)
+        return read_session_rounds(self.run)
 
     @cached_property
     def chunk_files(self) -> ChunkFiles:

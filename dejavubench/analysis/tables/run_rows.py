@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
-from dejavubench.analysis.facts.host_rounds import HostRounds, host_rounds
+from dejavubench.analysis.facts.host_rounds import HostRounds, read_host_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.numbers.stats import median_of
 from dejavubench.analysis.scenarios import restart
@@ -56,7 +56,7 @@ def run_rows(
     """
     samples_by_point = collect(run) if points is None else points
     reasons = {(record.point, record.arm): record.reason for _, record in run.records_of(Skipped)}
-    run_hosts = host_rounds(run) if hosts is None else hosts
+    run_hosts = read_host_rounds(run) if hosts is None else hosts
     rows = []
     for point in run.header.points:
         # A point is skipped in the header, before the run, or by a record without an arm.
@@ -126,7 +126,7 @@ def _count_verified(samples: ArmSamples) -> str | None:
 
 def _add_restart(row: Row, samples: ArmSamples) -> None:
     """Add what all sources put back, and the times of the slowest, which are of one iteration."""
-    row.times.token_ms = restart.token_ms(samples.restarts)
+    row.times.token_ms = restart.compute_token_ms(samples.restarts)
     row.times.drain_ms = restart.drain_ms(samples.restarts)
     row.restart = restart.make_columns(samples.restarts)
 

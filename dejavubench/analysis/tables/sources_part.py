@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dejavubench.analysis.facts.samples import ArmSamples, SourceAloneTimes
-from dejavubench.analysis.facts.source_ranks import sources
+from dejavubench.analysis.facts.source_ranks import list_sources
 from dejavubench.analysis.number_texts import format_4_digits, format_nbytes
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
@@ -54,7 +54,7 @@ class SourceRow:
 
 def _make_rows(run_data: RunData) -> list[SourceRow]:
     """Return the rows of a run; none of a run with one source."""
-    sinks_by_source = {info.rank: info.peers for info in sources(run_data.run)}
+    sinks_by_source = {info.rank: info.peers for info in list_sources(run_data.run)}
     return [
         _make_row(run_data.run, samples, source, sinks_by_source.get(source, []), times)
         for point in run_data.points.values()

@@ -9,7 +9,7 @@ from dejavubench.analysis.trace import sink_lanes, source_lanes
 from dejavubench.analysis.trace.choice import ChosenIteration, TraceError
 from dejavubench.analysis.trace.clocks import RankClock, clocks_of
 from dejavubench.analysis.trace.events import Process
-from dejavubench.analysis.trace.missing_times import require_undamaged, why_no_times
+from dejavubench.analysis.trace.missing_times import explain_missing_times, require_undamaged
 from dejavubench.records import (
     ChunkTimes,
     Microbatch,
@@ -151,7 +151,7 @@ def _make_notes(
     arm = next(info for info in run.header.arms if info.name == choice.arm_name)
     notes = []
     if (arm.is_streaming or arm.is_swapping) and not timed_microbatches:
-        notes.append(f"{why_no_times(run)}: no lanes of chunks")
+        notes.append(f"{explain_missing_times(run)}: no lanes of chunks")
     for clock in clocks:
         if not clock.is_known:
             notes.append(

@@ -70,10 +70,10 @@ def choose(
         raise TraceError(f"{run.path} has no measured rounds")
     chosen_point = points[_find_name("point", point_id, points) or next(iter(points))]
     arms = _select_measured(chosen_point)
-    chosen_arm = arms[_find_name("arm", arm_name, arms) or _costliest_name(chosen_point, arms)]
+    chosen_arm = arms[_find_name("arm", arm_name, arms) or _find_costliest_name(chosen_point, arms)]
     if chosen_arm.why_failed is not None:
         raise TraceError(f"{chosen_arm.info.name} failed in {chosen_arm.why_failed}")
-    overheads = _overheads(chosen_point, chosen_arm)
+    overheads = _compute_overheads(chosen_point, chosen_arm)
     round_number, way_chosen = _choose_round(chosen_arm, overheads, wanted_round)
     iteration = next(
         record.iteration
@@ -104,7 +104,7 @@ def _find_name(kind: str, name: str | None, measured_names: Iterable[str]) -> st
     return name
 
 
-def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
+def _find_costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
     """Return the streaming arm with the largest median overhead; the first one without baselines.
 
     Arms that failed count only if no other is there.
@@ -114,18 +114,18 @@ def _costliest_name(point: PointSamples, arms: dict[str, ArmSamples]) -> str:
     streaming_names = [name for name in candidates if arms[name].info.is_streaming]
 
     def cost(name: str) -> float:
-        overhead = stats.paired_overhead(arms[name].times.total, point.baselines())
+        overhead = stats.estimate_paired_overhead(arms[name].times.total, point.baselines())
         return float("-inf") if overhead is None else overhead.median
 
     return max(streaming_names, key=cost) if streaming_names else candidates[0]
 
 
-def _overheads(point: PointSamples, chosen_arm: ArmSamples) -> RoundValues:
+def _compute_overheads(point: PointSamples, chosen_arm: ArmSamples) -> RoundValues:
     """Return the chosen arm's overhead of each round over the baselines of the same round."""
     baselines = point.baselines()
     if not baselines or not chosen_arm.info.is_streaming:
         return {}
-    means = stats.geometric_mean(baselines)
+    means = stats.compute_geometric_mean(baselines)
     return {
         round_number: ms / means[round_number] - 1
         for round_number, ms in chosen_arm.times.total.items()

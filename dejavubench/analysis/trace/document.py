@@ -22,7 +22,7 @@ LANE_NUMBERS_PER_PROCESS = 1000
 def write(trace: Trace, file: IO[str]) -> None:
     """Write a trace as JSON, one event per line."""
     events = ",\n".join(_to_json(event) for event in events_of(trace))
-    file.write(f'{{"displayTimeUnit": "ns",\n"otherData": {_to_json(metadata(trace))},\n')
+    file.write(f'{{"displayTimeUnit": "ns",\n"otherData": {_to_json(make_metadata(trace))},\n')
     file.write(f'"traceEvents": [\n{events}\n]}}\n')
 
 
@@ -30,7 +30,7 @@ def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def metadata(trace: Trace) -> dict[str, Any]:
+def make_metadata(trace: Trace) -> dict[str, Any]:
     """Return the iteration that is shown, the clocks and the notes."""
     choice = trace.choice
     header = trace.run.header
@@ -54,7 +54,7 @@ def events_of(trace: Trace) -> Iterator[dict[str, Any]]:
     arrows = _number_arrows(trace.processes)
     for process in trace.processes:
         # Viewers take process 0 for the idle one.
-        yield from _process_events(process, process.rank + 1, trace.zero_ns, arrows)
+        yield from _list_events_of_rank(process, process.rank + 1, trace.zero_ns, arrows)
 
 
 def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
@@ -73,7 +73,7 @@ def _number_arrows(processes: Iterable[Process]) -> dict[Passage, int]:
     }
 
 
-def _process_events(
+def _list_events_of_rank(
     process: Process, pid: int, zero_ns: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the events of one rank: names of process and lanes, events, arrows and counters."""
@@ -84,13 +84,13 @@ def _process_events(
         yield _make_name("thread_sort_index", pid, lane_number, sort_index=lane_number)
         for event, next_event in zip_longest(lane.events, lane.events[1:]):
             yield {**_make_event(event, next_event, zero_ns), "pid": pid, "tid": lane_number}
-            yield from _arrow_ends(event, zero_ns, pid, lane_number, arrows)
+            yield from _make_arrow_ends(event, zero_ns, pid, lane_number, arrows)
     for counter in process.counters:
         for moment, value in counter.values:
             yield {
                 "name": counter.title,
                 "ph": "C",
-                "ts": _microseconds(moment - zero_ns),
+                "ts": _convert_to_us(moment - zero_ns),
                 "pid": pid,
                 "args": {counter.unit: value},
             }
@@ -105,7 +105,7 @@ def _make_event(event: Event, next_event: Event | None, zero_ns: int) -> dict[st
     common_fields = {
         "name": event.name,
         "cat": "dejavubench",
-        "ts": _microseconds(event.begin_ns - zero_ns),
+        "ts": _convert_to_us(event.begin_ns - zero_ns),
     }
     if event.end_ns is None:
         return {**common_fields, "ph": "i", "s": "t", "args": dict(event.args)}
@@ -113,11 +113,16 @@ def _make_event(event: Event, next_event: Event | None, zero_ns: int) -> dict[st
     # nanoseconds. A slice that ends where the next one begins would then overlap it by a rounding
     # error, and a viewer that nests slices never closes it. So such a slice ends 1 ns early.
     touches_next = next_event is not None and next_event.begin_ns <= event.end_ns
-    duration = max(event.end_ns - event.begin_ns - touches_next, 0)
-    return {**common_fields, "ph": "X", "dur": _microseconds(duration), "args": dict(event.args)}
+    duration_ns = max(event.end_ns - event.begin_ns - touches_next, 0)
+    return {
+        **common_fields,
+        "ph": "X",
+        "dur": _convert_to_us(duration_ns),
+        "args": dict(event.args),
+    }
 
 
-def _arrow_ends(
+def _make_arrow_ends(
     event: Event, zero_ns: int, pid: int, tid: int, arrows: Mapping[Passage, int]
 ) -> Iterator[dict[str, Any]]:
     """Yield the beginning or the end of a chunk's arrow, which sticks to the slice around it."""
@@ -126,10 +131,10 @@ def _arrow_ends(
         (event.arrives, {"ph": "f", "bp": "e"}),
     ):
         if passage is not None and passage in arrows:
-            position = {"ts": _microseconds(event.begin_ns - zero_ns), "pid": pid, "tid": tid}
+            position = {"ts": _convert_to_us(event.begin_ns - zero_ns), "pid": pid, "tid": tid}
             common_fields = {"name": "chunk", "cat": "dejavubench"}
             yield common_fields | arrow_end | {"id": arrows[passage]} | position
 
 
-def _microseconds(ns: int) -> float:
+def _convert_to_us(ns: int) -> float:
     return ns / 1e3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.facts.source_ranks import source_ranks
+from dejavubench.analysis.facts.source_ranks import list_source_ranks
 from dejavubench.analysis.trace.choice import TraceError
 from dejavubench.records import Run
 from dejavubench.records.names import name_chunk_file, rank_of_chunk_file
@@ -21,7 +21,7 @@ def require_undamaged(run: Run) -> None:
         raise TraceError("\n".join(f"times of chunks are damaged: {reason}" for reason in damage))
 
 
-def why_no_times(run: Run) -> str:
+def explain_missing_times(run: Run) -> str:
     """Explain why an arm's chunks have no times: the setting, an old program, or the files."""
     setting = run.header.experiment.get("chunk_times")
     if setting is False:
@@ -29,14 +29,14 @@ def why_no_times(run: Run) -> str:
     if setting is None:
         return "the program that wrote the run is too old for times of chunks"
     states = [
-        _file_state(run, name_chunk_file(rank, session.number))
+        _describe_file_state(run, name_chunk_file(rank, session.number))
         for session in run.sessions
-        for rank in sorted(source_ranks(run))
+        for rank in sorted(list_source_ranks(run))
     ]
     return "; ".join(states)
 
 
-def _file_state(run: Run, name: str) -> str:
+def _describe_file_state(run: Run, name: str) -> str:
     path = run.path / name
     if not path.exists():
         return f"{name} is missing"

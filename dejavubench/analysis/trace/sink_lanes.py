@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dejavubench.analysis.trace.events import Event, Passage, Process
-from dejavubench.analysis.trace.source_lanes import Common, title
+from dejavubench.analysis.trace.source_lanes import Common, name_chunk
 from dejavubench.records import ListedChunk, TimedArrivals, TimedChunks
 
 
@@ -55,7 +55,7 @@ def _make_events(
     times = timed_arrivals.times
     received_ns: Sequence[int | None] = times.received or [None] * len(times.scattered)
     # Chunks of a stream arrive in the order in which they were listed.
-    titles = [title(chunk) for chunk in chunks[: len(received_ns)]]
+    titles = [name_chunk(chunk) for chunk in chunks[: len(received_ns)]]
     titles += ["chunk"] * (len(received_ns) - len(titles))
     arrivals = zip(titles, received_ns, times.scattered, strict=True)
     for chunk_index, (name, arrived_ns, placed_ns) in enumerate(arrivals):

@@ -153,7 +153,7 @@ def _make_parts(
             chunk_numbers[chunk.peer, chunk.stream] += 1
         chunk_parts = chunk_list.parts(chunk.phase)
         lengths_ns = cut(chunk_parts, stamps)
-        facts = _facts(chunk, times, sum(lengths_ns))
+        facts = _list_facts(chunk, times, sum(lengths_ns))
         end_ns = times.began_ns + (stamps["ready"] or 0)
         end_stamp = "ready"
         for part, length_ns in zip(chunk_parts, lengths_ns, strict=True):
@@ -170,7 +170,7 @@ def _make_parts(
             leaves = passage if end_stamp == "posted" else None
             yield (
                 part.name,
-                Event(title(chunk), to_common(begin_ns), to_common(end_ns), args, leaves),
+                Event(name_chunk(chunk), to_common(begin_ns), to_common(end_ns), args, leaves),
             )
 
 
@@ -182,7 +182,7 @@ def _describe_stamp(name: str) -> str:
     return f"stamp '{name}'"
 
 
-def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, object]:
+def _list_facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, object]:
     return {
         "bytes": chunk.nbytes,
         "extents": chunk.extents,
@@ -192,7 +192,7 @@ def _facts(chunk: ListedChunk, times: ChunkTimes, latency_ns: int) -> dict[str, 
     }
 
 
-def title(chunk: ListedChunk) -> str:
+def name_chunk(chunk: ListedChunk) -> str:
     """Return the content of a chunk, in words."""
     return format_chunk_title(chunk.step, chunk.layer)
 

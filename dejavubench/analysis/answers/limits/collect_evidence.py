@@ -9,11 +9,11 @@ from dejavubench.analysis.answers.limits.collect_machine import collect_machine_
 from dejavubench.analysis.answers.limits.evidence import CostFacts, Evidence, StreamFacts
 from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
 from dejavubench.analysis.breakdown.chunk_bill import Bill
-from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, overhead_parts
+from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, compute_overhead_parts
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
 from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.facts.source_ranks import on_gpu, sources
+from dejavubench.analysis.facts.source_ranks import list_sources, ran_on_gpu
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import median_or_zero
 from dejavubench.dejavulib.levels import LEVELS
@@ -45,7 +45,7 @@ def evidence_of(
         bills: those of this arm at this point; empty for older records.
         phase: the phase whose cost is in question, the total or all tokens together.
     """
-    is_on_gpu = on_gpu(run)
+    is_on_gpu = ran_on_gpu(run)
     cost = _collect_cost(point, samples, is_on_gpu, phase)
     if cost is None:
         return None
@@ -60,7 +60,9 @@ def _collect_cost(
     point: PointSamples, samples: ArmSamples, is_on_gpu: bool, phase: Phase
 ) -> CostFacts | None:
     part_medians: dict[PartName, float] = {
-        part.part: part.ms.median for part in overhead_parts(point, samples) if part.phase == phase
+        part.part: part.ms.median
+        for part in compute_overhead_parts(point, samples)
+        if part.phase == phase
     }
     if not part_medians:
         return None
@@ -71,7 +73,7 @@ def _collect_cost(
     # The device computes on while the thread hands chunks over. Swapping does make it wait.
     if is_on_gpu and level is not None and level.overlapped and not samples.info.is_swapping:
         stalled_ms = drain_ms
-    request_ms = stats.estimate(stats.geometric_mean(point.baselines()).values()).median
+    request_ms = stats.estimate(stats.compute_geometric_mean(point.baselines()).values()).median
     return CostFacts(
         total_ms=total_ms,
         stalled_ms=stalled_ms,
@@ -96,14 +98,14 @@ def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Pha
             continue
         # Level 1 differs from the naive levels in packing alone.
         if level.buffered and not level.layerwise and not level.overlapped:
-            for part in overhead_parts(point, other_arm):
+            for part in compute_overhead_parts(point, other_arm):
                 if (part.phase, part.part) == (phase, "overhead"):
                     return part.ms.median
     return None
 
 
 def _overhead_pct(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
-    overhead = stats.paired_overhead(times, baselines)
+    overhead = stats.estimate_paired_overhead(times, baselines)
     return None if overhead is None else 100 * overhead.median
 
 
@@ -144,7 +146,7 @@ def _ceiling_gb_per_s(
         return None
     rate_and_ranks = ceiling_of(run, info.ceiling, point.info.id, samples.info.durability)
     # A sum over some of the sources bounds no stream of all of them.
-    if rate_and_ranks is None or rate_and_ranks[1] != len(sources(run)):
+    if rate_and_ranks is None or rate_and_ranks[1] != len(list_sources(run)):
         return None
     return rate_and_ranks[0]
 
@@ -174,7 +176,7 @@ def _count_copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Pha
     copies = (sizes.output_len - 1) * median_or_zero(stream.token_copies)
     if phase == "total":
         copies += median_or_zero(stream.prompt_copies)
-    return sizes.pipeline_para_size * copies / max(1, len(sources(run)))
+    return sizes.pipeline_para_size * copies / max(1, len(list_sources(run)))
 
 
 def _naive_probe(info: DestinationInfo | None) -> str | None:

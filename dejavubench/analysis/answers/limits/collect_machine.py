@@ -9,7 +9,7 @@ from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_c
 from dejavubench.analysis.breakdown.least_work import work_of
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.facts.source_ranks import sinks, sources
+from dejavubench.analysis.facts.source_ranks import list_sinks, list_sources
 from dejavubench.analysis.numbers.stats import median_or_zero
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.records import Run
@@ -46,14 +46,14 @@ def collect_machine_facts(
         cpu_wait_pct=None if host_round is None else _cpu_wait_pct(host_round),
         baseline_cpu_wait_pct=sum(wait_pcts) / len(wait_pcts) if wait_pcts else None,
         model_cores=_model_cores(run, point),
-        helper=_moving_side(samples, samples.cpu.helper, len(sources(run))),
-        sink=_moving_side(samples, samples.cpu.sink, len(sinks(run))) if same_host else None,
+        helper=_moving_side(samples, samples.cpu.helper, len(list_sources(run))),
+        sink=_moving_side(samples, samples.cpu.sink, len(list_sinks(run))) if same_host else None,
     )
 
 
 def _model_cores(run: Run, point: PointSamples) -> float | None:
     """Return the cores that the model takes without streaming; None for sources on many hosts."""
-    if len({info.host for info in sources(run)}) != 1:
+    if len({info.host for info in list_sources(run)}) != 1:
         return None
     cores_by_arm = [
         1e3 * median_or_zero(arm.cpu.model) / total_ms
