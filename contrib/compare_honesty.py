@@ -28,10 +28,10 @@ import numpy as np
 
 from dejavubench.analysis import markdown
 from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
-from dejavubench.analysis.comparison.change_result import judged_change
+from dejavubench.analysis.comparison.change_result import choose_judged_change
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.comparison.changes import RunSamples, arm_changes
-from dejavubench.analysis.comparison.gate import GateVerdict, overall_verdict
+from dejavubench.analysis.comparison.changes import RunSamples, compare_arms
+from dejavubench.analysis.comparison.gate import GateVerdict, judge_all_rows
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
@@ -217,7 +217,7 @@ class Tally:
     def add(self, rows: Sequence[ComparisonRow]) -> None:
         """Count the verdict of one comparison over all its rows."""
         judged_rows = [row for row in rows if row.gate.verdict is not None]
-        verdict = overall_verdict(
+        verdict = judge_all_rows(
             row.gate.verdict for row in judged_rows if row.gate.verdict is not None
         )
         self.verdicts[verdict] += 1
@@ -229,7 +229,7 @@ class Tally:
 
 
 def _half_width(row: ComparisonRow) -> float:
-    _, low, high = judged_change(row)
+    _, low, high = choose_judged_change(row)
     return math.inf if low is None or high is None else (high - low) / 2
 
 
@@ -242,7 +242,7 @@ def compare_operands(
     if pairing is not Pairing.ROUNDS:
         streaming = [arm.info for arm in record.point.arms.values() if arm.info.is_streaming]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
-    changes = [arm_changes(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
+    changes = [compare_arms(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
     return rows_of([change for change in changes if change], Metric.TOTAL, pairing, 0.0)
 
 
@@ -331,8 +331,8 @@ def synthetic(folders: tuple[Path, ...], count: int) -> None:
             sizes = [str(sharp_tally.count), str(sharp_tally.sharp)]
             slower_rows.append([f"`{pairing}`", f"{operands}, {sharp_size}", *sizes, rate])
             click.echo(" | ".join(slower_rows[-1]), err=True)
-    click.echo("\n".join(markdown.make_table(AA_HEADINGS, equal_rows, left_columns=2)) + "\n")
-    click.echo("\n".join(markdown.make_table(INJECTED_HEADINGS, slower_rows, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(AA_HEADINGS, equal_rows, left_column_count=2)) + "\n")
+    click.echo("\n".join(markdown.make_table(INJECTED_HEADINGS, slower_rows, left_column_count=2)))
 
 
 def replace_verdicts(tally: Tally) -> Tally:
@@ -406,7 +406,7 @@ def intervals(folders: tuple[Path, ...], count: int) -> None:
             rates = (format_rate(times, count), format_rate(slower_counts[interval], count))
             lines.append([str(rounds), interval, str(count), *rates])
             click.echo(" | ".join(lines[-1]), err=True)
-    click.echo("\n".join(markdown.make_table(PAIRED_HEADINGS, lines, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(PAIRED_HEADINGS, lines, left_column_count=2)))
 
 
 # ---- real runs ----
@@ -444,7 +444,7 @@ def real(folder: Path, flags: tuple[str, ...], count: int, ranks: int, pairs: in
         if pairing is Pairing.APART:
             times = replace_verdicts(tally)
             lines.append(aa_cells(pairing, f"{operands}, if times were judged", times))
-    click.echo("\n".join(markdown.make_table(AA_HEADINGS, lines, left_columns=2)))
+    click.echo("\n".join(markdown.make_table(AA_HEADINGS, lines, left_column_count=2)))
 
 
 def measure(folder: Path, ranks: int, flags: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from dejavubench.analysis.prediction.compute import compute_times
 from dejavubench.analysis.prediction.forecast import predict
 from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
 from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
-from dejavubench.analysis.prediction.table import with_own_error
+from dejavubench.analysis.prediction.table import widen_by_own_error
 from dejavubench.analysis.prediction.target import Target
 from dejavubench.records import PointInfo
 
@@ -166,8 +166,8 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> HeldPrediction | None:
     prediction = predict(run, arm.mode, arm.level, target)
     if prediction is None:
         return None
-    overheads = prediction.overhead_pct(arm.link.rate)
-    low_overhead, high_overhead = with_own_error(overheads)
+    overheads = prediction.predict_overhead_pct(arm.link.rate)
+    low_overhead, high_overhead = widen_by_own_error(overheads)
     own_times = compute_times([arm.point], arm.point, arm.point.info)
     own_prediction = predict(run, arm.mode, arm.level, target, own_times)
     assert own_prediction is not None
@@ -179,7 +179,7 @@ def hold(kind: str, run: RunInputs, arm: ArmInputs) -> HeldPrediction | None:
         predicted=float(overheads[0]) / 100,
         low=low_overhead / 100,
         high=high_overhead / 100,
-        of_own_none=float(own_prediction.overhead_pct(arm.link.rate)[0]) / 100,
+        of_own_none=float(own_prediction.predict_overhead_pct(arm.link.rate)[0]) / 100,
     )
 
 

@@ -24,7 +24,7 @@ SHIPPED = Path(machine_table.__file__).parent / machine_table.SHIPPED_FILE
 def table_text(folder: Path) -> str:
     """Return the text of the table of all runs below a folder."""
     runs = find([folder]).runs
-    return machine_table.text_of(arms_of(sorted(runs, key=lambda run: str(run.path))))
+    return machine_table.format_arms(arms_of(sorted(runs, key=lambda run: str(run.path))))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import NoReturn
 import click
 
 from dejavubench import units
-from dejavubench.analysis.prediction.emulated_link import MTU_NBYTES, burst_nbytes
+from dejavubench.analysis.prediction.emulated_link import MTU_NBYTES, compute_burst_nbytes
 from dejavubench.cli.errors import fail_usage
 from dejavubench.config.options.option_types import UNLIMITED
 from dejavubench.machine.launcher import RANK_VARIABLES
@@ -140,7 +140,9 @@ def _limit_rate(host: Host, rate: float) -> None:
     """Let a host send at most ``rate`` bytes per second, by a token bucket."""
     tc_command = f"tc -n {host.namespace} qdisc add dev {INTERFACE} root"
     latency_ms = round(1e3 * QUEUED_S)
-    bucket = f"tbf rate {round(8 * rate)}bit burst {burst_nbytes(rate)}b latency {latency_ms}ms"
+    bucket = (
+        f"tbf rate {round(8 * rate)}bit burst {compute_burst_nbytes(rate)}b latency {latency_ms}ms"
+    )
     _set_up(*tc_command.split(), *bucket.split())
 
 

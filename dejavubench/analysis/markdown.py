@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def make_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int
+    headings: Sequence[str], rows: Iterable[Sequence[str]], left_column_count: int
 ) -> list[str]:
-    """Return a table's lines; the first ``left_columns`` are aligned left, the others right."""
+    """Return a table's lines; the first ``left_column_count`` columns are aligned left."""
     alignments = [
-        "---" if column_index < left_columns else "---:" for column_index in range(len(headings))
+        "---" if column_index < left_column_count else "---:"
+        for column_index in range(len(headings))
     ]
     return [make_row(headings), make_row(alignments), *map(make_row, rows)]
 

@@ -80,7 +80,7 @@ ENVIRONMENTS = (
 """The models of the environment's keys, in the order of the page."""
 
 
-def headings() -> dict[str, str]:
+def list_headings() -> dict[str, str]:
     """Return by column its heading in the table for people."""
     return {
         name: cell.heading
@@ -91,10 +91,10 @@ def headings() -> dict[str, str]:
     }
 
 
-def columns_page() -> str:
+def make_columns_page() -> str:
     """Return the text of ``docs/reference/columns.md``."""
     lines = [COLUMNS_INTRODUCTION]
-    heading_by_column = headings()
+    heading_by_column = list_headings()
     for group, columns in _group_columns(columns_of(Row)):
         rows = [
             [
@@ -105,7 +105,9 @@ def columns_page() -> str:
             ]
             for column in columns
         ]
-        table = markdown.make_table(("column", "unit", "heading", "meaning"), rows, left_columns=4)
+        table = markdown.make_table(
+            ("column", "unit", "heading", "meaning"), rows, left_column_count=4
+        )
         lines += [
             f"## {_title_of(group)}",
             "",
@@ -131,7 +133,7 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
     ]
     # "Parts of an overhead: one row for …" becomes a heading and a sentence.
     title, _, explanation = _summary_of(row).partition(": ")
-    table = markdown.make_table(("column", "unit", "meaning"), columns, left_columns=3)
+    table = markdown.make_table(("column", "unit", "meaning"), columns, left_column_count=3)
     return [
         f"## {title}{name}",
         "",
@@ -142,7 +144,7 @@ def _section_of(row: type[Any], name: str = "") -> list[str]:
     ]
 
 
-def environment_page() -> str:
+def make_environment_page() -> str:
     """Return the text of ``docs/reference/environment.md``."""
     lines = [ENVIRONMENT_INTRODUCTION]
     for model in ENVIRONMENTS:
@@ -150,7 +152,7 @@ def environment_page() -> str:
             [f"`{name}`", _make_sentence(field.description or "")]
             for name, field in model.model_fields.items()
         ]
-        table = markdown.make_table(("key", "meaning"), rows, left_columns=2)
+        table = markdown.make_table(("key", "meaning"), rows, left_column_count=2)
         lines += [
             f"## {_title_of(model.__name__)}",
             "",
@@ -162,7 +164,7 @@ def environment_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def makefile() -> str:
+def make_makefile_text() -> str:
     """Return the figures of ``make figures``, with the ranks and flags of their runs."""
     quick_runs = [
         (figure.name, figure.quick_run) for figure in load_figures() if figure.quick_run is not None
@@ -219,9 +221,9 @@ class MadeFile:
 
 
 PAGES: dict[str, MadeFile] = {
-    "columns": MadeFile("docs/reference/columns.md", columns_page),
-    "environment": MadeFile("docs/reference/environment.md", environment_page),
-    "makefile": MadeFile("scripts/figures.mk", makefile),
+    "columns": MadeFile("docs/reference/columns.md", make_columns_page),
+    "environment": MadeFile("docs/reference/environment.md", make_environment_page),
+    "makefile": MadeFile("scripts/figures.mk", make_makefile_text),
 }
 """The files that are made, by the name that the command line takes."""
 

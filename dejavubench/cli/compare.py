@@ -101,7 +101,7 @@ def _write(comparison: Comparison, style: str, output: Path | None, force: bool)
 
     write_to(output, force, write)
     if style == "csv" or output is not None:
-        click.echo(document.result_line(comparison), err=True)
+        click.echo(document.format_result_line(comparison), err=True)
 
 
 def _check_picture(path: Path, force: bool) -> None:
@@ -127,11 +127,11 @@ def _draw(comparison: Comparison, path: Path, force: bool) -> None:
 
 def _read_operand(name: str, text: str) -> Operand:
     """Read one operand; damaged records end the command with status 1, whatever the gate says."""
-    from dejavubench.analysis.comparison.operands import read_operand, selection_of
+    from dejavubench.analysis.comparison.operands import parse_selection, read_operand
     from dejavubench.records import RecordError
 
     try:
-        return read_operand(name, selection_of(text))
+        return read_operand(name, parse_selection(text))
     except RecordError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(ExitStatus.FAILED)

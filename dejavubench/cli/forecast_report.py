@@ -65,8 +65,8 @@ def _make_document(forecast: Forecast) -> dict[str, Any]:
     return {
         "from": forecast.run.name,
         "link_bytes_per_s": forecast.rate,
-        "answers": sentences.answers(forecast),
-        "remarks": sentences.remarks(forecast),
+        "answers": sentences.write_answers(forecast),
+        "remarks": sentences.write_remarks(forecast),
         "costs_nothing": {
             "limit_pct": FREE_PCT,
             "from_bytes_per_s": {
@@ -141,22 +141,23 @@ def _print(forecast: Forecast, file: IO[str]) -> None:
 
     screen = make_console(file=file)
     text_lines = [TextLine("ANSWER", "bold")]
-    for sentence in sentences.answers(forecast):
+    for sentence in sentences.write_answers(forecast):
         text_lines += map(TextLine, wrap(sentence, screen.width, indent="  "))
     for table in _make_tables(forecast):
         text_lines += [TextLine(""), *text_tables.make_lines(table, screen.width)]
     text_lines.append(TextLine(""))
-    for remark in sentences.remarks(forecast):
+    for remark in sentences.write_remarks(forecast):
         text_lines += map(TextLine, wrap(remark, screen.width, indent="  "))
     text_tables.show(text_lines, screen)
 
 
 def _format_markdown(forecast: Forecast) -> str:
-    lines = ["## ANSWER", "", *(f"- {sentence}" for sentence in sentences.answers(forecast))]
+    lines = ["## ANSWER", "", *(f"- {sentence}" for sentence in sentences.write_answers(forecast))]
     for block in _make_tables(forecast):
         rows = [cells for group in block.groups for cells in group]
         lines += ["", f"### {block.title}", ""]
         lines += markdown.make_table(block.columns, rows, block.leading_columns)
     return (
-        "\n".join([*lines, "", *(f"- {remark}" for remark in sentences.remarks(forecast))]) + "\n"
+        "\n".join([*lines, "", *(f"- {remark}" for remark in sentences.write_remarks(forecast))])
+        + "\n"
     )

@@ -37,7 +37,7 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
         BadInput: none can be read.
     """
     from dejavubench.analysis.find_runs import find
-    from dejavubench.analysis.reports.report import log_report, report
+    from dejavubench.analysis.reports.report import make_log_report, make_report
     from dejavubench.analysis.tables import ending_part
     from dejavubench.records import RecordError
     from dejavubench.records.text_log import TextLogError
@@ -47,13 +47,13 @@ def read_reports(paths: Sequence[Path], parts: Sequence[RunPart]) -> ReadReports
     damage: list[str] = []
     for run in found_runs.runs:
         try:
-            reports_and_runs.append((report(run, parts), run))
+            reports_and_runs.append((make_report(run, parts), run))
             damage += ending_part.list_damage(run)
         except RecordError as error:
             found_runs.bad.append(f"{run.path}: {error}")
     for log in found_runs.logs:
         try:
-            reports_and_runs.append((log_report(log), None))
+            reports_and_runs.append((make_log_report(log), None))
         except TextLogError as error:
             found_runs.bad.append(str(error))
     if not reports_and_runs:
@@ -70,13 +70,13 @@ def parts_of(against: str | None) -> tuple[RunPart, ...]:
     Raises:
         BadInput: there is no table of machines at ``against``, and no run.
     """
-    from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
-    from dejavubench.analysis.tables.normal_tables import table_of
+    from dejavubench.analysis.reports.report_order import REPORT_PARTS, list_parts_against
+    from dejavubench.analysis.tables.normal_tables import load_named_table
     from dejavubench.records import RecordError
 
     if against is None:
         return REPORT_PARTS
     try:
-        return parts_against(table_of(against))
+        return list_parts_against(load_named_table(against))
     except RecordError as error:
         raise BadInput(f"--against: {error}") from None

@@ -40,12 +40,12 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
 def make_tables(folder: Path) -> str:
     """Return the tables of what a run has measured so far, within the width of stderr."""
     from dejavubench.analysis.reports.formats import make_lines
-    from dejavubench.analysis.reports.report import report
+    from dejavubench.analysis.reports.report import make_report
     from dejavubench.cli.console import make_console
     from dejavubench.records import read_run
 
     table_lines = make_lines(
-        report(read_run(folder)).without_long_tables(), make_console(stderr=True).width
+        make_report(read_run(folder)).without_long_tables(), make_console(stderr=True).width
     )
     return "\n".join(line.text for line in table_lines)
 
@@ -76,11 +76,11 @@ class FinalReport:
 def _show_results(result_file: ResultFile | None, folder: Path) -> list[Row]:
     """Print and write the report of a run that has ended; return its rows, for the gate."""
     from dejavubench.analysis.reports.formats import show
-    from dejavubench.analysis.reports.report import report
+    from dejavubench.analysis.reports.report import make_report
     from dejavubench.cli.console import make_console
     from dejavubench.records import read_run
 
-    full_report = report(read_run(folder))
+    full_report = make_report(read_run(folder))
     # A file is kept, so it holds all tables; a screen shows what a user needs now.
     show([full_report.without_long_tables()], make_console(stderr=True))
     click.echo(f"records: {folder}", err=True)

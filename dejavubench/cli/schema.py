@@ -57,15 +57,15 @@ def _make_file_schema(name: str) -> dict[str, object]:
 
 
 def _make_table_schema() -> dict[str, object]:
-    from dejavubench.analysis.reports.table_schema import table_schema
+    from dejavubench.analysis.reports.table_schema import make_table_schema
 
-    return table_schema()
+    return make_table_schema()
 
 
 def _make_comparison_schema() -> dict[str, object]:
-    from dejavubench.analysis.comparison.json_output import comparison_schema
+    from dejavubench.analysis.comparison.json_output import make_comparison_schema
 
-    return comparison_schema()
+    return make_comparison_schema()
 
 
 def _make_doctor_schema() -> dict[str, object]:

@@ -12,7 +12,7 @@ from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports.formats import as_markdown
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.bench.recording.infos import describe_point
 from dejavubench.config.points import Point
 from dejavubench.models.hub.specs import SPECS
@@ -148,7 +148,7 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
     assert row["token_gb_per_s"] == pytest.approx(work.token_nbytes / row["token_ms"] / 1e6)
     assert row["token_share_pct"] == pytest.approx(row["token_gb_per_s"])
     assert row["token_event_ms"] == pytest.approx(0.99 * row["token_ms"])
-    text = as_markdown(report(run))
+    text = as_markdown(make_report(run))
     assert "**the model against the machine**" in text
     assert (
         "| arm | prompt ms by events | token ms by events | prompt TFLOP/s | % of matmul |" in text
@@ -172,7 +172,7 @@ def test_the_gpu_stands_in_the_place_of_the_cpu(tmp_path: Path) -> None:
         in captions.describe_machine(run)
     )
     assert "EPYC" not in captions.describe_machine(run)
-    run_report = report(run)
+    run_report = make_report(run)
     assert "NVIDIA H200, 2 CPU cores" in run_report.title
     assert (
         "GPU: driver 580.1, CUDA 13.0, NCCL 2.28.9, PCIe 5.0 × 16, MPS runs, "
@@ -213,7 +213,7 @@ def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:
     add_ceiling(tmp_path / "r", "run-copy-overhead", "us", 0.4)
     run = read_run(tmp_path / "r")
     assert raw_loops.compute_own_shares(run) == {"run-copy": pytest.approx(5.0)}
-    assert any(note.endswith("naive levels: run-copy 5 %") for note in report(run).note_texts)
+    assert any(note.endswith("naive levels: run-copy 5 %") for note in make_report(run).note_texts)
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,16 @@ def test_ranks_that_share_a_gpu_are_no_remote_gpu(
     assert ("remote GPU" in label) == (shown == "nccl")
     assert ("loopback on one GPU" in label) == loopback
     assert ("Both ranks share the GPU" in drawing.caption) == loopback
-    assert any("no rate of a remote GPU" in note for note in report(run).note_texts) == loopback
+    assert (
+        any("no rate of a remote GPU" in note for note in make_report(run).note_texts) == loopback
+    )
 
 
 def test_parts_of_a_model_that_share_a_gpu_are_named(tmp_path: Path) -> None:
     facts = {"way": "fake hosts", "version": 22809, "ranks": [[0, 2], [1, 3]]}
     infos = [{"environment": {"gpu": GPU, "nccl_loopback": facts}}, on_gpu()]
     run = make_gpu_run(tmp_path / "r", [NONE, AGAIN, arm_of("mpi")], rounds=2, infos=infos)
-    (note,) = (text for text in report(run).note_texts if "loopback" in text)
+    (note,) = (text for text in make_report(run).note_texts if "loopback" in text)
     assert note.startswith("loopback: ranks 0, 2 and ranks 1, 3 share a GPU, ")
 
 
@@ -267,7 +269,7 @@ def test_a_stream_that_needs_the_whole_request_is_said_to_have_no_time_to_spare(
     path.write_text("".join([*other_lines, *map(to_line, times)]))
     (note,) = (
         note
-        for note in report(read_run(tmp_path / "r")).note_texts
+        for note in make_report(read_run(tmp_path / "r")).note_texts
         if "hardly fits behind the model" in note
     )
     assert note.startswith("disk@3 ")
@@ -279,7 +281,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
     infos = [on_gpu() | {"staging_nbytes": 10**6, "staging_device_nbytes": 2 * 10**6}, on_gpu()]
     write_run(tmp_path / "r", [NONE], rounds=1, infos=infos, environment=GPU_ENVIRONMENT)
     add_ceiling(tmp_path / "r", "matmul", "GFLOP/s", 750_300.0)
-    notes = report(read_run(tmp_path / "r")).note_texts
+    notes = make_report(read_run(tmp_path / "r")).note_texts
     assert any("matmul 750.3 TFLOP/s" in note for note in notes)
     assert "staging memory, at most: 1.0 MB per source, 2.0 MB per source on its device" in notes
 
@@ -287,7 +289,7 @@ def test_large_rates_are_written_in_tflop_and_staging_is_stated_for_host_and_dev
 def test_a_shared_gpu_without_mps_is_warned_of(tmp_path: Path) -> None:
     environment = GPU_ENVIRONMENT | {"gpu": GPU | {"mps": False}}
     run = make_gpu_run(tmp_path / "r", [NONE, LOOPBACK], rounds=1, environment=environment)
-    assert any(note.startswith("NO MPS") for note in report(run).note_texts)
+    assert any(note.startswith("NO MPS") for note in make_report(run).note_texts)
 
 
 def test_fig7_of_a_gpu_says_second_hand_what_the_paper_has(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.number_texts import format_rate, format_signed_percent
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables import ending_part, run_rows
-from dejavubench.analysis.tables.process_columns import Row, frame
+from dejavubench.analysis.tables.process_columns import Row, make_frame
 from dejavubench.records import (
     ArmInfo,
     Ceiling,
@@ -263,7 +263,9 @@ def test_a_hand_over_stands_beside_the_time_of_its_bytes_and_of_one_step(tmp_pat
     assert (row["handover_ms"], row["sink_token_ms"]) == (8.0, 2.5)
     assert row["handover_floor_ms"] == pytest.approx(4.0 + 2.5)
     sentences = [
-        sentence for _, content in report(read_run(folder)).parts for sentence in content.sentences
+        sentence
+        for _, content in make_report(read_run(folder)).parts
+        for sentence in content.sentences
     ]
     assert any("The floor is 6.50 ms: the bytes left" in sentence for sentence in sentences)
 
@@ -281,7 +283,7 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
     assert ratio.samples == 3
     assert any(
         "mpi-destination / mpi-windowed 100.0 [" in note
-        for note in report(read_run(folder)).note_texts
+        for note in make_report(read_run(folder)).note_texts
     )
 
 
@@ -294,7 +296,7 @@ def test_no_share_where_only_some_sources_measured_the_ceiling(tmp_path: Path) -
     assert row["ceiling_share_pct"] is None
     assert any(
         "not every source measured the ceiling" in note
-        for note in report(read_run(folder)).note_texts
+        for note in make_report(read_run(folder)).note_texts
     )
 
 
@@ -339,7 +341,7 @@ def test_a_killed_run_names_rank_and_phase(tmp_path: Path) -> None:
         "rank-0001.jsonl: the last line is cut off, as its process ended while writing it" in notes
     )
     assert not ending_part.is_complete(run)
-    assert ending_part.brief_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
+    assert ending_part.describe_health(run) == "INCOMPLETE: 1 of 2 ranks of r wrote no End record."
 
 
 def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
@@ -358,7 +360,7 @@ def test_failures_and_absent_ranks_are_named(tmp_path: Path) -> None:
 def test_a_good_run_has_no_notes(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r"))
     assert ending_part.make_notes(run) == []
-    assert ending_part.brief_health(run) == ""
+    assert ending_part.describe_health(run) == ""
     assert ending_part.is_complete(run)
 
 
@@ -372,6 +374,6 @@ def test_records_of_an_unknown_arm_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_frame_has_every_column(tmp_path: Path) -> None:
-    table = frame(run_rows.run_rows(read_run(write_run(tmp_path / "r"))))
+    table = make_frame(run_rows.run_rows(read_run(write_run(tmp_path / "r"))))
     assert tuple(table.columns) == names_of(Row)
     assert list(table["arm"]) == ["none", "none#2", "mpi@3"]

@@ -19,22 +19,22 @@ from dejavubench.analysis.answers.judgement import (
     Noise,
     is_within_noise,
     judge,
-    more_rounds,
+    plan_more_rounds,
     side_of,
 )
 from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR, Limit
 from dejavubench.analysis.answers.pairs import pairs_of
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, limit_sentence
-from dejavubench.analysis.answers.summary import summary
+from dejavubench.analysis.answers.summary import write_summary
 from dejavubench.analysis.comparison.build import compare
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.comparison.operands import read_operand, selection_of
+from dejavubench.analysis.comparison.operands import parse_selection, read_operand
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.numbers.stats import Estimate
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.answer_part import COST_QUESTION
 from dejavubench.analysis.tables.report_part import PartContent
 from dejavubench.records import ArmInfo, PointInfo, Skipped, read_run
@@ -65,7 +65,7 @@ def answer_run(
 
 
 def sentences(answers: RunAnswers) -> list[str]:
-    return summary(answers, {point_id: point_id for point_id in answers.point_ids})
+    return write_summary(answers, {point_id: point_id for point_id in answers.point_ids})
 
 
 # ---- told from noise ----
@@ -135,14 +135,14 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    rounds_for_a_narrow_interval = more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
-    rounds_for_a_wide_interval = more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
+    rounds_for_a_narrow_interval = plan_more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
+    rounds_for_a_wide_interval = plan_more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
     assert rounds_for_a_narrow_interval == 200  # 20 · ((2 · 1.43)² − 1) = 143
     assert rounds_for_a_wide_interval == 700  # 20 · ((4 · 1.43)² − 1) = 634
-    assert more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
+    assert plan_more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
     # It would take far too many.
-    assert more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
-    assert more_rounds(percent(1.0, low=-1.0, high=3.0), None) is None
+    assert plan_more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
+    assert plan_more_rounds(percent(1.0, low=-1.0, high=3.0), None) is None
 
 
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
@@ -169,7 +169,7 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
         samples=rounds,
     )
     reach = float(np.median([run_noise.reach for _, run_noise in runs]))
-    added_rounds = more_rounds(typical, noise(100 * reach))
+    added_rounds = plan_more_rounds(typical, noise(100 * reach))
     assert added_rounds is not None
     ranked = np.mean([judge(*draw_run(rounds + added_rounds)).is_shown for _ in range(60)])
     assert ranked >= 0.6
@@ -228,7 +228,7 @@ def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, roun
     run = read_run(folder)
     (pair,) = answers_of(run, collect(run), [], []).pairs
     operands = [
-        read_operand(name, selection_of(f"{folder}:{arm_name}"))
+        read_operand(name, parse_selection(f"{folder}:{arm_name}"))
         for name, arm_name in (("A", pair.other_name), ("B", pair.arm_name))
     ]
     (row,) = compare(operands[0], operands[1], Metric.TOTAL).rows
@@ -494,7 +494,7 @@ def test_the_largest_median_of_undecided_points_is_not_called_a_cost(tmp_path: P
 
 def answer_of(folder: Path) -> PartContent:
     (content,) = (
-        content for part, content in report(read_run(folder)).parts if part.name == "answers"
+        content for part, content in make_report(read_run(folder)).parts if part.name == "answers"
     )
     return content
 

@@ -16,7 +16,7 @@ from dejavubench.analysis.breakdown.chunk_bill import LATENCY, Bill, make_bills
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.samples import ArmSamples, PhaseTimes, PointSamples
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.chunks_part import ChunkRow
 from dejavubench.dejavulib.chunk_times import cut
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
@@ -220,7 +220,7 @@ def test_chunks_beyond_the_list_are_in_the_sums_alone(tmp_path: Path) -> None:
     assert parts_of(tokens)[LATENCY] == pytest.approx((STEPS * 200 + 1100) / 1e3)
     assert tokens.parts[0].median_us == pytest.approx(200)
     assert bills_of(folder)["mpi@3", "prompt"].chunks_beyond == 0
-    assert any("Chunks beyond 65,536" in note for note in report(read_run(folder)).note_texts)
+    assert any("Chunks beyond 65,536" in note for note in make_report(read_run(folder)).note_texts)
 
 
 def test_parts_are_those_that_the_library_cuts() -> None:
@@ -320,7 +320,7 @@ def test_the_markdown_table_shows_the_bill(billed_folder: Path) -> None:
 
 
 def test_a_run_without_times_has_no_bill(tmp_path: Path) -> None:
-    run_report = report(read_run(write_run(tmp_path / "r")))
+    run_report = make_report(read_run(write_run(tmp_path / "r")))
     assert run_report.rows_of_parts["chunks"] == []
     assert not any("chunk" in block.title for block in run_report.blocks)
     assert not any("chunk's latency" in note for note in run_report.note_texts)
@@ -352,15 +352,17 @@ def test_sampled_extents_have_a_table_of_their_own(tmp_path: Path) -> None:
         ns=[5 * US] * 49 + [70 * US] + [2 * US] * 147 + [30 * US] * 3,
     )
     write_chunks(folder, [make_chunk_list(arm.name), make_chunk_times(0, arm.name), sampled])
-    prompt, tokens = report(read_run(folder)).rows_of_parts["extents"]
+    prompt, tokens = make_report(read_run(folder)).rows_of_parts["extents"]
     assert (prompt.arm, prompt.of_arm, prompt.phase) == ("mpi@0-sampled", "mpi@0", "prompt")
     assert (prompt.timed_extents, prompt.extent_bytes, prompt.median_us) == (50, 64, 5)
     assert (prompt.p99_us, prompt.max_us) == (None, 70)
     assert (tokens.timed_extents, tokens.extent_bytes) == (150, 16)
     assert (tokens.median_us, tokens.p99_us, tokens.max_us) == (2, 30, 30)
-    (block,) = [block for block in report(read_run(folder)).blocks if "single ext" in block.title]
+    (block,) = [
+        block for block in make_report(read_run(folder)).blocks if "single ext" in block.title
+    ]
     assert block.groups[0][0] == ["mpi@0-sampled", "prompt", "50", "64 B", "5.000", "–", "70.0"]
     of_no_arm = sampled.model_copy(update={"of": "disk@0"})
     write_chunks(folder, [make_chunk_list(arm.name), make_chunk_times(0, arm.name), of_no_arm])
     with pytest.raises(RecordError, match="arm disk@0, on rank 0: no such arm"):
-        report(read_run(folder))
+        make_report(read_run(folder))

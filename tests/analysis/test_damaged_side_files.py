@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.records import name_rank_file
 from dejavubench.records.notes import DAMAGED
 from helpers.cli_calls import call
@@ -70,7 +70,7 @@ def test_process_shows_the_run_and_names_the_damaged_file(
         for document in (undamaged_report, damaged_report)
     ]
     assert times[0] == times[1]
-    errors = [note for note in report(read_checked(run)).notes if note.severity == "error"]
+    errors = [note for note in make_report(read_checked(run)).notes if note.severity == "error"]
     assert [note.kind for note in errors] == [DAMAGED.name]
     assert f"{run / name}{why}" in errors[0].text
 

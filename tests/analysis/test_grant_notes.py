@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dejavubench.analysis.notes import grant_notes
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.machine.cgroups import Quota
 from dejavubench.machine.cores import HostDemand, RankDemand
 from dejavubench.records import End, RecordError, read_run, to_line
@@ -33,7 +33,7 @@ def notes_of(
                     "seconds": end["seconds"] - 0.01 * rank
                 }  # read a little earlier
                 file.write(to_line(End(environment={"cpu_throttling": {"measured": throttling}})))
-    return report(read_run(folder)).note_texts
+    return make_report(read_run(folder)).note_texts
 
 
 def test_the_report_says_where_a_disk_arm_wrote(tmp_path: Path) -> None:

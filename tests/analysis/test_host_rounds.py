@@ -25,7 +25,7 @@ from dejavubench.analysis.facts.host_rounds import (
 )
 from dejavubench.analysis.integrity import read_checked
 from dejavubench.analysis.reports import formats
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.report_part import NoteLine
 from dejavubench.bench.environment.sampler import Member, make_sampler
 from dejavubench.bench.recording.microbatches import IterationId
@@ -98,11 +98,11 @@ def add_host(
 
 
 def notes_of(folder: Path, beginning: str) -> list[str]:
-    return [note for note in report(read_run(folder)).note_texts if note.startswith(beginning)]
+    return [note for note in make_report(read_run(folder)).note_texts if note.startswith(beginning)]
 
 
 def texts_of_kind(folder: Path, kind: str) -> list[str]:
-    return [note.text for note in report(read_run(folder)).notes if note.kind == kind]
+    return [note.text for note in make_report(read_run(folder)).notes if note.kind == kind]
 
 
 # ---- rounds that are marked ----
@@ -148,7 +148,7 @@ def test_a_round_is_marked_by_the_share_that_others_took(
 def make_noise_line(folder: Path) -> NoteLine:
     """Return the one line on noise that people read."""
     (line,) = [
-        line for line in report(read_run(folder)).note_lines if line.text.startswith("noise: ")
+        line for line in make_report(read_run(folder)).note_lines if line.text.startswith("noise: ")
     ]
     return line
 
@@ -156,7 +156,7 @@ def make_noise_line(folder: Path) -> NoteLine:
 def test_noise_and_what_disturbed_it_are_read_on_one_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=12)
     add_host(folder, {(number, ""): {"other_cpu_s": 0.9} for number in (0, 1, 2)}, rounds=12)
-    run_report = report(read_run(folder))
+    run_report = make_report(read_run(folder))
     row = next(row for row in flat_rows(read_run(folder)) if row["arm"] == "none#2")
     low, high = row["noise_floor_low_pct"], row["noise_floor_high_pct"]
     assert low < 0 < high < 1
@@ -186,7 +186,7 @@ def test_a_cost_beside_busy_programs_says_what_they_took(
 ) -> None:
     folder = write_run(tmp_path / "run", factors={"mpi@3": 1.2}, rounds=10)
     add_host(folder, {(number, ""): {"other_cpu_s": 1.3} for number in range(rounds)})
-    text = formats.as_markdown(report(read_run(folder)))
+    text = formats.as_markdown(make_report(read_run(folder)))
     (sentence,) = (line for line in text.splitlines() if ": a cost, beyond this machine" in line)
     assert sentence.endswith(taken_text)
 
@@ -287,7 +287,7 @@ def test_each_gpu_of_a_host_has_words_of_its_own(tmp_path: Path) -> None:
 
 def test_older_records_say_nothing_of_conditions(tmp_path: Path) -> None:
     older_run = read_run(write_run(tmp_path / "run", rounds=2))
-    run_report = report(older_run)
+    run_report = make_report(older_run)
     assert not [note for note in run_report.notes if note.kind in ("disturbed", "conditions")]
     assert {
         flat_rows(older_run)[0][name] for name in ("path", "disturbed_rounds", "load_average")

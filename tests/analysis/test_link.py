@@ -14,7 +14,7 @@ from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.prediction import (
     StreamedRequest,
     count_in_interval,
-    fastest_above,
+    find_fastest_above,
     split_nbytes,
 )
 from dejavubench.records import (
@@ -73,35 +73,35 @@ ARMS = [
     ],
 )
 def test_totals_are_those_worked_out_by_hand(level: str, rate: float, expected: float) -> None:
-    assert REQUEST.predicted_ms(level, rate) == pytest.approx(expected)
-    assert REQUEST.overhead_pct(level, rate) == pytest.approx(100 * (expected / 130 - 1))
+    assert REQUEST.predict_ms(level, rate) == pytest.approx(expected)
+    assert REQUEST.predict_overhead_pct(level, rate) == pytest.approx(100 * (expected / 130 - 1))
 
 
 def test_levels_are_in_their_order_and_a_faster_link_is_never_slower() -> None:
     rates = [2.0**power for power in range(20)]
     for rate in rates:
-        totals = [REQUEST.predicted_ms(level, rate) for level in prediction.PREDICTED_LEVELS]
+        totals = [REQUEST.predict_ms(level, rate) for level in prediction.PREDICTED_LEVELS]
         assert totals == sorted(totals, reverse=True)
         assert totals[-1] > REQUEST.total_ms
     for level in prediction.PREDICTED_LEVELS:
-        totals = [REQUEST.predicted_ms(level, rate) for rate in rates]
+        totals = [REQUEST.predict_ms(level, rate) for rate in rates]
         assert totals == sorted(totals, reverse=True)
 
 
 def test_each_level_leaves_zero_at_its_own_speed() -> None:
     """At level 3, the second layer and the steps must be through by 136.5 ms (5 %), from 100 on."""
-    assert REQUEST.slowest_rate_near_zero("3") == pytest.approx(
+    assert REQUEST.find_slowest_rate_near_zero("3") == pytest.approx(
         (2000 + 300) / (136.5 - 100), rel=1e-3
     )
-    assert REQUEST.slowest_rate_near_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
-    assert REQUEST.slowest_rate_near_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)
-    assert REQUEST.slowest_rate_near_zero("0") is None  # its messages alone take 10 ms
+    assert REQUEST.find_slowest_rate_near_zero("2") == pytest.approx((2000 + 300) / 6.5, rel=1e-3)
+    assert REQUEST.find_slowest_rate_near_zero("1") == pytest.approx(4300 / 6.5, rel=1e-3)
+    assert REQUEST.find_slowest_rate_near_zero("0") is None  # its messages alone take 10 ms
 
 
 def test_the_prediction_for_one_token_has_no_steps() -> None:
     assert StreamedRequest(
         layers=2, steps=0, prompt_ms=100.0, token_ms=0.0, prompt_nbytes=4000.0, step_nbytes=100.0
-    ).predicted_ms("3", 100.0) == pytest.approx(120)
+    ).predict_ms("3", 100.0) == pytest.approx(120)
 
 
 def test_bytes_are_split_into_prompt_and_steps() -> None:
@@ -115,8 +115,8 @@ def test_bytes_are_split_into_prompt_and_steps() -> None:
 
 
 def test_a_link_is_too_slow_as_long_as_the_whole_interval_says_so() -> None:
-    assert fastest_above([1, 100, 10], [105, 4.9, 9]) == 10
-    assert fastest_above([1, 10], [5, -3]) is None
+    assert find_fastest_above([1, 100, 10], [105, 4.9, 9]) == 10
+    assert find_fastest_above([1, 10], [5, -3]) is None
 
 
 def test_a_prediction_is_held_against_each_interval() -> None:

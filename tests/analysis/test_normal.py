@@ -15,20 +15,20 @@ from dejavubench.analysis.normal.machine_table import (
     SHIPPED_TABLE,
     MachineTable,
     MeasuredArm,
+    format_arms,
+    read_shipped_table,
     read_table,
-    shipped_table,
-    text_of,
 )
 from dejavubench.analysis.normal.verdicts import (
     RangePlace,
     RunNoise,
+    describe_arm,
+    describe_arms,
     normality_of,
-    sentence,
-    sentences,
 )
 from dejavubench.analysis.tables.host_columns import HostConditions
 from dejavubench.analysis.tables.normal_part import describe_others
-from dejavubench.analysis.tables.normal_tables import arms_of, table_of
+from dejavubench.analysis.tables.normal_tables import arms_of, load_named_table
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.records import RecordError
 from helpers.cli_calls import call, usage_error
@@ -100,7 +100,7 @@ def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[s
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
     later = make_arm("a", 40.0, date="2026-11-30", run_id="another")
     normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 31.0), later]))
-    assert sentence(normality) == (
+    assert describe_arm(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
         "31–40 % on a (2026-11-25 to 2026-11-30): no verdict: needs 3 other machines, has 1."
     )
@@ -108,7 +108,7 @@ def test_a_machine_counts_once_with_all_of_its_runs() -> None:
 
 def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
     def verdict_text(*arms: MeasuredArm) -> str:
-        return sentence(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
+        return describe_arm(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
 
     assert verdict_text() == "no other machine of this class was measured."
     arm_of_small_chunks, arm_of_large_chunks = (
@@ -130,7 +130,7 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
 
 def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [make_arm("a", 38), make_arm("b", 31), make_arm("c", 34)])
-    assert sentence(normality_of(OWN_ARM, table)) == (
+    assert describe_arm(normality_of(OWN_ARM, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
         "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
         '"where a chunk\'s time goes" of the long report shows what takes it.'
@@ -141,7 +141,7 @@ def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None
     table = MachineTable("t", [])
     normalities = [normality_of(make_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
     unknown = normality_of(make_arm("m", None, arm="host@3"), table)
-    lowest_sentence, unknown_sentence, paper_sentence = sentences([*normalities, unknown])
+    lowest_sentence, unknown_sentence, paper_sentence = describe_arms([*normalities, unknown])
     assert lowest_sentence.startswith("mpi@3, same host: 25 % of")
     assert unknown_sentence.startswith("host@3: nothing is compared")
     assert "no-ceilings" not in unknown_sentence
@@ -177,7 +177,9 @@ def test_a_run_that_left_ceilings_out_gets_the_command_that_measures_them() -> N
     command = "mpirun -n 2 dejavubench run --continue logs/r --ceilings"
     noise = RunNoise(ceilings_command=command)
     unknown_arms = [make_arm("m", None, arm=arm_name) for arm_name in ("host@3", "mpi@3")]
-    text, _ = sentences([normality_of(arm, MachineTable("t", []), noise) for arm in unknown_arms])
+    text, _ = describe_arms(
+        [normality_of(arm, MachineTable("t", []), noise) for arm in unknown_arms]
+    )
     assert text == (
         "host@3, mpi@3: nothing is compared, because no share of a ceiling was measured. The run "
         f"had --no-ceilings. One more round with ceilings: {command}"
@@ -188,7 +190,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
     records = RESULTS / "epyc-bf16-2core" / "records"
     for arm in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
         renamed_arm = arm.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
-        normality = normality_of(renamed_arm, shipped_table())
+        normality = normality_of(renamed_arm, read_shipped_table())
         assert {other.machine for other in normality.other_machines} == {"epyc-2core", "xeon-2core"}
         assert normality.place is RangePlace.NO_VERDICT
 
@@ -201,14 +203,14 @@ def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
     assert (
         "; on 3 machines 31–38 %: no verdict: the machine was busy: other programs took 1.3 of "
         "2 cores, in 9 of 10 rounds (31 % on b "
-    ) in sentence(normality)
-    assert "long report" not in sentence(normality)
+    ) in describe_arm(normality)
+    assert "long report" not in describe_arm(normality)
 
 
 def test_of_too_few_machines_and_a_busy_one_both_reasons_are_named() -> None:
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
     normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 38)]), busy)
-    assert sentence(normality).endswith(
+    assert describe_arm(normality).endswith(
         ": no verdict: needs 3 other machines, has 1; the machine was busy: other programs took "
         "1.3 of 2 cores, in 9 of 10 rounds."
     )
@@ -241,7 +243,7 @@ def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> 
         RunNoise(None, Noise(low=-0.0079, high=0.653), False),
     )
     texts = [
-        sentences([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
+        describe_arms([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
     ]
     assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.40 %).")
     assert texts[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
@@ -254,7 +256,7 @@ def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> 
 
 def test_the_shipped_table_is_made_of_the_committed_results() -> None:
     """Runs of one point are computed anew; of the others, the identity is compared."""
-    shipped = shipped_table().arms
+    shipped = read_shipped_table().arms
     quick = sorted(
         folder for name in ("fig25*", "four-*") for folder in RESULTS.glob(f"*/records/{name}")
     )
@@ -293,7 +295,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
     ]
     places = {}
     for arm in arms:
-        normality = normality_of(arm, shipped_table())
+        normality = normality_of(arm, read_shipped_table())
         machines = {other.machine for other in normality.other_machines}
         assert machines == {"epyc-2core", "epyc-bf16-2core", "xeon-2core"}
         places[arm.arm] = normality.place
@@ -303,7 +305,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
         "mpi@3": RangePlace.WITHIN,
     }
     slow = arms[0].model_copy(update={"share_pct": 20.0})
-    text = sentence(normality_of(slow, shipped_table()))
+    text = describe_arm(normality_of(slow, read_shipped_table()))
     assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in text
     assert text.endswith("of the long report shows what takes it.")
 
@@ -321,12 +323,12 @@ def test_a_folder_of_runs_and_a_file_are_tables(tmp_path: Path) -> None:
     for name in "abc":
         environment = ENVIRONMENT | {"cpu_model": name}
         write_run(tmp_path / "runs" / name, arms, environment=environment, run_id=f"{name:0>16}")
-    table_of_runs = table_of(str(tmp_path / "runs"))
+    table_of_runs = load_named_table(str(tmp_path / "runs"))
     assert [arm.machine for arm in table_of_runs.arms] == [f"node-a, {name}" for name in "abc"]
     file = tmp_path / "table.json"
-    file.write_text(text_of(table_of_runs.arms))
+    file.write_text(format_arms(table_of_runs.arms))
     assert read_table(file).arms == table_of_runs.arms
-    assert table_of(str(file)).arms == table_of_runs.arms
+    assert load_named_table(str(file)).arms == table_of_runs.arms
     own_arm = table_of_runs.arms[0].model_copy(
         update={"share_pct": 1.0, "run_id": "x", "machine": "x"}
     )
@@ -350,4 +352,8 @@ def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
 
 
 def test_the_shipped_table_can_be_read() -> None:
-    assert {arm.machine for arm in shipped_table().arms} >= {"epyc-2core", "h200", "xeon-2core"}
+    assert {arm.machine for arm in read_shipped_table().arms} >= {
+        "epyc-2core",
+        "h200",
+        "xeon-2core",
+    }

@@ -18,7 +18,7 @@ from dejavubench.analysis.breakdown.overhead_parts import (
 )
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.overhead_part import PartRow
 from dejavubench.records import ArmInfo, Microbatch, PhaseStreaming, Verification, read_run, to_line
 from helpers.cli_calls import stdout_of, usage_error_of
@@ -129,7 +129,7 @@ def test_a_share_is_of_the_same_round_and_the_totals_is_the_overhead(tmp_path: P
 
 
 def read_part_rows(folder: Path) -> list[PartRow]:
-    rows: list[PartRow] = report(read_run(folder)).rows_of_parts["overhead"]
+    rows: list[PartRow] = make_report(read_run(folder)).rows_of_parts["overhead"]
     return rows
 
 
@@ -139,7 +139,7 @@ def test_without_a_baseline_or_with_wrong_bytes_there_are_no_parts(tmp_path: Pat
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     rows = read_part_rows(write_run(tmp_path / "bad", arms, bad=failed_check))
     assert {row.arm_phase.arm for row in rows} == {"host@3"}
-    text = "\n".join(report(read_run(tmp_path / "alone")).note_texts)
+    text = "\n".join(make_report(read_run(tmp_path / "alone")).note_texts)
     assert "stall + drain + rest" not in text
 
 
@@ -200,7 +200,7 @@ def test_csv_json_and_the_tables_hold_the_same_parts(
 
 def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "r", factors={"mpi@3": 1.1}))
-    (block,) = [block for block in report(run).blocks if "overhead comes from" in block.title]
+    (block,) = [block for block in make_report(run).blocks if "overhead comes from" in block.title]
     (group,) = block.groups
     assert [row[:2] for row in group] == [["mpi@3", phase] for phase in PHASES]
     for row in group:
@@ -213,7 +213,7 @@ def test_intervals_are_shown_where_two_arms_are_subtracted(tmp_path: Path) -> No
 def test_a_gpu_report_says_that_stall_may_be_hidden(tmp_path: Path) -> None:
     infos = [on_gpu(), on_gpu("bbbb")]
     folder = write_run(tmp_path / "g", environment=GPU_ENVIRONMENT, infos=infos)
-    notes = report(read_run(folder)).note_texts
+    notes = make_report(read_run(folder)).note_texts
     assert any("in the library while the device computes" in note for note in notes)
-    notes = report(read_run(write_run(tmp_path / "c"))).note_texts
+    notes = make_report(read_run(write_run(tmp_path / "c"))).note_texts
     assert not any("while the device computes" in note for note in notes)

@@ -25,8 +25,8 @@ from dejavubench.analysis.page.run_page import ShownRun, make_page
 from dejavubench.analysis.page.run_settings import collect_settings
 from dejavubench.analysis.page.sortable import Meanings, cell_of, make_tables
 from dejavubench.analysis.page.trace_download import make_trace_download
-from dejavubench.analysis.reports.report_order import REPORT_PARTS, parts_against
-from dejavubench.analysis.tables.normal_tables import table_of
+from dejavubench.analysis.reports.report_order import REPORT_PARTS, list_parts_against
+from dejavubench.analysis.tables.normal_tables import load_named_table
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.analysis.trace import document
@@ -265,7 +265,7 @@ def test_a_new_part_appears_without_a_change_of_the_page(tmp_path: Path) -> None
 
 def test_a_comparison_with_measured_machines_is_a_part_like_others() -> None:
     run = next(run for run in runs_of("h200-x2") if run.header.figure == "fig25")
-    page = page_of_runs([run], parts_against(table_of("shipped")))
+    page = page_of_runs([run], list_parts_against(load_named_table("shipped")))
     heading = next(
         statement for statement in page.runs[0].statements if statement.heading == "Is it normal?"
     )

@@ -73,7 +73,7 @@ def test_a_run_predicts_itself() -> None:
             forecast = predict(run, arm.mode, arm.level, target)
             assert forecast is not None
             assert forecast.arm is arm
-            error = forecast.overhead_pct(arm.link.rate)[0] / 100 - arm.overhead.median
+            error = forecast.predict_overhead_pct(arm.link.rate)[0] / 100 - arm.overhead.median
             assert abs(error) <= max(arm.overhead.half_width, 0.1 * arm.overhead.median)
 
 

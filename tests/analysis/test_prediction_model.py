@@ -17,7 +17,7 @@ from dejavubench.analysis.prediction.request import (
     ChunkCosts,
     StreamedRequest,
 )
-from dejavubench.analysis.prediction.table import first_for_good
+from dejavubench.analysis.prediction.table import find_first_for_good
 
 # 4 layers in 100 ms, 6 steps of 10 ms; a layer has 1000 bytes, a step 400.
 PLAIN = StreamedRequest(
@@ -68,8 +68,8 @@ def test_an_overhead_never_rises_with_the_rate(
 ) -> None:
     slow_rate, fast_rate = 10.0**power, 10.0 ** (power + more)
     slow_link_ms, fast_link_ms = (
-        request_.predicted_ms(level, slow_rate),
-        request_.predicted_ms(level, fast_rate),
+        request_.predict_ms(level, slow_rate),
+        request_.predict_ms(level, fast_rate),
     )
     assert fast_link_ms <= slow_link_ms * (1 + 1e-12)
     assert fast_link_ms >= request_.total_ms * (1 - 1e-12)
@@ -85,7 +85,7 @@ def test_an_overhead_never_rises_with_the_rate_if_noise_made_a_rest_negative(
         token_rest_ms=-0.5 * request_.token_ms,
     )
     slow, fast = 10.0**power, 10.0 ** (power + more)
-    assert noisy.predicted_ms(level, fast) <= noisy.predicted_ms(level, slow) * (1 + 1e-12)
+    assert noisy.predict_ms(level, fast) <= noisy.predict_ms(level, slow) * (1 + 1e-12)
 
 
 @given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8))
@@ -100,7 +100,7 @@ def test_a_cost_is_never_negative(request_: StreamedRequest, level: str, power: 
         token_rest_ms=0.0,
     )
     rate = 10.0**power
-    assert request_.predicted_ms(level, rate) >= ideal.predicted_ms(level, rate) * (1 - 1e-12)
+    assert request_.predict_ms(level, rate) >= ideal.predict_ms(level, rate) * (1 - 1e-12)
 
 
 def test_on_an_endless_link_only_the_costs_are_left() -> None:
@@ -109,81 +109,81 @@ def test_on_an_endless_link_only_the_costs_are_left() -> None:
     At level 1 the whole prompt is one chunk of helper 0.7 and sink 1.0.
     """
     step = 0.34 + 0.28 + 0.5
-    assert PACKED.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + step)
-    assert PACKED.predicted_ms("2", FASTEST_RATE) == pytest.approx(100 + 1.3 + 6 * (10 + step))
-    assert PACKED.predicted_ms("1", FASTEST_RATE) == pytest.approx(100 + 2.2 + 6 * (10 + step))
+    assert PACKED.predict_ms("3", FASTEST_RATE) == pytest.approx(160 + step)
+    assert PACKED.predict_ms("2", FASTEST_RATE) == pytest.approx(100 + 1.3 + 6 * (10 + step))
+    assert PACKED.predict_ms("1", FASTEST_RATE) == pytest.approx(100 + 2.2 + 6 * (10 + step))
     grouped = replace(PACKED, flush_interval=4)
     # Groups of 4 and 2 steps: twice the fixed times, and all bytes.
     expected = 101.3 + 60 + 2 * 1.0 + 2400 * 3e-4
-    assert grouped.predicted_ms("2", FASTEST_RATE) == pytest.approx(expected)
+    assert grouped.predict_ms("2", FASTEST_RATE) == pytest.approx(expected)
 
 
 def test_on_a_slow_link_only_the_bytes_count() -> None:
     """At 1 byte per ms the link rests only while the sink works, from the first layer on."""
     first_layer_ms, sink_ms = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
-    assert PACKED.predicted_ms("3", 1.0) == pytest.approx(first_layer_ms + 6400 + sink_ms + 0.5)
+    assert PACKED.predict_ms("3", 1.0) == pytest.approx(first_layer_ms + 6400 + sink_ms + 0.5)
 
 
 def test_a_layer_that_is_ready_before_its_compute_ends_leaves_early() -> None:
     """Each layer has 25 ms of the prompt and takes 10 ms on the link, or 40 at a quarter rate."""
     early_request = replace(PLAIN, early_layers=0.6)  # 15 ms before the end of its share
     steps_ms = 6 * (10 + 4)
-    assert PLAIN.predicted_ms("2", 100.0) == pytest.approx(100 + 10 + steps_ms)
+    assert PLAIN.predict_ms("2", 100.0) == pytest.approx(100 + 10 + steps_ms)
     # The last layer is there 5 ms before the compute ends, so nobody waits for it.
-    assert early_request.predicted_ms("2", 100.0) == pytest.approx(100 + steps_ms)
+    assert early_request.predict_ms("2", 100.0) == pytest.approx(100 + steps_ms)
     slow_steps = 6 * (10 + 16)
-    assert early_request.predicted_ms("2", 25.0) == pytest.approx(25 - 15 + 4 * 40 + slow_steps)
+    assert early_request.predict_ms("2", 25.0) == pytest.approx(25 - 15 + 4 * 40 + slow_steps)
 
 
 def test_a_rested_link_passes_its_burst_at_once() -> None:
     """A step's 400 bytes take 4 ms, or 3 if 100 of them pass at once; a layer's 10, or 9."""
     bucket = replace(PLAIN, burst_nbytes=100.0)
-    assert PLAIN.predicted_ms("2", 100.0) - bucket.predicted_ms("2", 100.0) == pytest.approx(7 * 1)
+    assert PLAIN.predict_ms("2", 100.0) - bucket.predict_ms("2", 100.0) == pytest.approx(7 * 1)
     # A message is answered while the bucket fills for the next one.
     naive: dict[str, Any] = {"messages": 60, "message_ms": 0.2, "message_nbytes": 20.0}
     steps, slow = 6 * 400 / 100, 60 * (0.2 + 20 / 100)
     unlimited, with_burst = replace(PLAIN, **naive), replace(bucket, **naive)
-    assert unlimited.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
-    assert with_burst.predicted_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
+    assert unlimited.predict_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
+    assert with_burst.predict_ms("0", 100.0) == pytest.approx(160 + 40 + steps + 60 * 20 / 100)
 
 
 def test_contention_is_the_same_on_every_link_and_a_slow_one_hides_it() -> None:
     """On a link of 100 bytes/ms chunks take 40 of the prompt's 100 ms, and 4 of a step's 10."""
     slowed_request = replace(PLAIN, prompt_rest_ms=8.0, token_rest_ms=1.0)
     for rate in (100.0, 400.0, 1e9):
-        undisturbed_ms = PLAIN.predicted_ms("3", rate)
-        assert slowed_request.predicted_ms("3", rate) == pytest.approx(undisturbed_ms + 8 + 6)
+        undisturbed_ms = PLAIN.predict_ms("3", rate)
+        assert slowed_request.predict_ms("3", rate) == pytest.approx(undisturbed_ms + 8 + 6)
     # Here the link alone decides, once the first layer is ready.
-    undisturbed_ms = PLAIN.predicted_ms("3", 5.0)
-    assert slowed_request.predicted_ms("3", 5.0) == pytest.approx(undisturbed_ms + 8 / 4)
+    undisturbed_ms = PLAIN.predict_ms("3", 5.0)
+    assert slowed_request.predict_ms("3", 5.0) == pytest.approx(undisturbed_ms + 8 / 4)
 
 
 def test_messages_are_paid_one_by_one() -> None:
     naive = replace(PLAIN, messages=10, message_ms=0.2, message_nbytes=50.0)
-    ideal = PLAIN.predicted_ms("1", 100.0)
-    assert naive.predicted_ms("0", 100.0) == pytest.approx(ideal + 10 * (0.2 + 0.5))
+    ideal = PLAIN.predict_ms("1", 100.0)
+    assert naive.predict_ms("0", 100.0) == pytest.approx(ideal + 10 * (0.2 + 0.5))
 
 
 def test_slots_bound_what_is_under_way() -> None:
     """With one slot, a layer's chunk begins when the one before it is complete."""
     one_slot = replace(PLAIN, steps=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slots=1))
-    assert one_slot.predicted_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
+    assert one_slot.predict_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
     four_slots = replace(one_slot, costs=ChunkCosts(latency_ms=7.0, slots=4))
-    assert four_slots.predicted_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
+    assert four_slots.predict_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
 
 
 def test_what_does_not_fit_a_slot_is_cut() -> None:
     costs = ChunkCosts(helper_ms=1.0, slot_nbytes=2500.0)
     cut = replace(PLAIN, steps=0, costs=costs)
     # Level 1: two layers fit a slot. The helper packs the second while the first is on the link.
-    assert cut.predicted_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
+    assert cut.predict_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
     parted = replace(PLAIN, steps=0, costs=ChunkCosts(helper_ms=1.0, least_pieces=2))
-    assert parted.predicted_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
+    assert parted.predict_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
 
 
 def test_contention_lengthens_prompt_and_steps() -> None:
     slowed_request = replace(PLAIN, prompt_rest_ms=2.0, token_rest_ms=0.5)
-    assert slowed_request.predicted_ms("3", FASTEST_RATE) == pytest.approx(160 + 2 + 6 * 0.5)
+    assert slowed_request.predict_ms("3", FASTEST_RATE) == pytest.approx(160 + 2 + 6 * 0.5)
     assert slowed_request.total_ms == PLAIN.total_ms
 
 
@@ -195,8 +195,8 @@ def test_arrays_give_one_result_per_resample() -> None:
     )
     second_resample = replace(PACKED, prompt_ms=110.0, costs=replace(COSTS, latency_ms=0.9))
     for level in PREDICTED_LEVELS:
-        assert two_resamples.predicted_ms(level, 50.0) == pytest.approx(
-            [PACKED.predicted_ms(level, 50.0), second_resample.predicted_ms(level, 50.0)]
+        assert two_resamples.predict_ms(level, 50.0) == pytest.approx(
+            [PACKED.predict_ms(level, 50.0), second_resample.predict_ms(level, 50.0)]
         )
 
 
@@ -213,4 +213,4 @@ def test_arrays_give_one_result_per_resample() -> None:
     ids=["from 37", "always", "never", "only below 50", "at 1 and from 91"],
 )
 def test_a_crossover_holds_for_good(holds: Any, expected: int | None) -> None:
-    assert first_for_good([1, 10, 40, 100], holds) == expected
+    assert find_first_for_good([1, 10, 40, 100], holds) == expected

@@ -14,7 +14,7 @@ import pytest
 from dejavubench.analysis.comparison import change_sentences
 from dejavubench.analysis.reports import formats
 from dejavubench.analysis.reports.log_parts import LOG_PARTS
-from dejavubench.analysis.reports.report import RunReport, log_report, report
+from dejavubench.analysis.reports.report import RunReport, make_log_report, make_report
 from dejavubench.analysis.reports.report_order import REPORT_PARTS, ROW_CLASSES
 from dejavubench.analysis.tables import overhead_part
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
@@ -62,7 +62,7 @@ def test_every_note_on_committed_runs_is_of_a_kind_of_its_part() -> None:
     kinds_noted = {note.kind for run_report in reports for note in run_report.notes}
     assert {"times", "ceilings", "noise-floor", "chunk-latency", "conditions"} <= kinds_noted
     log = next(path for run in runs for path in sorted(run.path.glob("*none.log")))
-    assert wrong_notes(log_report(log)) == []
+    assert wrong_notes(make_log_report(log)) == []
 
 
 # ---- a part that is added ----
@@ -95,7 +95,7 @@ TOY = RunPart("toy", "the toy's heading", make_toy, (TOY_NOTE,), row=ToyRow)
 @pytest.fixture
 def toy_report(tmp_path: Path) -> RunReport:
     run = read_run(write_run(tmp_path / "r", rounds=6))
-    return report(run, (TOY, *REPORT_PARTS))
+    return make_report(run, (TOY, *REPORT_PARTS))
 
 
 def test_a_part_is_shown_in_its_place(toy_report: RunReport) -> None:
@@ -138,7 +138,7 @@ def test_parts_share_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = next(RESULTS.glob("h200-x2/records/fig25-*"))
     run = read_run(folder)
     monkeypatch.setattr(Path, "open", noting_open)
-    report(run)
+    make_report(run)
     side_files = [name for name in names_read if name.startswith(("chunks-", "conditions-"))]
     assert len(side_files) > 1
     assert sorted(side_files) == sorted(set(side_files))
@@ -176,7 +176,7 @@ def test_what_is_kept_is_whole_without_long(style: str) -> None:
 
 def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
     part = RunPart("toy", "toys", make_toy, (TOY_NOTE,), row=ToyRow, long=True)
-    run_report = report(
+    run_report = make_report(
         read_run(write_run(tmp_path / "r", rounds=6)), (part,)
     ).without_long_tables()
     lines = [line.text for line in formats.make_lines(run_report, 200)][1:]

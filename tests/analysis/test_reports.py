@@ -13,7 +13,7 @@ import pytest
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.reports import formats
-from dejavubench.analysis.reports.report import RunReport, report
+from dejavubench.analysis.reports.report import RunReport, make_report
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.records import ArmFailure, PhaseMark, RankFailure, read_run, to_line
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
@@ -66,7 +66,7 @@ def test_settings_are_in_header_caption_and_csv(tmp_path: Path) -> None:
     settings = ["--seed 3", "--threads 2"]
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     run = read_run(write_run(tmp_path / "r", arms, settings=settings, figure="fig25"))
-    run_report = report(run)
+    run_report = make_report(run)
     assert text_lines(run_report)[1] == "settings: --seed 3 --threads 2"
     assert "Settings: `--seed 3 --threads 2`" in text_in(run_report, "markdown")
     rows = list(csv.DictReader(io.StringIO(text_in(run_report, "csv"))))
@@ -88,7 +88,7 @@ def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> No
 
 
 def test_an_older_record_names_no_settings(tmp_path: Path) -> None:
-    run_report = report(read_run(write_run(tmp_path / "r")))
+    run_report = make_report(read_run(write_run(tmp_path / "r")))
     assert not any(line.startswith("settings") for line in text_lines(run_report))
     assert {row.settings for row in run_report.rows} == {None}
     assert run_report.header is not None
@@ -106,7 +106,7 @@ def precision_of(run_report: RunReport) -> list[str]:
 
 def test_a_missed_precision_is_reported(tmp_path: Path) -> None:
     noisy_run = write_run(tmp_path / "loud", rounds=15, noise=0.05, experiment=PRECISION_ASKED)
-    (note,) = precision_of(report(read_run(noisy_run)))
+    (note,) = precision_of(make_report(read_run(noisy_run)))
     width = float(note.split("±")[1].split(" %")[0])
     assert 1 < width < 10
     assert note == (
@@ -114,9 +114,9 @@ def test_a_missed_precision_is_reported(tmp_path: Path) -> None:
         "±1 % was asked for"
     )
     quiet_run = write_run(tmp_path / "quiet", rounds=15, noise=0.0005, experiment=PRECISION_ASKED)
-    assert precision_of(report(read_run(quiet_run))) == []
+    assert precision_of(make_report(read_run(quiet_run))) == []
     unasked_run = write_run(tmp_path / "unasked", rounds=15, noise=0.05)
-    assert precision_of(report(read_run(unasked_run))) == []
+    assert precision_of(make_report(read_run(unasked_run))) == []
 
 
 def test_precision_is_reported_by_point_and_without_failed_arms(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_precision_is_reported_by_point_and_without_failed_arms(tmp_path: Path) 
     short_run = write_run(
         tmp_path / "few", points=points, rounds=4, experiment=PRECISION_ASKED, ended=False
     )
-    assert precision_of(report(read_run(short_run))) == [
+    assert precision_of(make_report(read_run(short_run))) == [
         "precision not reached: p000 no interval after 4 rounds, p001 no interval after 4 rounds, "
         "when the run was cut; ±1 % was asked for"
     ]
@@ -139,7 +139,7 @@ def test_precision_is_reported_by_point_and_without_failed_arms(tmp_path: Path) 
         point="p000", arm="disk@3", iteration=2, phase="tokens", rank=0, error="full"
     )
     (folder / "rank-0000.jsonl").write_text("".join([*measured[:-1], to_line(failure)]))
-    assert precision_of(report(read_run(folder))) == []
+    assert precision_of(make_report(read_run(folder))) == []
 
 
 # ---- a run that Ctrl-C has ended ----
@@ -161,7 +161,7 @@ def interrupted(tmp_path: Path) -> RunReport:
         mark = PhaseMark(phase="prepare", point="p003", arm="none", iteration=8)
         failure = RankFailure(phase="prepare", error="KeyboardInterrupt: ")
         file.write_text("".join([*lines_of_reached_points, to_line(mark), to_line(failure)]))
-    return report(read_run(folder))
+    return make_report(read_run(folder))
 
 
 def test_an_interrupted_run_says_so_once(interrupted: RunReport) -> None:
@@ -185,7 +185,7 @@ def test_points_that_were_not_reached_are_one_line(interrupted: RunReport) -> No
 
 
 def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
-    run_report = report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
+    run_report = make_report(read_run(write_run(tmp_path / "r", rounds=0, ended=False)))
     assert run_report.blocks == []
     assert (
         "no rounds: the run ended before a measured round of this arm (p000)"
@@ -195,7 +195,7 @@ def test_a_run_without_any_round_has_no_table(tmp_path: Path) -> None:
 
 def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
     def note_texts(folder: Path) -> list[str]:
-        return report(read_run(folder)).note_texts
+        return make_report(read_run(folder)).note_texts
 
     times = "A time is that of the slowest source"
     assert any(text.startswith(times) for text in note_texts(write_run(tmp_path / "whole")))
@@ -205,7 +205,7 @@ def test_a_report_without_a_table_explains_no_times(tmp_path: Path) -> None:
 
 
 def test_the_second_baseline_shows_the_noise_of_tokens(tmp_path: Path) -> None:
-    run_report = report(read_run(write_run(tmp_path / "r", noise=0.02)))
+    run_report = make_report(read_run(write_run(tmp_path / "r", noise=0.02)))
     (block,) = (block for block in run_report.blocks if "token overhead %" in block.columns)
     place = block.columns.index("token overhead %")
     cells = {row[block.columns.index("arm")]: row[place] for group in block.groups for row in group}

@@ -14,7 +14,7 @@ import pytest
 
 from dejavubench.analysis.comparison.comparable import NotComparableError
 from dejavubench.analysis.figures.drawings import make_drawings
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.records import PointInfo, read_run
 from helpers.figure_calls import draw_figures
 from helpers.operands import compare_runs
@@ -44,7 +44,7 @@ def write_single(folder: Path, seed: int = 7, minute: int = 0, **settings: Any) 
 def test_a_table_names_the_threads_of_each_point_and_rows_have_all_settings(
     tmp_path: Path,
 ) -> None:
-    run_report = report(read_run(write_sweep(tmp_path / "r")))
+    run_report = make_report(read_run(write_sweep(tmp_path / "r")))
     main_block = run_report.blocks[0]
     assert main_block.columns[:3] == ["point", "threads", "arm"]
     assert [row[1] for group in main_block.groups for row in group] == ["1"] * 3 + ["2"] * 3
@@ -55,7 +55,7 @@ def test_a_table_names_the_threads_of_each_point_and_rows_have_all_settings(
 
 
 def test_a_run_of_single_values_shows_them_in_rows_alone(tmp_path: Path) -> None:
-    run_report = report(read_run(write_single(tmp_path / "r", threads=3, confine=True)))
+    run_report = make_report(read_run(write_single(tmp_path / "r", threads=3, confine=True)))
     assert run_report.blocks[0].columns[0] == "arm"
     assert {(row.setting.threads, row.setting.confine) for row in run_report.rows} == {(3, True)}
     assert run_report.header is not None
@@ -63,7 +63,7 @@ def test_a_run_of_single_values_shows_them_in_rows_alone(tmp_path: Path) -> None
 
 
 def test_an_older_record_without_the_options_has_no_values(tmp_path: Path) -> None:
-    run_report = report(read_run(write_run(tmp_path / "r")))
+    run_report = make_report(read_run(write_run(tmp_path / "r")))
     assert {row.setting.threads for row in run_report.rows} == {None}
 
 
@@ -78,7 +78,7 @@ def test_crowded_points_of_a_sweep_are_named_by_their_threads(tmp_path: Path) ->
         "points": {"p000": {"cpu_demand": demand(2)}, "p001": {"cpu_demand": demand(3)}},
     }
     infos = ({"environment": environment}, {"environment": environment})
-    run_report = report(read_run(write_sweep(tmp_path / "r", infos=infos)))
+    run_report = make_report(read_run(write_sweep(tmp_path / "r", infos=infos)))
     crowded = [text for text in run_report.note_texts if text.startswith("CROWDED")]
     assert len(crowded) == 1
     assert crowded[0].startswith("CROWDED: with --threads 2: 2 ranks have 3 busy threads")

@@ -18,7 +18,7 @@ from dejavubench.analysis.breakdown.tails import (
 )
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.analysis.figures.drawings import make_drawings
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.records import ArmFailure, ArmInfo, Microbatch, read_run
 from helpers.figure_calls import draw_figures
 from helpers.synthetic_runs import AGAIN, NONE, arm_of, flat_rows, point_of, write_run
@@ -126,7 +126,7 @@ def test_the_interval_is_that_of_every_choice_of_whole_rounds() -> None:
 
 def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
     long_run = read_run(write_run(tmp_path / "long", points=[point_of(output_len=32)], rounds=6))
-    run_report = report(long_run)
+    run_report = make_report(long_run)
     (block,) = [block for block in run_report.blocks if "single tokens" in block.title]
     cells = {row[0]: row[1:] for group in block.groups for row in group}
     assert cells["none"][-1] == "baseline"
@@ -139,11 +139,13 @@ def test_a_table_shows_tails_or_says_why_it_cannot(tmp_path: Path) -> None:
     short_run = read_run(write_run(tmp_path / "short", rounds=6))
     assert flat_rows(short_run)[2]["token_p99_ms"] is None
     assert flat_rows(short_run)[2]["token_max_ms"] > 0
-    assert any("Only 30 tokens: a p99 needs 100" in note for note in report(short_run).note_texts)
+    assert any(
+        "Only 30 tokens: a p99 needs 100" in note for note in make_report(short_run).note_texts
+    )
 
 
 def test_tokens_of_failed_arms_and_of_runs_without_streaming_are_not_shown(tmp_path: Path) -> None:
-    report_without_streaming = report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
+    report_without_streaming = make_report(read_run(write_run(tmp_path / "alone", [NONE, AGAIN])))
     assert not any("single tokens" in block.title for block in report_without_streaming.blocks)
     failing_arm = make_arm_samples(NONE, {0: [[1.0] * 200]})
     second_none = make_arm_samples(AGAIN, {0: [[4.0] * 200]})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dejavubench.analysis.reports import formats
-from dejavubench.analysis.reports.report import log_report, report
+from dejavubench.analysis.reports.report import make_log_report, make_report
 from dejavubench.analysis.tables.text_tables import Block, make_lines, wrap
 from dejavubench.records import read_run
 from helpers.committed_runs import committed_runs, report_of
@@ -116,8 +116,8 @@ def test_reports_of_a_wide_sweep_and_of_a_text_log_fit(tmp_path: Path) -> None:
     arms = [NONE, AGAIN, arm_of("disk", "0-batched"), arm_of("mpi", "0-batched")]
     folder = write_run(tmp_path / "r", arms, points, rounds=3, logs=True)
     run = read_run(folder)
-    for run_report in (report(run), log_report(folder / "p000-none.log")):
+    for run_report in (make_report(run), make_log_report(folder / "p000-none.log")):
         text_lines = [line.text for line in formats.make_lines(run_report, 80)]
         assert max(len(line) for line in text_lines if str(tmp_path) not in line) <= 80
-    headings = {block.columns[0] for block in report(run).blocks}
+    headings = {block.columns[0] for block in make_report(run).blocks}
     assert headings == {"point"}

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.bench.environment import conditions as measured
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, read_cpu_quota, read_cpu_throttling
@@ -97,4 +97,4 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     }
     (end,) = [end for _, end in job.run.records_of(End)]
     assert bool(end.environment) == (read_cpu_throttling() is not None)
-    assert f"stream directory: {place}" in report(job.run).note_texts
+    assert f"stream directory: {place}" in make_report(job.run).note_texts

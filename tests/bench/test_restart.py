@@ -16,7 +16,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunks_part import chunk_rows
+from dejavubench.analysis.tables.chunks_part import make_chunk_rows
 from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import stream_file
@@ -420,7 +420,7 @@ def check_chunks(job: Job, restart: Restart) -> None:
     assert (times.arm, times.round) == (restart.arm, None)
     for chunk, ready in zip(listed.chunks, times.ready, strict=True):
         assert (ready < 0) == (chunk.step < restart.first)
-    rows = chunk_rows(RunData(job.run))
+    rows = make_chunk_rows(RunData(job.run))
     assert {(row.arm_phase.arm, row.samples) for row in rows} == {(restart.arm, 1)}
     assert {row.arm_phase.phase for row in rows} == {"prompt", "tokens"}
 

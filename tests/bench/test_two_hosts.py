@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.trace.clocks import clocks_of
 from dejavubench.machine.launcher import RANK_VARIABLES
 from dejavubench.records import Ceiling, RankInfo, Run, Verification, read_run
@@ -126,8 +126,8 @@ def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path
         interface, _, share = rows[name]["path"].partition(": ")
         assert interface == two_hosts_interface()
         assert int(share.removesuffix(" %")) >= 80  # 66 bytes are more than a packet's headers here
-    assert not [note for note in report(run).note_texts if note.startswith("PATH")]
-    (note,) = [note for note in report(run).note_texts if note.startswith("hosts:")]
+    assert not [note for note in make_report(run).note_texts if note.startswith("PATH")]
+    (note,) = [note for note in make_report(run).note_texts if note.startswith("hosts:")]
     assert note == (
         "hosts: source 0 on host1; sink 1 on host2; tcp to 10.77.0.2:7601; "
         "link between them: 800Mbit/s"

@@ -16,7 +16,7 @@ from rich.console import Console
 from dejavubench.analysis.breakdown.overhead_parts import PHASES
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.reports.formats import show
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import Verification, read_run
 from helpers.cli_calls import call
@@ -185,7 +185,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_summary_goes_to_any_rich_console(tmp_path: Path) -> None:
     screen = Console(file=io.StringIO(), width=120)
-    show([report(read_run(write_run(tmp_path / "r", environment={})))], screen)
+    show([make_report(read_run(write_run(tmp_path / "r", environment={})))], screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "mpi@3" in text
     assert "96 % of" in text

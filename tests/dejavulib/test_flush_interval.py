@@ -507,13 +507,13 @@ def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
         )
         for interval in (1, 2)
     )
-    assert request_of_single_steps.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
-    assert request_of_pairs.predicted_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert request_of_single_steps.predict_ms("3", 1.0) == 10 + 3 * 4 + 1
+    assert request_of_pairs.predict_ms("3", 1.0) == 10 + 3 * 4 + 1
     # On a link four times as slow, step 3 waits for the group of steps 1 and 2.
-    assert request_of_single_steps.predicted_ms("3", 0.25) == 18 + 3 * 4
-    assert request_of_pairs.predicted_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
+    assert request_of_single_steps.predict_ms("3", 0.25) == 18 + 3 * 4
+    assert request_of_pairs.predict_ms("3", 0.25) == 10 + 2 * 4 + 3 * 4
     for level in ("0", "1", "2"):
-        assert request_of_single_steps.predicted_ms(level, 0.25) == request_of_pairs.predicted_ms(
+        assert request_of_single_steps.predict_ms(level, 0.25) == request_of_pairs.predict_ms(
             level, 0.25
         )
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dejavubench.analysis.tables.chunks_part import chunk_rows
+from dejavubench.analysis.tables.chunks_part import make_chunk_rows
 from dejavubench.analysis.tables.report_part import RunData
 from dejavubench.dejavulib.destinations.base import Destination, Stream, StreamingError
 from dejavubench.dejavulib.destinations.disk import DiskDestination
@@ -444,7 +444,7 @@ def test_every_swapped_chunk_is_timed_once_and_is_in_the_table(swapped_run: Swap
             ]
             assert ordered == sorted(ordered, key=lambda stamp: stamp or 0)
             assert stamps["ready"] != stamps["complete"]
-    rows = chunk_rows(RunData(job.run))
+    rows = make_chunk_rows(RunData(job.run))
     assert {row.arm_phase.arm for row in rows} == {"swap-host", "swap-disk"}
     assert {row.part for row in rows if row.arm_phase.arm == "swap-disk"} == {
         *("latency", "queue", "gather", "write", "sync")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dejavubench.analysis.find_runs import FoundRuns, find
-from dejavubench.analysis.reports.report import RunReport, report
+from dejavubench.analysis.reports.report import RunReport, make_report
 from dejavubench.records import Run
 from helpers.paths import RESULTS
 
@@ -28,7 +28,7 @@ def runs_of(machine: str) -> list[Run]:
 
 @cache
 def report_of_folder(folder: Path) -> RunReport:
-    return report(next(run for run in committed_runs().runs if run.path == folder))
+    return make_report(next(run for run in committed_runs().runs if run.path == folder))
 
 
 def report_of(run: Run) -> RunReport:

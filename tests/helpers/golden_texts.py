@@ -20,7 +20,7 @@ from typing import Any
 
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.reports import formats
-from dejavubench.analysis.reports.report import RunReport, log_report
+from dejavubench.analysis.reports.report import RunReport, make_log_report
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.text_log import TextLogError
 from helpers.committed_runs import report_of, runs_of
@@ -103,7 +103,7 @@ def _log_reports(paths: list[Path]) -> list[RunReport]:
     reports = []
     for path in paths:
         with contextlib.suppress(TextLogError):  # some runs were too short
-            reports.append(log_report(path))
+            reports.append(make_log_report(path))
     return reports
 
 

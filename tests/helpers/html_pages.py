@@ -13,7 +13,7 @@ from click.testing import Result
 from dejavubench.analysis.page.contents import Page
 from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, make_page
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.reports.report_order import REPORT_PARTS
 from dejavubench.analysis.tables.report_part import RunPart
 from dejavubench.records import Run
@@ -28,7 +28,7 @@ def call_report(*arguments: object) -> Result:
 
 def page_of_runs(runs: Iterable[Run], parts: Sequence[RunPart] = REPORT_PARTS) -> Page:
     """Return the contents of a page of these runs."""
-    return make_page([ShownRun(report(run, parts), run) for run in runs], [], {})
+    return make_page([ShownRun(make_report(run, parts), run) for run in runs], [], {})
 
 
 def page_of_committed(runs: Iterable[Run]) -> Page:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dejavubench.analysis.comparison.build import Comparison, compare
 from dejavubench.analysis.comparison.metric import Metric
-from dejavubench.analysis.comparison.operands import read_operand, selection_of
+from dejavubench.analysis.comparison.operands import parse_selection, read_operand
 from helpers.synthetic_runs import arm_of, write_run
 
 MPI, DISK, HOST = arm_of("mpi"), arm_of("disk"), arm_of("host")
@@ -29,6 +29,7 @@ def compare_runs(
 ) -> Comparison:
     """Compare two runs, or arms of them: ``folder:arm``."""
     operands = [
-        read_operand(name, selection_of(str(text))) for name, text in (("A", run_a), ("B", run_b))
+        read_operand(name, parse_selection(str(text)))
+        for name, text in (("A", run_a), ("B", run_b))
     ]
     return compare(operands[0], operands[1], Metric(metric), limit)

@@ -16,7 +16,7 @@ import pytest
 from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.figures.drawings import make_drawings
 from dejavubench.analysis.find_runs import GIVE_A_RUN, find
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.records import name_rank_file
 from helpers.cli_calls import call
@@ -183,7 +183,7 @@ def test_killed_runs_are_shown_wherever_they_ended(tmp_path: Path) -> None:
         (undamaged / name_rank_file(1)).write_text("".join(of_sink[: 1 + 2 * iterations]))
         runs_read = find([undamaged])
         assert runs_read.bad == []
-        assert any("INCOMPLETE" in note for note in report(runs_read.runs[0]).note_texts)
+        assert any("INCOMPLETE" in note for note in make_report(runs_read.runs[0]).note_texts)
 
 
 def test_an_arm_that_went_no_further_does_not_spoil_the_others(folder: Path) -> None:
@@ -277,7 +277,7 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
     )
     undamaged = undamaged if sealed else without_seals(undamaged)
     (run,) = find([undamaged]).runs
-    undamaged_report = report(run)
+    undamaged_report = make_report(run)
     folder = tmp_path / "mutant"
     refused = noted = 0
     for seed in range(100):
@@ -286,7 +286,7 @@ def test_no_damage_is_a_traceback_and_none_changes_a_number_in_silence(
         runs_read = find([folder])
         assert len(runs_read.runs) + len(runs_read.bad) == 1, change
         for run in runs_read.runs:
-            mutant_report = report(run)
+            mutant_report = make_report(run)
             make_drawings([run])
             noted += mutant_report.notes != undamaged_report.notes
             if mutant_report.notes == undamaged_report.notes:

@@ -20,7 +20,7 @@ from dejavubench.analysis.continuable import check_can_continue
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import read_host_rounds
 from dejavubench.analysis.integrity import read_checked
-from dejavubench.analysis.reports.report import report
+from dejavubench.analysis.reports.report import make_report
 from dejavubench.config.continued_run import find_continued_run
 from dejavubench.errors import UsageError
 from dejavubench.records import RUN_FILE, PointStart, RecordError, Run, read_chunk_times
@@ -157,7 +157,7 @@ def test_a_run_cut_at_random_bytes_is_made_whole_by_the_rounds_that_are_missing(
         rounds = {arm: set(arm_samples.times.total) for arm, arm_samples in samples.arms.items()}
         assert len(set(map(frozenset, rounds.values()))) == 1, "every round has all arms"
         assert whole_rounds[point_id] <= set(rounds["none"])
-    report(run)  # no reader stumbles
+    make_report(run)  # no reader stumbles
 
 
 def test_a_run_that_was_killed_before_any_record_can_be_continued(folder: Path) -> None:
@@ -227,7 +227,7 @@ def continued_run(cut_folder: Path, sweep: Path) -> Run:
 
 
 def test_a_report_of_a_cut_run_names_the_command_that_continues_it(cut_folder: Path) -> None:
-    notes = report(read_checked(cut_folder)).note_texts
+    notes = make_report(read_checked(cut_folder)).note_texts
     assert any("INCOMPLETE" in note for note in notes)
     assert json.loads((cut_folder / RUN_FILE).read_text())["environment"]["ranks"] == 2
     command = f"mpirun -n 2 dejavubench run --continue {cut_folder}"  # without mpirun it is refused
@@ -235,7 +235,7 @@ def test_a_report_of_a_cut_run_names_the_command_that_continues_it(cut_folder: P
 
 
 def test_a_continued_run_is_no_longer_incomplete(continued_run: Run) -> None:
-    run_report = report(continued_run)
+    run_report = make_report(continued_run)
     assert not [note for note in run_report.note_texts if "INCOMPLETE" in note], (
         "the last state counts"
     )
@@ -243,7 +243,7 @@ def test_a_continued_run_is_no_longer_incomplete(continued_run: Run) -> None:
 
 
 def test_notes_name_each_session_and_its_conditions(continued_run: Run) -> None:
-    notes = report(continued_run).notes
+    notes = make_report(continued_run).notes
     session_notes = [
         note.text for note in notes if note.kind == "session" and note.text.startswith("session ")
     ]
@@ -373,9 +373,9 @@ def test_left_out_points_are_reported_until_a_session_measures_them(
         ]
         ends = [{"kind": "end"} if line["kind"] == "end" else line for line in records]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in ends))
-    reasons = {row.point: row.reason for row in report(read_checked(folder)).rows}
+    reasons = {row.point: row.reason for row in make_report(read_checked(folder)).rows}
     assert reasons == {"p000": "left out by --points", "p001": None, "p002": "left out by --points"}
     starts = list_missing_rounds(read_sessions(folder), find_largest_numbers(folder))
     assert [start.point for start in starts] == ["p000", "p002"]
     write_session(folder, sweep, starts, 2)
-    assert {row.status for row in report(read_checked(folder)).rows} == {"ok"}
+    assert {row.status for row in make_report(read_checked(folder)).rows} == {"ok"}

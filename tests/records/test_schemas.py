@@ -16,7 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dejavubench.analysis.columns import columns_of
-from dejavubench.analysis.reference import columns_page
+from dejavubench.analysis.reference import make_columns_page
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.cli.schema import SCHEMA_NAMES
@@ -101,7 +101,7 @@ def test_every_option_is_a_key_of_the_experiment() -> None:
 
 
 def test_every_column_is_on_the_reference_page() -> None:
-    page = columns_page()
+    page = make_columns_page()
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
         assert [

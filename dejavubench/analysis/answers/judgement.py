@@ -88,7 +88,7 @@ class Difference:
     @property
     def more_rounds(self) -> int | None:
         """Rounds that would be needed beside those measured, to show a difference of this size."""
-        return more_rounds(self.estimate, self.noise)
+        return plan_more_rounds(self.estimate, self.noise)
 
 
 def side_of(low: float, high: float, limit: float = 0.0) -> int:
@@ -135,7 +135,7 @@ def is_told_from_noise(cost: Difference | None) -> bool | None:
     return cost.judgement.is_shown
 
 
-def more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
+def plan_more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     """Return how many more rounds would show the difference, if it stays; None if it is shown.
 
     Intervals and the noise of identical arms shrink with the square root of the rounds. The number

@@ -126,7 +126,7 @@ def answers_of(
     for point in points.values():
         for samples in point.arms.values():
             if samples.info.is_streaming and samples.why_failed is None and samples.times.total:
-                key = _point_and_arm(samples)
+                key = _name_point_and_arm(samples)
                 arm_bills = [bill for bill in bills if (bill.point_id, bill.arm_name) == key]
                 arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
         pairs.extend(pairs_of(point))
@@ -138,7 +138,7 @@ def answers_of(
     return RunAnswers(arms, pairs, round_ms, continue_command(run.path, count_ranks(run)))
 
 
-def _point_and_arm(samples: ArmSamples) -> tuple[str, str]:
+def _name_point_and_arm(samples: ArmSamples) -> tuple[str, str]:
     return samples.point_info.id, samples.info.name
 
 
@@ -151,11 +151,11 @@ def _answer_arm(
 ) -> ArmAnswer:
     """Answer about one arm; its limit is looked for only where a cost is shown."""
     answer = ArmAnswer(
-        *_point_and_arm(samples),
+        *_name_point_and_arm(samples),
         cost=cost_of(point, samples),
         token_cost=cost_of(point, samples, "token"),
         target=run.header.experiment.get("target_overhead"),
-        median_totals_ms=_median_totals_ms(point, samples),
+        median_totals_ms=_compute_median_totals_ms(point, samples),
         others_text=_describe_others(hosts, samples),
     )
     phase: Phase | None = "tokens" if answer.has_token_cost else None
@@ -169,7 +169,7 @@ def _answer_arm(
 
 def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | None:
     """Describe what others took of the busiest host; None without one that was busy."""
-    point_id, arm_name = _point_and_arm(samples)
+    point_id, arm_name = _name_point_and_arm(samples)
     busy_hosts = []
     for host in hosts:
         iterations = host.iterations_of_arm(point_id, arm_name)
@@ -187,7 +187,9 @@ def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | 
     return f"other processes took {taken_cores:.2g} of {cores} cores"
 
 
-def _median_totals_ms(point: PointSamples, samples: ArmSamples) -> tuple[float, float] | None:
+def _compute_median_totals_ms(
+    point: PointSamples, samples: ArmSamples
+) -> tuple[float, float] | None:
     baselines = point.baselines()
     arm_ms = stats.median_of(samples.times.total)
     none_ms = stats.median_of(baselines[0]) if baselines else None

@@ -198,18 +198,18 @@ def medians_sentence(answers: Sequence[ArmAnswer], labels: Mapping[str, str]) ->
 
 
 def rounds_sentence(
-    continue_command: str, all_rounds: int, added_rounds: int, round_ms: float
+    continue_command: str, all_round_count: int, added_round_count: int, round_ms: float
 ) -> str:
     """Return the sentence on the command that measures that many rounds, and on their duration.
 
     Args:
         continue_command: the command that goes on with the run.
-        all_rounds: those measured and those to add.
-        added_rounds: those to add.
+        all_round_count: those measured and those to add.
+        added_round_count: those to add.
         round_ms: time of the requests of one round, over all points and arms.
     """
-    minutes = math.ceil(added_rounds * round_ms / 60e3)
+    minutes = math.ceil(added_round_count * round_ms / 60e3)
     return (
-        f"For more rounds go on with this run: {continue_command} --rounds {all_rounds} (the "
+        f"For more rounds go on with this run: {continue_command} --rounds {all_round_count} (the "
         f"requests of the added rounds take about {minutes:,} min)."
     )

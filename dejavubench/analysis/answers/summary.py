@@ -35,7 +35,7 @@ NO_BASELINE = (
 """Sentence of a run without the arm ``none``."""
 
 
-def summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
+def write_summary(answers: RunAnswers, labels: Mapping[str, str]) -> list[str]:
     """Return the sentences of the block; none if no arm streamed in a measured round.
 
     Args:
@@ -160,8 +160,12 @@ def _propose_rounds(answers: RunAnswers) -> list[str]:
     ]
     if not proposed_rounds:
         return []
-    all_rounds, added_rounds = max(proposed_rounds)
-    return [rounds_sentence(answers.continue_command, all_rounds, added_rounds, answers.round_ms)]
+    all_round_count, added_round_count = max(proposed_rounds)
+    return [
+        rounds_sentence(
+            answers.continue_command, all_round_count, added_round_count, answers.round_ms
+        )
+    ]
 
 
 # ---- pairs ----
@@ -261,7 +265,7 @@ def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> li
         example = _choose_example(group)
         assert example.limit is not None
         arm_names = _name_arms(group, arms)
-        example_arm_name = _arm_with_tokens(example) if len(arm_names) > 1 else ""
+        example_arm_name = _name_arm_with_tokens(example) if len(arm_names) > 1 else ""
         example_label = labels[example.point_id] if is_sweep else ""
         texts.append(limit_sentence(example.limit, arm_names, example_arm_name, example_label))
     # An arm with a cost at some point has its sentence above.
@@ -275,7 +279,7 @@ def _describe_limits(arms: Sequence[ArmAnswer], labels: Mapping[str, str]) -> li
     return texts
 
 
-def _arm_with_tokens(answer: ArmAnswer) -> str:
+def _name_arm_with_tokens(answer: ArmAnswer) -> str:
     return f"{answer.arm_name}{TOKENS_MARK}" if answer.has_token_cost else answer.arm_name
 
 
@@ -295,7 +299,7 @@ def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[st
     arm_names: dict[str, None] = {}
     for answer in group:
         has_request_cost = answer.arm_name in arms_with_request_cost
-        name = answer.arm_name if has_request_cost else _arm_with_tokens(answer)
+        name = answer.arm_name if has_request_cost else _name_arm_with_tokens(answer)
         point_count = points_here[answer.arm_name]
         is_elsewhere = point_count < points_in_all[answer.arm_name]
         if is_elsewhere:

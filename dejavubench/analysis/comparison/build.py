@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from dejavubench.analysis.comparison import differences, gate
 from dejavubench.analysis.comparison.change_rows import ComparisonRow, make_row
-from dejavubench.analysis.comparison.changes import ArmChanges, arm_changes
+from dejavubench.analysis.comparison.changes import ArmChanges, compare_arms
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.comparison.differences import RunDifference
 from dejavubench.analysis.comparison.gate import GateJudgement, GateVerdict
-from dejavubench.analysis.comparison.matching import match
+from dejavubench.analysis.comparison.matching import match_operands
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
@@ -49,7 +49,7 @@ class Comparison:
     @property
     def verdict(self) -> GateVerdict:
         """The worst verdict of all rows that have one."""
-        return gate.overall_verdict(
+        return gate.judge_all_rows(
             row.gate.verdict for row in self.rows if row.gate.verdict is not None
         )
 
@@ -74,16 +74,16 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
     pairing = pairing_of(a, b)
     for operand in (a, b):
         _require_alike(operand)
-    settings = differences.setting_differences(a.header, b.header)
-    matching = match(a, b)
+    settings = differences.find_setting_differences(a.header, b.header)
+    matching = match_operands(a, b)
     # Only one thing may differ on purpose: with two, a change could come from either.
     compared_difference = differences.require_one(
-        [*differences.compared_settings(settings), *matching.compared_differences]
+        [*differences.find_compared_settings(settings), *matching.compared_differences]
     )
     changes = [
         change
         for pair in matching.pairs
-        if (change := arm_changes(a.samples, b.samples, pair, metric, pairing)) is not None
+        if (change := compare_arms(a.samples, b.samples, pair, metric, pairing)) is not None
     ]
     if not changes:
         raise NotComparableError(
@@ -100,13 +100,13 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         differences=[
             *(difference for difference in settings if difference != compared_difference),
             *_compare_rounds(rows),
-            *differences.environment_differences(a.header, b.header),
+            *differences.find_environment_differences(a.header, b.header),
         ],
         unmatched_names=matching.unmatched_names,
         limit=limit or 0.0,
         gated=limit is not None,
         # A and B may be arms of one run, whose complaints are then the same.
-        complaints=list(dict.fromkeys([*a.complaints(), *b.complaints()])),
+        complaints=list(dict.fromkeys([*a.list_complaints(), *b.list_complaints()])),
     )
 
 
@@ -125,13 +125,13 @@ def _require_alike(operand: Operand) -> None:
     first_header = operand.header
     for run in operand.runs[1:]:
         run_differences = [
-            *differences.compared_settings(
-                differences.setting_differences(first_header, run.header)
+            *differences.find_compared_settings(
+                differences.find_setting_differences(first_header, run.header)
             ),
-            *differences.point_setting_differences(
+            *differences.find_point_setting_differences(
                 first_header,
                 run.header,
-                *(_points_with_settings(header) for header in (first_header, run.header)),
+                *(_list_points_with_settings(header) for header in (first_header, run.header)),
             ),
         ]
         if run_differences or (first_header.points, first_header.arms) != (
@@ -145,7 +145,7 @@ def _require_alike(operand: Operand) -> None:
             )
 
 
-def _points_with_settings(header: RunHeader) -> list[PointInfo]:
+def _list_points_with_settings(header: RunHeader) -> list[PointInfo]:
     return [header.with_settings(point) for point in header.points]
 
 
@@ -156,11 +156,11 @@ def rows_of(
     # Of runs apart the overheads are judged, so a baseline is not judged unless it is all there is.
     by_overhead = pairing is Pairing.APART and any(change.overhead for change in changes)
     judged_changes = [change for change in changes if change.overhead or not by_overhead]
-    confidence = gate.joint_confidence(len(judged_changes))
+    confidence = gate.compute_joint_confidence(len(judged_changes))
     rows = []
     for change in changes:
-        time_change = change.time.change(confidence)
-        overhead_change = change.overhead.change(confidence) if change.overhead else None
+        time_change = change.time.compute_change(confidence)
+        overhead_change = change.overhead.compute_change(confidence) if change.overhead else None
         judgement = None
         if change in judged_changes:
             judgement = _judge_row(change, time_change, overhead_change, pairing, limit)
@@ -179,5 +179,7 @@ def _judge_row(
 ) -> GateJudgement:
     if pairing is not Pairing.APART:
         return gate.judge_by_interval(time_change, limit)
-    baseline_change = changes.baseline.change(time_change.confidence) if changes.baseline else None
+    baseline_change = (
+        changes.baseline.compute_change(time_change.confidence) if changes.baseline else None
+    )
     return gate.judge_runs_apart(time_change, overhead_change, baseline_change, limit)

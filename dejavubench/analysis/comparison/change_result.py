@@ -63,7 +63,7 @@ def _sort_by_change(comparison: Comparison, judged_rows: Iterable[ComparisonRow]
     short_rows: list[ComparisonRow] = []
     unchanged_rows: list[ComparisonRow] = []
     for row in judged_rows:
-        _, low, high = judged_change(row)
+        _, low, high = choose_judged_change(row)
         # A reason says why the interval tells nothing, such as another baseline.
         if has_too_few(row):
             short_rows.append(row)
@@ -98,7 +98,7 @@ def _describe_drift(comparison: Comparison, drifted_rows: Sequence[ComparisonRow
         reason = f"none itself changed at {len(point_ids)} points, so overheads do not compare"
     with_point = has_several_points(comparison)
     times_text = "; ".join(
-        _format_change(row_name(row, with_point), _time_change(row), has_too_few(row))
+        _format_change(name_row(row, with_point), _read_time_change(row), has_too_few(row))
         for row in drifted_rows
     )
     return f"{reason}. By time: {times_text}."
@@ -107,10 +107,10 @@ def _describe_drift(comparison: Comparison, drifted_rows: Sequence[ComparisonRow
 def has_too_few(row: ComparisonRow) -> bool:
     """Return whether a row has too few rounds or pairs for an interval of its confidence."""
     samples = min(row.samples_a, row.samples_b) if row.pairs is None else row.pairs
-    return samples < count_needed(row)
+    return samples < count_needed_samples(row)
 
 
-def count_needed(row: ComparisonRow) -> int:
+def count_needed_samples(row: ComparisonRow) -> int:
     """Return the rounds or pairs that an interval of the row's confidence needs."""
     assert row.gate.confidence_pct is not None
     return count_fewest_rounds(row.gate.confidence_pct / 100)
@@ -121,7 +121,7 @@ def has_several_points(comparison: Comparison) -> bool:
     return len({row.point_b for row in comparison.rows}) > 1
 
 
-def row_name(row: ComparisonRow, with_point: bool) -> str:
+def name_row(row: ComparisonRow, with_point: bool) -> str:
     """Return the arm of a row, after its point if there are several."""
     return f"{row.point_b} {row.arm}" if with_point else row.arm
 
@@ -129,7 +129,7 @@ def row_name(row: ComparisonRow, with_point: bool) -> str:
 def _list_changes(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
     with_point = has_several_points(comparison)
     return "; ".join(
-        _format_change(row_name(row, with_point), judged_change(row), has_too_few(row))
+        _format_change(name_row(row, with_point), choose_judged_change(row), has_too_few(row))
         + _describe_noise(comparison, row)
         for row in rows
     )
@@ -149,7 +149,7 @@ def _format_change(name: str, change: ChangePct, too_few: bool) -> str:
 def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
     """Name the noise if it hides a change that the interval shows: ANSWER asks for both."""
     quantity = QUANTITIES.get(comparison.metric)
-    change, low, high = judged_change(row)
+    change, low, high = choose_judged_change(row)
     if comparison.pairing is not Pairing.ROUNDS or quantity is None:
         return ""
     if change is None or low is None or high is None or side_of(low, high) == 0:
@@ -160,7 +160,7 @@ def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
     return f", within the noise of two identical arms ({format_noise(noise)})"
 
 
-def judged_change(row: ComparisonRow) -> ChangePct:
+def choose_judged_change(row: ComparisonRow) -> ChangePct:
     """Return the change that the gate judges, with its ends, in percent."""
     if row.gate.judged_by == "overhead" and row.overhead.overhead_change_pct is not None:
         change = row.overhead
@@ -169,9 +169,9 @@ def judged_change(row: ComparisonRow) -> ChangePct:
             change.overhead_change_low_pct,
             change.overhead_change_high_pct,
         )
-    return _time_change(row)
+    return _read_time_change(row)
 
 
-def _time_change(row: ComparisonRow) -> ChangePct:
+def _read_time_change(row: ComparisonRow) -> ChangePct:
     change = row.time
     return change.time_change_pct, change.time_change_low_pct, change.time_change_high_pct

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_result import (
-    count_needed,
+    count_needed_samples,
     has_drifted,
     has_several_points,
     has_too_few,
-    row_name,
+    name_row,
 )
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
-from dejavubench.analysis.comparison.doubts import DOUBT, doubts
-from dejavubench.analysis.comparison.gate import GateVerdict, joint_confidence
+from dejavubench.analysis.comparison.doubts import DOUBT, find_noise_warning
+from dejavubench.analysis.comparison.gate import GateVerdict, compute_joint_confidence
 from dejavubench.analysis.comparison.metric import MEANINGS, Metric
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.comparison.pairing import Pairing
@@ -99,7 +99,7 @@ def make_title(comparison: Comparison) -> str:
     return f"{subject}: {MEANINGS[comparison.metric]}"
 
 
-def operand_line(operand: Operand) -> str:
+def describe_operand(operand: Operand) -> str:
     """Return one line on an operand: its folders, its program and its start."""
     header = operand.header
     environment = header.facts
@@ -118,14 +118,18 @@ def make_notes(comparison: Comparison) -> list[Note]:
     reasons: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.gate.reason is not None:
-            reasons.setdefault(row.gate.reason, []).append(row_name(row, is_sweep))
+            reasons.setdefault(row.gate.reason, []).append(name_row(row, is_sweep))
     return [
         *(FAILED_JOB.note(complaint) for complaint in comparison.complaints),
         *(
             UNDECIDED.note(f"{', '.join(dict.fromkeys(arms))}: {reason}.")
             for reason, arms in reasons.items()
         ),
-        *(note for operand in _distinct_operands(comparison) for note in doubts(operand)),
+        *(
+            note
+            for operand in _list_distinct_operands(comparison)
+            for note in find_noise_warning(operand)
+        ),
         *_suggest_measurement(comparison),
         PAIRING.note(PAIRINGS[comparison.pairing]),
         *_note_one_baseline(comparison),
@@ -145,7 +149,7 @@ def _note_one_baseline(comparison: Comparison) -> list[Note]:
     # Only arms of one run share the baselines of a report. Its p99 pools the tokens of both.
     if comparison.pairing is not Pairing.ROUNDS or _is_of_tails(comparison):
         return []
-    arms = [*comparison.a.arms(), *comparison.b.arms()]
+    arms = [*comparison.a.list_arms(), *comparison.b.list_arms()]
     streaming_arms = [arm for arm in arms if arm.is_streaming]
     baselines = [arm for arm in comparison.a.header.arms if not arm.is_streaming]
     # Two arms that stream are no cost, and with a single none both numbers are the same.
@@ -169,7 +173,7 @@ def _explain_times(comparison: Comparison) -> str:
     return " ".join([*([HOW_NONE_IS_MADE] if has_none else []), HOW_MEDIANS_ARE_MADE])
 
 
-def _distinct_operands(comparison: Comparison) -> list[Operand]:
+def _list_distinct_operands(comparison: Comparison) -> list[Operand]:
     """Return A and B, or A alone if both are arms or points of the same run."""
     # By folders, as A and B were read apart. Twice the same doubts would look like two runs'.
     is_same = [run.path for run in comparison.a.runs] == [run.path for run in comparison.b.runs]
@@ -182,7 +186,7 @@ def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
     if short_rows:
         unit = "pairs of runs" if short_rows[0].pairing == Pairing.TURNS else "rounds"
         # All rows have one confidence, so each needs as many rounds as the first one.
-        needed_count = count_needed(short_rows[0])
+        needed_count = count_needed_samples(short_rows[0])
         ranges = f"In rows with fewer than {needed_count} {unit}, [ ] is a range, no interval."
         if len(short_rows) == len(rows):
             return ranges
@@ -206,7 +210,7 @@ def _suggest_measurement(comparison: Comparison) -> list[Note]:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.
-        pairs = count_fewest_rounds(joint_confidence(len(comparison.rows)))
+        pairs = count_fewest_rounds(compute_joint_confidence(len(comparison.rows)))
         remedy = (
             f"at least {pairs} runs each that take turns (A B A B); fewer pairs make no interval."
         )

@@ -38,7 +38,7 @@ class PairedSamples:
     b: RoundSample
     ratio: RoundSample | None = None
 
-    def change(self, confidence: float) -> Change:
+    def compute_change(self, confidence: float) -> Change:
         """Return the change from A to B, paired where common rounds allow it.
 
         Args:
@@ -72,17 +72,17 @@ class _Cell(NamedTuple):
     arm: Timing
     base: Timing | None
 
-    def time(self) -> RoundSample | None:
+    def sample_time(self) -> RoundSample | None:
         return self.arm.own_sample(sorted(self.arm.rounds))
 
-    def overhead(self) -> RoundSample | None:
+    def sample_overhead(self) -> RoundSample | None:
         shared_rounds = sorted(self.arm.rounds & self.base.rounds) if self.base else []
         return (
             self.arm.ratio_sample(self.base, shared_rounds) if self.base and shared_rounds else None
         )
 
 
-def arm_changes(
+def compare_arms(
     a: RunSamples, b: RunSamples, pair: CellPair, metric: Metric, pairing: Pairing
 ) -> ArmChanges | None:
     """Return the samples of one pair of arms; None where A or B did not measure the metric.
@@ -98,7 +98,9 @@ def arm_changes(
         # A and B are arms of one run here, so each has a single cell.
         return _compare_rounds(pair, cells_a[0], cells_b[0])
     combine = _join_turns if pairing is Pairing.TURNS else _join_apart
-    paired_times = combine([cell.time() for cell in cells_a], [cell.time() for cell in cells_b])
+    paired_times = combine(
+        [cell.sample_time() for cell in cells_a], [cell.sample_time() for cell in cells_b]
+    )
     if paired_times is None:
         return None
     rounds = [sum(len(cell.arm.rounds) for cell in cells) for cells in (cells_a, cells_b)]
@@ -106,9 +108,13 @@ def arm_changes(
         pair,
         (rounds[0], rounds[1]),
         paired_times,
-        combine([cell.overhead() for cell in cells_a], [cell.overhead() for cell in cells_b]),
         combine(
-            [_baseline_time(cell) for cell in cells_a], [_baseline_time(cell) for cell in cells_b]
+            [cell.sample_overhead() for cell in cells_a],
+            [cell.sample_overhead() for cell in cells_b],
+        ),
+        combine(
+            [_sample_baseline_time(cell) for cell in cells_a],
+            [_sample_baseline_time(cell) for cell in cells_b],
         ),
     )
 
@@ -135,7 +141,7 @@ def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cel
     return _Cell(timing, own_base) if timing and timing.rounds else None
 
 
-def _baseline_time(cell: _Cell) -> RoundSample | None:
+def _sample_baseline_time(cell: _Cell) -> RoundSample | None:
     return (
         cell.base.own_sample(sorted(cell.base.rounds)) if cell.base and cell.base.rounds else None
     )
@@ -150,7 +156,7 @@ def _compare_rounds(pair: CellPair, a: _Cell, b: _Cell) -> ArmChanges | None:
     ratio = b.arm.ratio_sample(a.arm, rounds)
     if time_a is None or time_b is None or ratio is None:
         return None
-    overhead_a, overhead_b = a.overhead(), b.overhead()
+    overhead_a, overhead_b = a.sample_overhead(), b.sample_overhead()
     overhead = None
     if overhead_a is not None and overhead_b is not None:
         overhead = PairedSamples(overhead_a, overhead_b, ratio)

@@ -143,7 +143,7 @@ class RunDifference:
         return f"{self.name}: {self.a} → {self.b}"
 
 
-def setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
+def find_setting_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return the options in which two runs differ, apart from those of points and arms."""
     names = [
         name
@@ -171,7 +171,7 @@ def values_of(name: str, a: RunHeader, b: RunHeader) -> tuple[Any, Any]:
     return (ABSENT_OPTION, value_b) if newer_header is b else (value_a, ABSENT_OPTION)
 
 
-def point_setting_differences(
+def find_point_setting_differences(
     a: RunHeader,
     b: RunHeader,
     points_a: Sequence[PointInfo],
@@ -185,12 +185,12 @@ def point_setting_differences(
     return [
         RunDifference("setting", name, format_value(value_a), format_value(value_b))
         for name in POINT_SETTINGS
-        for value_a, value_b in _single_values(name, (a, points_a), (b, points_b))
+        for value_a, value_b in _list_single_values(name, (a, points_a), (b, points_b))
         if value_a != value_b
     ]
 
 
-def _single_values(
+def _list_single_values(
     name: str,
     a: tuple[RunHeader, Sequence[PointInfo]],
     b: tuple[RunHeader, Sequence[PointInfo]],
@@ -204,7 +204,7 @@ def _single_values(
         yield values_a.pop(), values_b.pop()
 
 
-def compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:
+def find_compared_settings(differences: Iterable[RunDifference]) -> list[RunDifference]:
     """Return the differences that a comparison may be about.
 
     Raises:
@@ -238,7 +238,7 @@ def require_one(run_differences: Iterable[RunDifference]) -> RunDifference | Non
     return found_differences[0] if found_differences else None
 
 
-def environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
+def find_environment_differences(a: RunHeader, b: RunHeader) -> list[RunDifference]:
     """Return in which facts of machine and software two runs differ."""
     environment_a, environment_b = a.facts, b.facts
     facts = [

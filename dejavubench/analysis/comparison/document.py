@@ -19,14 +19,14 @@ from dejavubench.analysis.number_texts import (
 )
 from dejavubench.analysis.reports.formats import STYLES
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.process_columns import frame
+from dejavubench.analysis.tables.process_columns import make_frame
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def result_line(comparison: Comparison) -> str:
+def format_result_line(comparison: Comparison) -> str:
     """Return the result and why it may not count, for stderr."""
     return "\n".join([change_result.describe_result(comparison), *comparison.complaints])
 
@@ -55,7 +55,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
             [judged_format.format(overhead_change) if by_overhead else overhead_change]
             * with_changes
         ),
-        *([_verdict_heading(by_overhead, with_changes)] if comparison.gated else []),
+        *([_make_verdict_heading(by_overhead, with_changes)] if comparison.gated else []),
     ]
     cells = [
         [
@@ -77,7 +77,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
     return Block("change from A to B", headings, 2 if is_sweep else 1, [cells])
 
 
-def _verdict_heading(by_overhead: bool, with_changes: bool) -> str:
+def _make_verdict_heading(by_overhead: bool, with_changes: bool) -> str:
     """Return the heading of verdicts, with the change that they judge.
 
     Args:
@@ -120,7 +120,7 @@ def make_lines(comparison: Comparison, width: int) -> list[TextLine]:
         for text in wrap(change_result.describe_result(comparison), width, "  ")
     ]
     for operand in (comparison.a, comparison.b):
-        text_lines += map(TextLine, wrap(change_sentences.operand_line(operand), width, "  "))
+        text_lines += map(TextLine, wrap(change_sentences.describe_operand(operand), width, "  "))
     text_lines += [*text_tables.make_lines(block_of(comparison), width), TextLine("")]
     if comparison.differences:
         text_lines += [TextLine("A and B also differ in", "italic")]
@@ -140,7 +140,7 @@ def show(comparison: Comparison, screen: Console) -> None:
 def write(comparison: Comparison, style: str, out: IO[str]) -> None:
     """Write a comparison as ``csv``, ``json`` or ``markdown``; :func:`show` prints tables."""
     if style == "csv":
-        out.write(frame(comparison.rows, ComparisonRow).to_csv(index=False))
+        out.write(make_frame(comparison.rows, ComparisonRow).to_csv(index=False))
     elif style == "json":
         write_json(comparison, out)
     else:
@@ -161,23 +161,23 @@ def _to_markdown(comparison: Comparison) -> str:
         *markdown.make_table(block.columns, rows, block.leading_columns),
         "",
         *(
-            f"- {change_sentences.operand_line(operand)}"
+            f"- {change_sentences.describe_operand(operand)}"
             for operand in (comparison.a, comparison.b)
         ),
         *(f"- {note.text}" for note in notes if note.severity != "info"),
         "",
-        *fold("How to read this", [f"- {text}" for text in facts]),
+        *fold_lines("How to read this", [f"- {text}" for text in facts]),
     ]
     if comparison.differences:
         cells = [
             [difference.name, difference.a, difference.b] for difference in comparison.differences
         ]
-        table = markdown.make_table(("", "A", "B"), cells, left_columns=3)
-        texts += ["", *fold("What else differs between A and B", table)]
+        table = markdown.make_table(("", "A", "B"), cells, left_column_count=3)
+        texts += ["", *fold_lines("What else differs between A and B", table)]
     return "\n".join(texts) + "\n"
 
 
-def fold(summary: str, texts: Sequence[str]) -> list[str]:
+def fold_lines(summary: str, texts: Sequence[str]) -> list[str]:
     """Return lines that a reader of a pull request can unfold."""
     # Markdown within the element needs empty lines around it.
     return ["<details>", f"<summary>{summary}</summary>", "", *texts, "", "</details>"]

@@ -21,7 +21,7 @@ TEXTS_OF_SEVERAL_RUNS = {
 """Words for several runs, by the kind of their warning."""
 
 
-def doubts(operand: Operand) -> list[Note]:
+def find_noise_warning(operand: Operand) -> list[Note]:
     """Return the line on noise of an operand's own report, if it warns.
 
     Of several runs the number with each warning is told: runs in turns would fill a page.

@@ -42,7 +42,7 @@ class GateJudgement:
     reason: str | None = None
 
 
-def joint_confidence(judged_count: int) -> float:
+def compute_joint_confidence(judged_count: int) -> float:
     """Return the confidence of each of several intervals, so that all hold together with 95 %."""
     # Bonferroni: the chances that single intervals err add up at most.
     return 1 - (1 - CONFIDENCE) / max(1, judged_count)
@@ -101,7 +101,7 @@ def judge_runs_apart(
     return judgement
 
 
-def overall_verdict(verdicts: Iterable[GateVerdict]) -> GateVerdict:
+def judge_all_rows(verdicts: Iterable[GateVerdict]) -> GateVerdict:
     """Return the verdict of all rows together: one regression is enough, a pass takes all."""
     distinct_verdicts = set(verdicts)
     if GateVerdict.REGRESSION in distinct_verdicts:
@@ -131,7 +131,7 @@ def judge_targets(rows: Iterable[Row]) -> tuple[GateVerdict, str]:
     judged_rows = [row for row in rows if row.is_streaming and row.ok]
     # An arm without a verdict, as without a baseline, must not pass the gate.
     target_verdicts = [row.overhead.verdict or Verdict.UNRESOLVED for row in judged_rows]
-    verdict = overall_verdict(
+    verdict = judge_all_rows(
         _VERDICTS_OF_TARGETS[target_verdict] for target_verdict in target_verdicts
     )
     if verdict is GateVerdict.PASS:

@@ -14,7 +14,7 @@ from dejavubench.analysis.comparison.differences import RunDifference
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.reports.table_schema import row_schema
+from dejavubench.analysis.reports.table_schema import make_row_schema
 from dejavubench.records import Note
 from dejavubench.records.json_schemas import make_output_schema
 
@@ -82,11 +82,11 @@ def write_json(comparison: Comparison, out: IO[str]) -> None:
     out.write("\n")
 
 
-def comparison_schema() -> dict[str, Any]:
+def make_comparison_schema() -> dict[str, Any]:
     """Return the schema of what :func:`write_json` writes."""
     title = "output of compare --format json"
     document = make_output_schema(title, COMPARISON_SCHEMA, ComparisonDocument)
     definitions: dict[str, Any] = document.setdefault("$defs", {})
-    definitions["ComparisonRow"] = row_schema(ComparisonRow, definitions)
+    definitions["ComparisonRow"] = make_row_schema(ComparisonRow, definitions)
     document["properties"]["rows"]["items"] = {"$ref": "#/$defs/ComparisonRow"}
     return document

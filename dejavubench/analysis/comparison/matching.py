@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dejavubench.analysis.comparison.comparable import NotComparableError, format_value, refuse
 from dejavubench.analysis.comparison.differences import (
     RunDifference,
-    point_setting_differences,
+    find_point_setting_differences,
 )
 from dejavubench.analysis.comparison.operands import Operand
 from dejavubench.analysis.facts.arm_destinations import hosts_of
@@ -58,7 +58,7 @@ class Matching:
     unmatched_names: dict[str, list[str]] = field(default_factory=dict)
 
 
-def match(a: Operand, b: Operand) -> Matching:
+def match_operands(a: Operand, b: Operand) -> Matching:
     """Pair the points and arms of A and B.
 
     Raises:
@@ -87,9 +87,9 @@ def _pair_points(
     a: Operand, b: Operand
 ) -> tuple[list[tuple[PointInfo, PointInfo]], list[RunDifference]]:
     """Pair the points of equal values; return the settings in which all of them differ, too."""
-    points_a, points_b = a.points(), b.points()
-    setting_differences = point_setting_differences(a.header, b.header, points_a, points_b)
-    columns = _matched_columns(a, b, setting_differences)
+    points_a, points_b = a.list_points(), b.list_points()
+    setting_differences = find_point_setting_differences(a.header, b.header, points_a, points_b)
+    columns = _find_matched_columns(a, b, setting_differences)
     for operand, points in ((a, points_a), (b, points_b)):
         _require_distinct(operand, points, columns)
     # By values and not by ids: p001 of two sweeps may be two different points.
@@ -107,12 +107,12 @@ def _pair_points(
             f"{len(points_a)} against {len(points_b)} points that could run. Name one point of "
             "each, as in FOLDER:p000"
         )
-    differences = _differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
+    differences = _list_differences("setting", points_a[0], points_b[0], POINT_COLUMNS)
     refuse([str(size) for size in differences if size.name not in POINT_COMPARED])
     return [(points_a[0], points_b[0])], [*differences, *setting_differences]
 
 
-def _matched_columns(
+def _find_matched_columns(
     a: Operand, b: Operand, setting_differences: Sequence[RunDifference]
 ) -> list[str]:
     """Return the columns in which the two points of a pair are equal."""
@@ -143,7 +143,7 @@ def _values_of(point: PointInfo, columns: Sequence[str]) -> tuple[object, ...]:
 
 def _pair_arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], list[RunDifference]]:
     """Pair arms of equal destination, level and durability, or the only two that there are."""
-    arms_a, arms_b = a.arms(), b.arms()
+    arms_a, arms_b = a.list_arms(), b.list_arms()
     arms_by_key = {_key_of(arm): arm for arm in arms_a}
     pairs = [(arms_by_key[_key_of(arm)], arm) for arm in arms_b if _key_of(arm) in arms_by_key]
     # Where one side streams nothing, the baselines alone can be compared.
@@ -151,10 +151,10 @@ def _pair_arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], l
         return pairs, []
     if len(arms_a) != 1 or len(arms_b) != 1:
         raise NotComparableError(
-            f"A and B have no arm in common: {_arm_names(arms_a)} against {_arm_names(arms_b)}. "
-            "Name one arm of each, as in FOLDER:mpi@3"
+            f"A and B have no arm in common: {_join_arm_names(arms_a)} against "
+            f"{_join_arm_names(arms_b)}. Name one arm of each, as in FOLDER:mpi@3"
         )
-    differences = _differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
+    differences = _list_differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
     # Only a disk has a durability, and a baseline no level: another destination says it all.
     if arms_a[0].mode != arms_b[0].mode:
         differences = [
@@ -170,11 +170,11 @@ def _key_of(arm: ArmInfo) -> tuple[object, ...]:
     return tuple(getattr(arm, name) for name in ARM_COLUMNS)
 
 
-def _arm_names(arms: Sequence[ArmInfo]) -> str:
+def _join_arm_names(arms: Sequence[ArmInfo]) -> str:
     return ", ".join(arm.name for arm in arms)
 
 
-def _differences(
+def _list_differences(
     kind: str,
     matched_a: PointInfo | ArmInfo,
     matched_b: PointInfo | ArmInfo,
@@ -216,6 +216,6 @@ def _list_unmatched(
     paired_points = {pair[operand_index].id for pair in points}
     paired_arms = {pair[operand_index].name for pair in arms}
     return [
-        *(point.id for point in operand.points() if point.id not in paired_points),
-        *(arm.name for arm in operand.arms() if arm.name not in paired_arms),
+        *(point.id for point in operand.list_points() if point.id not in paired_points),
+        *(arm.name for arm in operand.list_arms() if arm.name not in paired_arms),
     ]

@@ -63,7 +63,7 @@ class Operand:
             [names, *(cell_name for cell_name in (self.point_id, self.arm_name) if cell_name)]
         )
 
-    def points(self) -> list[PointInfo]:
+    def list_points(self) -> list[PointInfo]:
         """Return the points that were asked for and could run, with their settings."""
         return [
             point
@@ -71,7 +71,7 @@ class Operand:
             if self.point_id in (None, point.id) and point.skipped is None
         ]
 
-    def arms(self) -> list[ArmInfo]:
+    def list_arms(self) -> list[ArmInfo]:
         """Return the arm that was asked for, or else all that stream."""
         if self.arm_name is not None:
             return [arm for arm in self.header.arms if arm.name == self.arm_name]
@@ -82,7 +82,7 @@ class Operand:
         """The samples of each run by point."""
         return tuple(collect(run) for run in self.runs)
 
-    def complaints(self) -> list[str]:
+    def list_complaints(self) -> list[str]:
         """Return one line for each job that did not end well, damaged file, and failed arm."""
         texts = [
             f"{run.path}: {ending_part.make_notes(run)[0].text}"
@@ -102,7 +102,7 @@ class Operand:
         return texts
 
 
-def selection_of(text: str) -> Selection:
+def parse_selection(text: str) -> Selection:
     """Read one operand as typed.
 
     Raises:

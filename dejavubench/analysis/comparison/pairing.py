@@ -29,7 +29,7 @@ def pairing_of(a: Operand, b: Operand) -> Pairing:
     """
     paths_a, paths_b = ({run.path.resolve() for run in operand.runs} for operand in (a, b))
     if paths_a == paths_b:
-        return _pairing_within_run(a, b)
+        return _find_pairing_within_run(a, b)
     if shared_paths := paths_a & paths_b:
         raise NotComparableError(
             f"A and B share {sorted(shared_paths)[0].name}: give each run once"
@@ -40,9 +40,9 @@ def pairing_of(a: Operand, b: Operand) -> Pairing:
     return Pairing.TURNS
 
 
-def _pairing_within_run(a: Operand, b: Operand) -> Pairing:
-    points_a, points_b = ([point.id for point in operand.points()] for operand in (a, b))
-    arms_a, arms_b = ([arm.name for arm in operand.arms()] for operand in (a, b))
+def _find_pairing_within_run(a: Operand, b: Operand) -> Pairing:
+    points_a, points_b = ([point.id for point in operand.list_points()] for operand in (a, b))
+    arms_a, arms_b = ([arm.name for arm in operand.list_arms()] for operand in (a, b))
     if (points_a, arms_a) == (points_b, arms_b):
         raise NotComparableError(
             "A and B are the same. To compare two arms of a run, name them, as in "
@@ -52,7 +52,7 @@ def _pairing_within_run(a: Operand, b: Operand) -> Pairing:
         raise NotComparableError(
             f"{a.title}: arms and points are compared within one run. Give its folder"
         )
-    points_a, points_b = ([point.id for point in operand.points()] for operand in (a, b))
+    points_a, points_b = ([point.id for point in operand.list_points()] for operand in (a, b))
     # Points are measured one after the other, so only one and the same point has paired rounds.
     return Pairing.ROUNDS if points_a == points_b else Pairing.APART
 

@@ -105,11 +105,11 @@ def _log_of_draws(
     """Turn a function of how often each round counts into one of the rounds that were drawn."""
 
     def log_of(draws: np.ndarray) -> np.ndarray:
-        resamples, rounds = draws.shape
+        resample_count, round_count = draws.shape
         # [resamples, rounds]: draws of one resample get numbers of its own, to be counted at once.
-        draw_numbers = draws + rounds * np.arange(resamples, dtype=np.int64)[:, None]
-        weights = np.bincount(draw_numbers.ravel(), minlength=resamples * rounds).reshape(
-            resamples, rounds
+        draw_numbers = draws + round_count * np.arange(resample_count, dtype=np.int64)[:, None]
+        weights = np.bincount(draw_numbers.ravel(), minlength=resample_count * round_count).reshape(
+            resample_count, round_count
         )
         return np.asarray(np.log(p99(weights)))
 

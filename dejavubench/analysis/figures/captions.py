@@ -79,7 +79,7 @@ def make_caption(
         warn_of_loopback(runs, frame),
         settings_sentence(runs, frame),
         left_out_sentence(runs),
-        *dict.fromkeys(ending_part.brief_health(run) for run in runs),
+        *dict.fromkeys(ending_part.describe_health(run) for run in runs),
         *dict.fromkeys(f"Note: {_shorten(run.header.note)}." for run in runs if run.header.note),
         run_names(runs),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from dejavubench.analysis.tables import run_rows
-from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
+from dejavubench.analysis.tables.text_cells import POINT_CELL, make_varying_cells
 from dejavubench.records import Run
 
 MOST_NAMED_POINTS = 2
@@ -18,7 +18,7 @@ def left_out_sentence(runs: Sequence[Run]) -> str:
     arms_by_status: dict[str, list[str]] = {}
     for run in runs:
         rows = run_rows.run_rows(run)
-        size_cells = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
+        size_cells = [cell for cell in make_varying_cells(rows) if cell is not POINT_CELL]
         for _, of_point in groupby(rows, key=lambda row: row.point):
             point_rows = list(of_point)
             sizes = ", ".join(f"{cell.heading} {cell.write(point_rows[0])}" for cell in size_cells)

@@ -256,11 +256,11 @@ def _make_link_row(
 def _predict(row: LinkRow, rate: float) -> None:
     """Add the prediction for a link of ``rate`` bytes per ms, unless the level has none."""
     # The request of this one session, so that its own compute times are predicted with.
-    request = prediction.typical_request([values_by_column(row)])
+    request = prediction.make_typical_request([values_by_column(row)])
     level_name = row.arm.level
     if request is not None and level_name is not None:
-        row.predicted_ms = request.predicted_ms(level_name, rate)
-        row.predicted_overhead_pct = request.overhead_pct(level_name, rate)
+        row.predicted_ms = request.predict_ms(level_name, rate)
+        row.predicted_overhead_pct = request.predict_overhead_pct(level_name, rate)
 
 
 def _median_of_baselines(point: PointSamples, quantity: Quantity) -> float:
@@ -273,9 +273,11 @@ def _speeds_sentence(runs: Sequence[Run], frame: pd.DataFrame) -> str:
     """Return the rate of the link, and the speeds from which on overheads stay near zero."""
     speeds_of_arms = []
     for (mode, level_name), level_rows in frame.groupby(["mode", "level"], sort=False):
-        request = prediction.typical_request(level_rows.to_dict("records"))
-        slowest_rate = None if request is None else request.slowest_rate_near_zero(str(level_name))
-        fastest_above = prediction.fastest_above(
+        request = prediction.make_typical_request(level_rows.to_dict("records"))
+        slowest_rate = (
+            None if request is None else request.find_slowest_rate_near_zero(str(level_name))
+        )
+        fastest_above = prediction.find_fastest_above(
             level_rows["link_mb_per_s"].tolist(), level_rows["overhead_low_pct"].tolist()
         )
         speeds = [None if slowest_rate is None else slowest_rate / 1e3, fastest_above]

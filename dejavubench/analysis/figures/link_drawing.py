@@ -82,14 +82,14 @@ def draw_level(
         capsize=2,
         label=f"{level_name}: {level_label(level_name)}",
     )
-    request = prediction.typical_request(level_rows.to_dict("records"))
+    request = prediction.make_typical_request(level_rows.to_dict("records"))
     if request is None:
         return None
     speeds = np.geomspace(*speed_range, RATES_OF_A_LINE)
     # MB/s · 10³ = bytes per ms.
-    predicted_pct = [request.overhead_pct(level_name, 1e3 * speed) for speed in speeds]
+    predicted_pct = [request.predict_overhead_pct(level_name, 1e3 * speed) for speed in speeds]
     ax.plot(speeds, predicted_pct, color=look["color"], linestyle=look["linestyle"], linewidth=1.2)
-    slowest_rate = request.slowest_rate_near_zero(level_name)
+    slowest_rate = request.find_slowest_rate_near_zero(level_name)
     # A circle outside the measured links would be an extrapolation.
     if slowest_rate is None or not speed_range[0] <= slowest_rate / 1e3 <= speed_range[1]:
         return None

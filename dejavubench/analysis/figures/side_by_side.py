@@ -144,7 +144,10 @@ def make_drawing(comparison: Comparison) -> Drawing:
     runs = [*comparison.a.runs, *comparison.b.runs]
     sentences = [
         change_result.describe_result(comparison),
-        *(f"{change_sentences.operand_line(operand)}." for operand in (comparison.a, comparison.b)),
+        *(
+            f"{change_sentences.describe_operand(operand)}."
+            for operand in (comparison.a, comparison.b)
+        ),
         captions.describe_machine(comparison.a.runs[0]),
         *(note.text for note in change_sentences.make_notes(comparison)),
         _differences_sentence(comparison.differences),

@@ -89,7 +89,7 @@ class MachineTable:
 _ARMS = TypeAdapter(list[MeasuredArm])
 
 
-def shipped_table() -> MachineTable:
+def read_shipped_table() -> MachineTable:
     """Return the table of the package."""
     text = resources.files(__package__).joinpath(SHIPPED_FILE).read_text(encoding="utf-8")
     return MachineTable(SHIPPED_TABLE, _ARMS.validate_json(text))
@@ -115,7 +115,7 @@ def read_table(path: Path) -> MachineTable:
         ) from None
 
 
-def text_of(arms: Sequence[MeasuredArm]) -> str:
+def format_arms(arms: Sequence[MeasuredArm]) -> str:
     """Return the arms as the text of a table's file."""
     documents = [arm.model_dump(mode="json", exclude_none=True) for arm in arms]
     return json.dumps(documents, indent=1, ensure_ascii=False) + "\n"

@@ -160,7 +160,7 @@ def normality_of(
     for measured_arm in table.arms:
         if measured_arm.machine in own_machines or not arm.is_same_class(measured_arm):
             continue
-        if _chunk_size_ratio(arm, measured_arm) <= LARGEST_CHUNK_RATIO:
+        if _compute_chunk_size_ratio(arm, measured_arm) <= LARGEST_CHUNK_RATIO:
             machines.setdefault(measured_arm.machine, []).append(measured_arm)
         else:
             chunk_bytes_by_unlike.setdefault(measured_arm.machine, []).append(
@@ -181,7 +181,7 @@ def _range_of(machine: str, arms: Sequence[MeasuredArm]) -> MachineRange:
     return MachineRange(machine, (dates[0], dates[-1]), min(shares), max(shares))
 
 
-def _chunk_size_ratio(arm: MeasuredArm, other_arm: MeasuredArm) -> float:
+def _compute_chunk_size_ratio(arm: MeasuredArm, other_arm: MeasuredArm) -> float:
     sizes = sorted((arm.chunk_bytes, other_arm.chunk_bytes))
     return sizes[1] / sizes[0] if sizes[0] else float("inf")
 
@@ -194,7 +194,7 @@ def _format_span(least_pct: float, most_pct: float) -> str:
 # ---- sentences ----
 
 
-def sentence(normality: Normality) -> str:
+def describe_arm(normality: Normality) -> str:
     """Describe where an arm falls among measured machines, and name them."""
     arm = normality.arm
     unlike_machines = normality.unlike_machines
@@ -234,7 +234,7 @@ def _explain_unmeasured(normality: Normality) -> str:
     return f"{UNMEASURED_TEXT} The run had --no-ceilings. One more round with ceilings: {command}"
 
 
-def sentences(normalities: Sequence[Normality]) -> list[str]:
+def describe_arms(normalities: Sequence[Normality]) -> list[str]:
     """Return the sentences of a block, the paper's figure last; none without an arm.
 
     Of several points, the one with the lowest share of its ceiling speaks for an arm.
@@ -254,7 +254,7 @@ def sentences(normalities: Sequence[Normality]) -> list[str]:
         if normality.arm.share_pct is None:
             unmeasured_arms.append(normality)
         else:
-            texts.append(sentence(normality))
+            texts.append(describe_arm(normality))
     if unmeasured_arms:
         arm_names = ", ".join(normality.arm.arm for normality in unmeasured_arms)
         texts.append(f"{arm_names}: {_explain_unmeasured(unmeasured_arms[0])}")

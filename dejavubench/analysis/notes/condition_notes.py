@@ -9,8 +9,8 @@ from statistics import median
 from typing import NamedTuple
 
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds, format_round_numbers
-from dejavubench.analysis.tables.host_columns import median_of_known
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.host_columns import find_median_of_known
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.conditions import Window
 
@@ -40,7 +40,7 @@ class _Finding(NamedTuple):
     text: str
 
 
-def disturbances(hosts: list[HostRounds]) -> list[Note]:
+def note_disturbances(hosts: list[HostRounds]) -> list[Note]:
     """Return the causes of marked rounds. If there are several hosts, each note names its own.
 
     The last one says what marks mean, for all of them.
@@ -52,9 +52,11 @@ def disturbances(hosts: list[HostRounds]) -> list[Note]:
     ]
 
 
-def calmest_words(hosts: list[HostRounds]) -> str | None:
+def describe_other_processes(hosts: list[HostRounds]) -> str | None:
     """Describe how little other processes took; None if the run has recorded nothing of it."""
-    busiest_rounds = [(max(cores), host) for host in hosts if (cores := _cores_of_others(host))]
+    busiest_rounds = [
+        (max(cores), host) for host in hosts if (cores := _list_cores_of_others(host))
+    ]
     if not busiest_rounds:
         return None
     # The busiest host in its busiest round, to tell a reader that nobody else is to blame.
@@ -77,7 +79,7 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
     others_text = _describe_others(host)
     if others_text is not None:
         yield _Finding(DISTURBED, others_text)
-    stolen_rounds = _marked_rounds(host, lambda host_round: host_round.is_disturbed_by_hypervisor)
+    stolen_rounds = _choose_rounds(host, lambda host_round: host_round.is_disturbed_by_hypervisor)
     if stolen_rounds:
         cores_taken = median(host_round.steal_cores or 0.0 for host_round in stolen_rounds.values())
         yield _Finding(
@@ -87,7 +89,7 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
         )
     limits = Counter(name for host_round in host.rounds.values() for name in host_round.limits)
     if limits:
-        throttled_rounds = _marked_rounds(host, lambda host_round: host_round.limits)
+        throttled_rounds = _choose_rounds(host, lambda host_round: host_round.limits)
         limit_texts = ", ".join(f"{name} in {count}" for name, count in limits.items())
         yield _Finding(
             THROTTLED,
@@ -97,12 +99,12 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
 
 
 def _describe_conditions(host: HostRounds) -> Iterable[_Finding]:
-    if texts := [*_cpu_words(host), *_gpu_words(host)]:
+    if texts := [*_describe_cpus(host), *_describe_gpus(host)]:
         yield _Finding(CONDITIONS, "; ".join(texts))
 
 
 def _describe_others(host: HostRounds) -> str | None:
-    disturbed_rounds = _marked_rounds(host, lambda host_round: host_round.is_disturbed_by_others)
+    disturbed_rounds = _choose_rounds(host, lambda host_round: host_round.is_disturbed_by_others)
     if not disturbed_rounds:
         return None
     cores_taken = median(host_round.other_cores or 0.0 for host_round in disturbed_rounds.values())
@@ -112,7 +114,7 @@ def _describe_others(host: HostRounds) -> str | None:
     )
 
 
-def _cores_of_others(host: HostRounds) -> list[float]:
+def _list_cores_of_others(host: HostRounds) -> list[float]:
     return [
         cores
         for host_round in host.rounds.values()
@@ -120,32 +122,32 @@ def _cores_of_others(host: HostRounds) -> list[float]:
     ]
 
 
-def _cpu_words(host: HostRounds) -> Iterable[str]:
+def _describe_cpus(host: HostRounds) -> Iterable[str]:
     """Yield words on a host's processors in the median round; what was not recorded is left out."""
     rounds = host.rounds.values()
     windows = [window for host_round in rounds for window in host_round.windows]
-    if other_cores := _cores_of_others(host):
+    if other_cores := _list_cores_of_others(host):
         yield (
             f"other processes took {median(other_cores):.2f} of {_format_cores(host)} (at most "
             f"{max(other_cores):.2f})"
         )
-    steal = median_of_known(host_round.steal_cores for host_round in rounds)
+    steal = find_median_of_known(host_round.steal_cores for host_round in rounds)
     if steal:
         yield f"the hypervisor {steal:.2f}"
-    cpu_wait = median_of_known(
+    cpu_wait = find_median_of_known(
         host_round.per_second(lambda window: window.cpu_wait_s) for host_round in rounds
     )
     if cpu_wait is not None:
         yield f"some thread waited for a core {100 * min(1.0, cpu_wait):.0f} % of the time"
-    load = median_of_known(window.load for window in windows)
-    mhz = median_of_known(window.cpu_mhz for window in windows)
+    load = find_median_of_known(window.load for window in windows)
+    mhz = find_median_of_known(window.cpu_mhz for window in windows)
     if load is not None:
         yield f"load {load:.2f}"
     if mhz is not None:
         yield f"{mhz:.0f} MHz"
 
 
-def _gpu_words(host: HostRounds) -> Iterable[str]:
+def _describe_gpus(host: HostRounds) -> Iterable[str]:
     """Yield words on each GPU in the median iteration; what was not recorded is left out."""
     windows = [window for host_round in host.rounds.values() for window in host_round.windows]
     # A busy and an idle GPU have little in common, so each has words of its own.
@@ -154,16 +156,16 @@ def _gpu_words(host: HostRounds) -> Iterable[str]:
         gpu_windows = [window for window in windows if identifier in window.gpus]
         gpus = [window.gpus[identifier] for window in gpu_windows]
         readings = [
-            ("{:.0f} MHz after the iteration", median_of_known(gpu.clock_mhz for gpu in gpus)),
-            ("{:.0f} W", median_of_known(gpu.power_w for gpu in gpus)),
-            ("{:.0f} °C", median_of_known(gpu.temperature_c for gpu in gpus)),
-            ("clock limited {:.0f} % of the time", _limited_pct(gpu_windows, identifier)),
+            ("{:.0f} MHz after the iteration", find_median_of_known(gpu.clock_mhz for gpu in gpus)),
+            ("{:.0f} W", find_median_of_known(gpu.power_w for gpu in gpus)),
+            ("{:.0f} °C", find_median_of_known(gpu.temperature_c for gpu in gpus)),
+            ("clock limited {:.0f} % of the time", _find_limited_pct(gpu_windows, identifier)),
         ]
         if texts := [text.format(value) for text, value in readings if value is not None]:
             yield f"GPU {gpu_index}: {', '.join(texts)}"
 
 
-def _limited_pct(windows: list[Window], identifier: str) -> float | None:
+def _find_limited_pct(windows: list[Window], identifier: str) -> float | None:
     """Return the percentage of the time in which one limit, the longest, held a GPU's clock."""
     seconds: Counter[str] = Counter()
     wall_s = 0.0
@@ -175,7 +177,7 @@ def _limited_pct(windows: list[Window], identifier: str) -> float | None:
     return 100 * min(1.0, max(seconds.values(), default=0.0) / wall_s) if wall_s else None
 
 
-def _marked_rounds(
+def _choose_rounds(
     host: HostRounds, is_marked: Callable[[HostRound], object]
 ) -> dict[tuple[str, int], HostRound]:
     return {key: host_round for key, host_round in host.rounds.items() if is_marked(host_round)}
@@ -237,7 +239,7 @@ def _note_unreadable(hosts: list[HostRounds]) -> list[Note]:
 HOST_CONDITIONS = RunPart(
     "conditions",
     "conditions of the hosts",
-    only_notes(lambda run_data: _note_conditions(run_data.session_hosts)),
+    make_notes_alone(lambda run_data: _note_conditions(run_data.session_hosts)),
     (CONDITIONS, UNREADABLE),
     long=True,
 )

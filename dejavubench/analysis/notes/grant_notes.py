@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dejavubench.analysis.facts.arm_destinations import run_destinations
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import End, Note, NoteKind, RankInfo, Run
 
 STREAM_DIRECTORY = NoteKind("stream-directory", "info")
@@ -140,7 +140,7 @@ def join_by_host(texts: Iterable[tuple[str, str]]) -> list[str]:
 GRANTS = RunPart(
     "grants",
     "what hosts and control groups granted",
-    only_notes(lambda run_data: make_notes(run_data.run)),
+    make_notes_alone(lambda run_data: make_notes(run_data.run)),
     (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
     long=True,
 )

@@ -7,7 +7,7 @@ import re
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.facts.arm_destinations import loopback_of, run_destinations
 from dejavubench.analysis.number_texts import format_nbytes
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import Ceiling, CopyWays, Note, NoteKind, RankInfo, Run
 
 CEILINGS = NoteKind("ceilings", "info")
@@ -131,7 +131,7 @@ def _note_loopback(run: Run) -> list[Note]:
             "loopback on one GPU: both ranks share its processors and memory, so this is no rate "
             "of a remote GPU"
         )
-    elif groups := _sharing_ranks(run):
+    elif groups := _group_sharing_ranks(run):
         numbers = " and ranks ".join(", ".join(map(str, group)) for group in groups)
         text = (
             f"loopback: ranks {numbers} share a GPU, its processors and its memory, so no time is "
@@ -148,7 +148,7 @@ def _note_loopback(run: Run) -> list[Note]:
     return notes
 
 
-def _sharing_ranks(run: Run) -> list[list[int]]:
+def _group_sharing_ranks(run: Run) -> list[list[int]]:
     """Return the groups of ranks that share a GPU, as NCCL was told; one per GPU."""
     loopbacks = [info.facts.nccl_loopback for _, info in run.records_of(RankInfo)]
     return next((loopback.ranks for loopback in loopbacks if loopback is not None), [])
@@ -194,7 +194,7 @@ def _note_staging(run: Run) -> list[Note]:
 MACHINE = RunPart(
     "machine",
     "ceilings, staging memory and hosts",
-    only_notes(
+    make_notes_alone(
         lambda run_data: [
             note
             for make_notes in (
@@ -213,7 +213,7 @@ MACHINE = RunPart(
 DEVICE = RunPart(
     "gpu",
     "the GPU",
-    only_notes(lambda run_data: [*_note_gpu(run_data.run), *_note_loopback(run_data.run)]),
+    make_notes_alone(lambda run_data: [*_note_gpu(run_data.run), *_note_loopback(run_data.run)]),
     (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
     long=True,
 )

@@ -8,8 +8,8 @@ from dejavubench.analysis.facts.host_rounds import HostRounds
 from dejavubench.analysis.notes.condition_notes import (
     DISTURBED,
     THROTTLED,
-    calmest_words,
-    disturbances,
+    describe_other_processes,
+    note_disturbances,
 )
 from dejavubench.analysis.number_texts import (
     format_noise_range,
@@ -18,7 +18,7 @@ from dejavubench.analysis.number_texts import (
 )
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import Row
-from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunData, RunPart, make_notes_alone
 from dejavubench.records import Note, NoteKind
 
 NOISY_PCT = 5.0
@@ -37,7 +37,7 @@ def _make_notes(run_data: RunData) -> list[Note]:
     """Return the noise floor, then the rounds that are marked."""
     floors = {row.point: row for row in run_data.rows if row.overhead.noise_floor_pct is not None}
     floor = [_note_floor(floors, run_data.hosts)] if floors else []
-    return [*floor, *disturbances(run_data.session_hosts)]
+    return [*floor, *note_disturbances(run_data.session_hosts)]
 
 
 def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> Note:
@@ -65,14 +65,14 @@ def _note_floor(floors: dict[str | None, Row], hosts: Sequence[HostRounds]) -> N
 
 def _describe_cause(hosts: list[HostRounds], other_points: Sequence[str]) -> str:
     """Describe what can have made two equal arms differ, unless the line goes on to say it."""
-    disturbance_notes = disturbances(hosts)
+    disturbance_notes = note_disturbances(hosts)
     if disturbance_notes and not other_points:
         return ""
     prefix = "there " if other_points else ""
     if disturbance_notes:
         # The rounds follow, with those of all points.
         return f" ({prefix}{disturbance_notes[0].text.rpartition(' in ')[0]})"
-    calm_text = calmest_words(hosts)
+    calm_text = describe_other_processes(hosts)
     if calm_text is None:
         return " (look whether another program is running)"
     return f" ({prefix}{calm_text}, so look for another cause)"
@@ -102,7 +102,7 @@ def _format_range(row: Row) -> str:
 NOISE = RunPart(
     "noise",
     "the noise floor, and rounds in which others took time or a limit held a GPU's clock down",
-    only_notes(_make_notes),
+    make_notes_alone(_make_notes),
     (NOISY, NOISE_FLOOR, DISTURBED, THROTTLED),
     first_word="noise",
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dejavubench.analysis.breakdown.byte_paths import BytePath, path_of_bytes
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
-from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunData, RunPart, make_notes_alone
 from dejavubench.records import ArmInfo, Note, NoteKind, Run
 
 OTHER_PATH = NoteKind("other-path", "warning")
@@ -58,7 +58,7 @@ def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterabl
         and promised_crossing.between_hosts
         and path.between_hosts_share < LEAST_CROSSING_SHARE
     ):
-        share = _percent(path.between_hosts_share)
+        share = _format_percent(path.between_hosts_share)
         yield (
             f"interfaces between hosts carried {share} of the bytes of {arm.name} ({path}), "
             f"but {arm.mode} between two hosts should use them for all"
@@ -67,22 +67,25 @@ def _describe_broken_promises(run: Run, arm: ArmInfo, path: BytePath) -> Iterabl
     if hosts not in ON_ONE_HOST or promised_crossing.on_one_host is None:
         return
     if promised_crossing.on_one_host and path.network_share < LEAST_CROSSING_SHARE:
-        share = _percent(path.network_share)
+        share = _format_percent(path.network_share)
         yield (
             f"network interfaces carried {share} of the bytes of {arm.name}, "
             f"but {arm.mode} on one host should use one for all"
         )
     if not promised_crossing.on_one_host and path.network_share > LARGEST_STRAY_SHARE:
         yield (
-            f"network interfaces carried {_percent(path.network_share)} of the bytes of {arm.name} "
-            f"({path}), but {arm.mode} on one host should use none"
+            f"network interfaces carried {_format_percent(path.network_share)} of the bytes of "
+            f"{arm.name} ({path}), but {arm.mode} on one host should use none"
         )
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{min(100, int(100 * share))} %"
 
 
 PATHS = RunPart(
-    "paths", "bytes that took another path than promised", only_notes(_make_notes), (OTHER_PATH,)
+    "paths",
+    "bytes that took another path than promised",
+    make_notes_alone(_make_notes),
+    (OTHER_PATH,),
 )

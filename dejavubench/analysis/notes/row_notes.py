@@ -6,7 +6,7 @@ from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
 from dejavubench.analysis.number_texts import format_ms, format_rate
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import NO_ROUNDS, TOO_SHORT, Row
-from dejavubench.analysis.tables.report_part import RunData, RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunData, RunPart, make_notes_alone
 from dejavubench.analysis.tables.text_cells import format_ceiling_share, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
@@ -173,17 +173,17 @@ def _note_wrong_checksums(run_data: RunData) -> list[Note]:
 
 # ---- the parts ----
 
-LABEL = RunPart("label", "the run's own note", only_notes(_note_label), (RUN_LABEL,))
+LABEL = RunPart("label", "the run's own note", make_notes_alone(_note_label), (RUN_LABEL,))
 EMPTY_ARMS = RunPart(
     "empty-arms",
     "arms without numbers",
-    only_notes(lambda run_data: note_empty_rows(run_data.rows)),
+    make_notes_alone(lambda run_data: note_empty_rows(run_data.rows)),
     tuple(ARM_WITHOUT_NUMBERS.values()),
 )
 FEW_SAMPLES = RunPart(
     "few-samples",
     "too few rounds or tokens",
-    only_notes(
+    make_notes_alone(
         lambda run_data: [*note_few_rounds(run_data.rows), *_note_few_tokens(run_data.rows)]
     ),
     (FEW_ROUNDS, FEW_TOKENS),
@@ -191,18 +191,18 @@ FEW_SAMPLES = RunPart(
 FIT = RunPart(
     "fit",
     "streams that hardly fit behind the model",
-    only_notes(lambda run_data: _note_tight_streams(run_data.rows)),
+    make_notes_alone(lambda run_data: _note_tight_streams(run_data.rows)),
     (HARDLY_FITS,),
 )
 CEILING_SHARES = RunPart(
     "ceiling-shares",
     "shares of ceilings that are missing",
-    only_notes(lambda run_data: _note_missing_ceilings(run_data.rows)),
+    make_notes_alone(lambda run_data: _note_missing_ceilings(run_data.rows)),
     (CEILING_INCOMPLETE,),
 )
 RESTART_CHECKS = RunPart(
     "restart-checks",
     "checksums of a restart",
-    only_notes(_note_wrong_checksums),
+    make_notes_alone(_note_wrong_checksums),
     (RESTART_CHECKSUM,),
 )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from statistics import median
 
 from dejavubench.analysis.facts.host_rounds import format_round_numbers
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import Iteration, Note, NoteKind, Run
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -69,5 +69,8 @@ def _describe_baselines(run: Run) -> list[str]:
 
 
 SESSIONS = RunPart(
-    "sessions", "the sessions", only_notes(lambda run_data: make_notes(run_data.run)), (SESSION,)
+    "sessions",
+    "the sessions",
+    make_notes_alone(lambda run_data: make_notes(run_data.run)),
+    (SESSION,),
 )

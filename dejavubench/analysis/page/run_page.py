@@ -22,7 +22,7 @@ from dejavubench.analysis.page.sortable import Meanings, make_tables, page_headi
 from dejavubench.analysis.page.svg_pictures import Pictures, draw_common_pictures, draw_pictures
 from dejavubench.analysis.page.trace_download import make_trace_download
 from dejavubench.analysis.reports.report import RunReport
-from dejavubench.analysis.tables.text_cells import common_sizes
+from dejavubench.analysis.tables.text_cells import describe_common_sizes
 from dejavubench.records import Run
 from dejavubench.units import format_count_of
 
@@ -171,7 +171,7 @@ def _list_traits(shown_run: ShownRun) -> list[str]:
     arm_names = " ".join(arm.name for arm in run.header.arms if arm.is_streaming)
     return [
         *(run.header.settings or ()),
-        *(size for size in common_sizes(shown_run.report.rows).split(", ") if size),
+        *(size for size in describe_common_sizes(shown_run.report.rows).split(", ") if size),
         *([f"arms {arm_names}"] if arm_names else ["no streaming"]),
         *([rounds] if (rounds := _count_rounds(shown_run.report)) else []),
     ]
@@ -191,7 +191,7 @@ def _run_summary(report: RunReport, run: Run) -> str:
     header = run.header
     points = f"{len(header.points)} points" if len(header.points) > 1 else ""
     arms = f"arms {', '.join(arm.name for arm in header.arms)}"
-    sizes = [common_sizes(report.rows), points, arms, _count_rounds(report)]
+    sizes = [describe_common_sizes(report.rows), points, arms, _count_rounds(report)]
     text = f"{', '.join(size_text for size_text in sizes if size_text)}. {describe_machine(run)}"
     return text[:1].upper() + text[1:]
 

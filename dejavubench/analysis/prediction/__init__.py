@@ -2,10 +2,10 @@
 
 from dejavubench.analysis.prediction.link_sessions import (
     count_in_interval,
-    fastest_above,
     find_ceiling,
+    find_fastest_above,
+    make_typical_request,
     split_nbytes,
-    typical_request,
 )
 from dejavubench.analysis.prediction.request import NEAR_ZERO_PCT, PREDICTED_LEVELS, StreamedRequest
 
@@ -14,8 +14,8 @@ __all__ = [
     "PREDICTED_LEVELS",
     "StreamedRequest",
     "count_in_interval",
-    "fastest_above",
     "find_ceiling",
+    "find_fastest_above",
+    "make_typical_request",
     "split_nbytes",
-    "typical_request",
 ]

@@ -56,7 +56,7 @@ class ChunkRounds:
     sink_ms: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def chunk_rounds(
+def collect_chunk_rounds(
     run: Run, points: Mapping[str, PointSamples]
 ) -> dict[tuple[str, str], ChunkRounds]:
     """Return the chunks of each point and arm by round; empty for a run without chunk times.
@@ -82,7 +82,7 @@ def chunk_rounds(
         if point_and_arm not in rounds_by_arm:
             rounds_by_arm[point_and_arm] = ChunkRounds(
                 _shape_of_phase(chunk_list, "prompt"),
-                _step_shape(chunk_list),
+                _make_step_shape(chunk_list),
                 chunk_times.copied is not None,
             )
         add_round(rounds_by_arm[point_and_arm], round_number, chunk_list, chunk_times)
@@ -97,7 +97,7 @@ def _shape_of_phase(chunk_list: ChunkList, phase: str) -> PhaseShape:
     )
 
 
-def _step_shape(chunk_list: ChunkList) -> PhaseShape | None:
+def _make_step_shape(chunk_list: ChunkList) -> PhaseShape | None:
     steps = {chunk.step for chunk in chunk_list.chunks if chunk.phase == "tokens"}
     if not steps:
         return None
@@ -124,12 +124,14 @@ def add_round(
         is_in_phase = phases == phase
         if not is_in_phase.any():
             continue
-        rounds.gather_ms[phase][round_number] = _median_ms(gathered_ms - begun_ms, is_in_phase)
-        rounds.post_ms[phase][round_number] = _median_ms(
+        rounds.gather_ms[phase][round_number] = _compute_median_ms(
+            gathered_ms - begun_ms, is_in_phase
+        )
+        rounds.post_ms[phase][round_number] = _compute_median_ms(
             posted_ms - np.maximum(noticed_ms, gathered_ms), is_in_phase
         )
         if chunk_times.sink_ns is not None:
-            rounds.sink_ms[phase][round_number] = _median_ms(
+            rounds.sink_ms[phase][round_number] = _compute_median_ms(
                 _to_ms(chunk_times.sink_ns), is_in_phase
             )
     is_prompt = phases == "prompt"
@@ -149,13 +151,13 @@ def add_round(
             complete_ms[chunk_steps == step].max() - ready_ms[chunk_steps == step].max()
             for step in sorted(set(chunk_steps[~is_prompt]))
         )
-        rounds.alone_ms[round_number] = _median_ms(alone_ms, ~is_prompt)
+        rounds.alone_ms[round_number] = _compute_median_ms(alone_ms, ~is_prompt)
 
 
 def _to_ms(stamps_ns: list[int]) -> np.ndarray:
     return np.array(stamps_ns, dtype=np.float64) / NS_PER_MS
 
 
-def _median_ms(times_ms: np.ndarray, is_chosen: np.ndarray) -> float:
+def _compute_median_ms(times_ms: np.ndarray, is_chosen: np.ndarray) -> float:
     """Return the median of the chosen times; clocks of two threads can make one negative."""
     return float(np.median(np.maximum(times_ms[is_chosen], 0.0)))

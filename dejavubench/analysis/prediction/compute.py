@@ -52,23 +52,23 @@ def compute_times(
     Otherwise they are those of ``measured_point``, scaled: the prompt's by its arithmetic, a
     token's by the bytes that it reads.
     """
-    prompt_ms, token_ms = _phase_times(measured_point)
+    prompt_ms, token_ms = _read_phase_times_ms(measured_point)
     target_work = compute_least_work(target, target.weight_nbytes)
     if target_work == measured_point.work:
         return ComputeTimes(prompt_ms, token_ms, Basis.MEASURED)
     flop_ratio = target_work.prompt_flop / measured_point.work.prompt_flop
     read_ratio = _read_nbytes(target_work) / _read_nbytes(measured_point.work)
-    two_points = nearest_two(points, target)
+    two_points = find_nearest_two(points, target)
     if two_points is None:
         return ComputeTimes(prompt_ms * flop_ratio, token_ms * read_ratio, Basis.SCALED)
     shorter_point, longer_point = two_points
     works = (shorter_point.work, longer_point.work, target_work)
-    shorter_prompt_ms, shorter_token_ms = _phase_times(shorter_point)
-    longer_prompt_ms, longer_token_ms = _phase_times(longer_point)
-    prompt_on_line = on_line(
+    shorter_prompt_ms, shorter_token_ms = _read_phase_times_ms(shorter_point)
+    longer_prompt_ms, longer_token_ms = _read_phase_times_ms(longer_point)
+    prompt_on_line = interpolate(
         shorter_prompt_ms, longer_prompt_ms, [work.prompt_flop for work in works]
     )
-    token_on_line = on_line(
+    token_on_line = interpolate(
         shorter_token_ms, longer_token_ms, [_read_nbytes(work) for work in works]
     )
     is_between = shorter_point.info.input_len < target.input_len < longer_point.info.input_len
@@ -80,7 +80,7 @@ def compute_times(
     )
 
 
-def on_line(first_ms: TimesMs, last_ms: TimesMs, abscissas: Sequence[float]) -> TimesMs:
+def interpolate(first_ms: TimesMs, last_ms: TimesMs, abscissas: Sequence[float]) -> TimesMs:
     """Return the value at the last of three abscissas, given those at the first two."""
     first_abscissa, last_abscissa, abscissa = abscissas
     # The work is not known, or does not grow with what the two differ in.
@@ -90,7 +90,7 @@ def on_line(first_ms: TimesMs, last_ms: TimesMs, abscissas: Sequence[float]) -> 
     return (1 - share) * first_ms + share * last_ms
 
 
-def nearest_two(
+def find_nearest_two(
     points: Iterable[PointInputs], target: PointInfo
 ) -> tuple[PointInputs, PointInputs] | None:
     """Return the two points nearest to a target that differ in the prompt's length alone.
@@ -116,7 +116,7 @@ def nearest_two(
     return points_by_length[shorter_length], points_by_length[longer_length]
 
 
-def _phase_times(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
+def _read_phase_times_ms(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
     """Return the times of prompt and token, in ms, with one element per resample."""
     return point.medians["prompt"], point.medians["tokens"] / max(1, point.steps)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavubench.analysis.prediction.compute import nearest_two, on_line
+from dejavubench.analysis.prediction.compute import find_nearest_two, interpolate
 from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
 from dejavubench.analysis.prediction.request import PREDICTED_LEVELS, TimesMs
-from dejavubench.analysis.prediction.target import Target, distance
+from dejavubench.analysis.prediction.target import Target, compute_distance
 from dejavubench.dejavulib.levels import LEVELS, Level
 
 
@@ -36,36 +36,38 @@ class RestOfPhase:
     byte_ratio: Callable[[ArmInputs, Target], float]
 
 
-def _prompt_rest_ms(arm: ArmInputs) -> np.ndarray:
+def _compute_prompt_rest_ms(arm: ArmInputs) -> np.ndarray:
     added_ms = arm.medians["prompt_added"]
     return added_ms if LEVELS[arm.level].overlapped else added_ms - arm.medians["prompt_stall"]
 
 
-def _step_rest_ms(arm: ArmInputs) -> np.ndarray:
+def _compute_step_rest_ms(arm: ArmInputs) -> np.ndarray:
     added_ms = arm.medians["tokens_added"]
     if not LEVELS[arm.level].overlapped:
         added_ms = added_ms - arm.medians.get("steps", 0.0)
     return added_ms / max(1, arm.point.steps)
 
 
-def _prompt_byte_ratio(arm: ArmInputs, target: Target) -> float:
-    return _step_byte_ratio(arm, target) * target.point.input_len / arm.point.info.input_len
+def _compute_prompt_byte_ratio(arm: ArmInputs, target: Target) -> float:
+    return _compute_step_byte_ratio(arm, target) * target.point.input_len / arm.point.info.input_len
 
 
-def _step_byte_ratio(arm: ArmInputs, target: Target) -> float:
+def _compute_step_byte_ratio(arm: ArmInputs, target: Target) -> float:
     info = arm.point.info
     position_nbytes = info.streamed_nbytes / (info.input_len + arm.point.steps)
     return target.position_nbytes / target.workers / position_nbytes
 
 
-PROMPT = RestOfPhase(lambda level: level.layerwise, _prompt_rest_ms, _prompt_byte_ratio)
+PROMPT = RestOfPhase(
+    lambda level: level.layerwise, _compute_prompt_rest_ms, _compute_prompt_byte_ratio
+)
 """The rest of the whole prompt."""
 
-STEP = RestOfPhase(lambda level: level.overlapped, _step_rest_ms, _step_byte_ratio)
+STEP = RestOfPhase(lambda level: level.overlapped, _compute_step_rest_ms, _compute_step_byte_ratio)
 """The rest of one decode step."""
 
 
-def rest_beside_streaming_ms(
+def estimate_rest_beside_streaming_ms(
     phase: RestOfPhase, run: RunInputs, mode: str, level_name: str, target: Target
 ) -> TimesMs:
     """Return how much longer a phase takes beside streaming, stall apart; 0 if unknown.
@@ -74,14 +76,14 @@ def rest_beside_streaming_ms(
     point. On a CPU it is in proportion to the bytes that move, which take cores and memory from the
     model. On a GPU it does not grow: it is the time of the thread that launches kernels.
     """
-    match _arms_for(_arms_alike(run, mode, level_name, phase.streams_beside), target):
+    match _choose_arms(_find_arms_of_level(run, mode, level_name, phase.streams_beside), target):
         case []:
             return 0.0
         case [nearest_arm]:
             growth = 1.0 if run.on_gpu else phase.byte_ratio(nearest_arm, target)
             return phase.rest_ms(nearest_arm) * growth
         case [shorter_arm, longer_arm]:
-            return on_line(
+            return interpolate(
                 phase.rest_ms(shorter_arm),
                 phase.rest_ms(longer_arm),
                 [
@@ -93,18 +95,18 @@ def rest_beside_streaming_ms(
     raise AssertionError("a rest is taken from two arms at most")
 
 
-def busy_arms(run: RunInputs, mode: str, level_name: str, target: Target) -> list[ArmInputs]:
+def find_busy_arms(run: RunInputs, mode: str, level_name: str, target: Target) -> list[ArmInputs]:
     """Return the arms that a level's contention is taken from and whose link was busy to the end.
 
     Their contention is that of a busy link, which a faster link may not have.
     """
     if not LEVELS[level_name].overlapped:
         return []
-    arms = _arms_alike(run, mode, level_name, STEP.streams_beside)
-    return [arm for arm in _arms_for(arms, target) if arm.is_link_busy]
+    arms = _find_arms_of_level(run, mode, level_name, STEP.streams_beside)
+    return [arm for arm in _choose_arms(arms, target) if arm.is_link_busy]
 
 
-def _arms_alike(
+def _find_arms_of_level(
     run: RunInputs, mode: str, level_name: str, streams_beside: Callable[[Level], bool]
 ) -> list[ArmInputs]:
     """Return the arms of a level or, if it was not measured, of the highest one that is alike."""
@@ -116,14 +118,14 @@ def _arms_alike(
     return run.arms_of(mode, level_names)
 
 
-def _arms_for(arms: Sequence[ArmInputs], target: Target) -> list[ArmInputs]:
+def _choose_arms(arms: Sequence[ArmInputs], target: Target) -> list[ArmInputs]:
     """Return the arms that a rest is taken from: one, or two around the target's prompt length."""
     if not arms:
         return []
-    nearest_arm = min(arms, key=lambda arm: distance(arm.point.info, target.point))
-    if distance(nearest_arm.point.info, target.point) == (0, 0.0):
+    nearest_arm = min(arms, key=lambda arm: compute_distance(arm.point.info, target.point))
+    if compute_distance(nearest_arm.point.info, target.point) == (0, 0.0):
         return [nearest_arm]
-    two_points = nearest_two((arm.point for arm in arms), target.point)
+    two_points = find_nearest_two((arm.point for arm in arms), target.point)
     if two_points is None:
         return [nearest_arm]
     shorter_point, longer_point = two_points

@@ -20,6 +20,6 @@ part of the MTU, 14 bytes of Ethernet's header are not.
 """
 
 
-def burst_nbytes(rate: float) -> int:
+def compute_burst_nbytes(rate: float) -> int:
     """Return the bytes that pass at once after a pause, for a rate in bytes per second."""
     return max(LEAST_BURST_NBYTES, round(rate * BURST_S))

@@ -13,8 +13,8 @@ from dejavubench.analysis.prediction.compute import Basis, ComputeTimes, compute
 from dejavubench.analysis.prediction.contention import (
     PROMPT,
     STEP,
-    busy_arms,
-    rest_beside_streaming_ms,
+    estimate_rest_beside_streaming_ms,
+    find_busy_arms,
 )
 from dejavubench.analysis.prediction.inputs import MS_PER_S, ArmInputs, RunInputs
 from dejavubench.analysis.prediction.request import (
@@ -23,7 +23,7 @@ from dejavubench.analysis.prediction.request import (
     StreamedRequest,
     TimesMs,
 )
-from dejavubench.analysis.prediction.target import Target, distance
+from dejavubench.analysis.prediction.target import Target, compute_distance
 from dejavubench.records import PointInfo
 
 NEAREST_LEVELS = {"0": (), "1": ("2",), "2": ("1",), "3": ()}
@@ -55,23 +55,25 @@ class Prediction:
     sources_per_link: float = 1.0
     busy_arms: tuple[ArmInputs, ...] = ()
 
-    def overhead_pct(self, rate: float) -> np.ndarray:
+    def predict_overhead_pct(self, rate: float) -> np.ndarray:
         """Return the overhead over a link of ``rate`` bytes/s, one element per resample."""
-        return np.asarray(self.request.overhead_pct(self.level, self._rate_per_ms(rate)))
+        return np.asarray(
+            self.request.predict_overhead_pct(self.level, self._share_rate_per_ms(rate))
+        )
 
-    def predicted_ms(self, rate: float) -> np.ndarray:
+    def predict_ms(self, rate: float) -> np.ndarray:
         """Return TOTAL over a link of ``rate`` bytes/s, one element per resample."""
-        return np.asarray(self.request.predicted_ms(self.level, self._rate_per_ms(rate)))
+        return np.asarray(self.request.predict_ms(self.level, self._share_rate_per_ms(rate)))
 
-    def slowest_rate_near_zero(self, limit_pct: float) -> float | None:
+    def find_slowest_rate_near_zero(self, limit_pct: float) -> float | None:
         """Return the slowest link whose overhead is at most ``limit_pct``; None if there is none.
 
         It is in bytes per second.
         """
-        slowest = at_median(self.request).slowest_rate_near_zero(self.level, limit_pct)
+        slowest = take_medians(self.request).find_slowest_rate_near_zero(self.level, limit_pct)
         return None if slowest is None else MS_PER_S * self.sources_per_link * slowest
 
-    def _rate_per_ms(self, rate: float) -> float:
+    def _share_rate_per_ms(self, rate: float) -> float:
         """Return one source's share of a link of ``rate`` bytes/s, in bytes per ms."""
         return rate / MS_PER_S / self.sources_per_link
 
@@ -84,12 +86,12 @@ class Prediction:
     def remaining_pct(self) -> np.ndarray:
         """Overhead over an endless link: that of contention, messages and fixed times of chunks.
 
-        One element per resample, as :meth:`overhead_pct`.
+        One element per resample, as :meth:`predict_overhead_pct`.
         """
-        return np.asarray(self.request.overhead_pct(self.level, FASTEST_RATE))
+        return np.asarray(self.request.predict_overhead_pct(self.level, FASTEST_RATE))
 
 
-def at_median(request: StreamedRequest) -> StreamedRequest:
+def take_medians(request: StreamedRequest) -> StreamedRequest:
     """Return a request whose times are those of all rounds, not of resamples."""
     return _take_first_elements(request)
 
@@ -108,10 +110,10 @@ def _take_first_elements(timed: TimedT) -> TimedT:
     return replace(timed, **changed_fields)
 
 
-def arm_for(run: RunInputs, mode: str, level_name: str, target: PointInfo) -> ArmInputs | None:
+def find_arm(run: RunInputs, mode: str, level_name: str, target: PointInfo) -> ArmInputs | None:
     """Return the measured arm that a level is predicted from; None if there is none."""
     arms = run.arms_of(mode, (level_name, *NEAREST_LEVELS[level_name]))
-    return min(arms, key=lambda arm: distance(arm.point.info, target)) if arms else None
+    return min(arms, key=lambda arm: compute_distance(arm.point.info, target)) if arms else None
 
 
 def predict(
@@ -126,7 +128,7 @@ def predict(
     Args:
         known_times: the compute times, if they are known; None to take them from the run.
     """
-    arm = arm_for(run, mode, level_name, target.point)
+    arm = find_arm(run, mode, level_name, target.point)
     if arm is None:
         return None
     point = target.point
@@ -143,12 +145,12 @@ def predict(
         step_nbytes=step_nbytes,
         flush_interval=target.flush_interval,
         burst_nbytes=target.burst_nbytes,
-        prompt_rest_ms=rest_beside_streaming_ms(PROMPT, run, mode, level_name, target),
-        token_rest_ms=rest_beside_streaming_ms(STEP, run, mode, level_name, target),
-        early_layers=_early_layers(run, mode, arm),
+        prompt_rest_ms=estimate_rest_beside_streaming_ms(PROMPT, run, mode, level_name, target),
+        token_rest_ms=estimate_rest_beside_streaming_ms(STEP, run, mode, level_name, target),
+        early_layers=_find_early_layers(run, mode, arm),
     )
     if level_name == "0":
-        request = _with_messages(request, arm, target)
+        request = _add_messages(request, arm, target)
     else:
         request = replace(request, costs=_make_costs(arm, target))
     return Prediction(
@@ -157,11 +159,11 @@ def predict(
         arm,
         phase_times.basis,
         max(1.0, target.sources_per_sink),
-        tuple(busy_arms(run, mode, level_name, target)),
+        tuple(find_busy_arms(run, mode, level_name, target)),
     )
 
 
-def _early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
+def _find_early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
     """Return how early layers are ready, from the arm or another one of its point; 0 if unknown.
 
     Only levels that stream layer by layer stamp each layer.
@@ -220,16 +222,16 @@ def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
     )
 
 
-def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:
+def _add_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:
     """Return the request with the messages of level 0, each with its time and its packets."""
     chunks = arm.chunks
     medians = arm.medians
-    extents_ratio = _extents_ratio(arm.point.info, target.point)
+    extents_ratio = _compute_extents_ratio(arm.point.info, target.point)
     latency_ms = 2 * target.latency_ms
     request = replace(
         request,
         prompt_messages=extents_ratio * chunks.prompt.extents,
-        prompt_message_ms=_message_ms(arm, medians["tail"], chunks.prompt) + latency_ms,
+        prompt_message_ms=_compute_message_ms(arm, medians["tail"], chunks.prompt) + latency_ms,
         message_nbytes=arm.link.packet_nbytes,
     )
     if chunks.step is None or not request.steps:
@@ -238,11 +240,14 @@ def _with_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> 
     return replace(
         request,
         messages=groups * extents_ratio * chunks.step.extents,
-        message_ms=_message_ms(arm, medians["steps"] / arm.point.steps, chunks.step) + latency_ms,
+        message_ms=_compute_message_ms(arm, medians["steps"] / arm.point.steps, chunks.step)
+        + latency_ms,
     )
 
 
-def _message_ms(arm: ArmInputs, waited_ms: np.ndarray, phase_shape: PhaseShape) -> np.ndarray:
+def _compute_message_ms(
+    arm: ArmInputs, waited_ms: np.ndarray, phase_shape: PhaseShape
+) -> np.ndarray:
     """Return the time of one message of a phase beside that of its bytes and packets."""
     nbytes = phase_shape.nbytes + phase_shape.extents * arm.link.packet_nbytes
     link_ms = nbytes / arm.link.rate_per_ms
@@ -254,7 +259,7 @@ def _message_ms(arm: ArmInputs, waited_ms: np.ndarray, phase_shape: PhaseShape) 
     return np.maximum(waited_ms - link_ms, 0.0) / phase_shape.extents
 
 
-def _extents_ratio(measured: PointInfo, target: PointInfo) -> float:
+def _compute_extents_ratio(measured: PointInfo, target: PointInfo) -> float:
     """Return how many times as many extents a target of the same layout has."""
 
     def count_extents(info: PointInfo) -> float:

@@ -15,7 +15,7 @@ from dejavubench.analysis.prediction.request import NEAR_ZERO_PCT, PREDICTED_LEV
 from dejavubench.records import Ceiling, PointInfo, Run
 
 
-def typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
+def make_typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest | None:
     """Return the request of one level, from the medians over its rows, one for each session.
 
     None if the level has no prediction, or its messages were not timed.
@@ -63,7 +63,7 @@ def find_ceiling(run: Run, name: str, point_id: str) -> float | None:
     return median(sample for ceiling in ceilings for sample in ceiling.samples)
 
 
-def fastest_above(rates: Sequence[float], low_ends_pct: Sequence[float]) -> float | None:
+def find_fastest_above(rates: Sequence[float], low_ends_pct: Sequence[float]) -> float | None:
     """Return the fastest measured link whose overhead is above :data:`NEAR_ZERO_PCT` for certain.
 
     Args:

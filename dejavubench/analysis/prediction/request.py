@@ -54,7 +54,7 @@ class ChunkCosts:
     slots: int | None = None
     least_pieces: int = 1
 
-    def pieces(self, nbytes: float) -> int:
+    def count_pieces(self, nbytes: float) -> int:
         """Return how many chunks carry ``nbytes`` that are ready at once."""
         return max(self.least_pieces, math.ceil(nbytes / self.slot_nbytes))
 
@@ -75,7 +75,7 @@ class _Stations:
 
     def carry(self, ready_ms: TimesMs, nbytes: float) -> TimesMs:
         """Carry what is ready at once, in as many chunks as it needs; return when it is there."""
-        pieces = self.costs.pieces(nbytes)
+        pieces = self.costs.count_pieces(nbytes)
         for _ in range(pieces):
             arrived_ms = self._carry_chunk(ready_ms, nbytes / pieces)
         return arrived_ms
@@ -155,36 +155,36 @@ class StreamedRequest:
         """TOTAL without streaming."""
         return self.prompt_ms + self.steps * self.token_ms
 
-    def predicted_ms(self, level_name: str, rate_per_ms: float) -> TimesMs:
+    def predict_ms(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return TOTAL at one of :data:`PREDICTED_LEVELS`, over a link in bytes per ms."""
         compute = _Compute(self.prompt_ms + self.prompt_rest_ms, self.token_ms + self.token_rest_ms)
         # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
         # nothing.
         if level_name == "3":
-            return self._streamed_ms(rate_per_ms, self.steps, compute)
+            return self._compute_streamed_ms(rate_per_ms, self.steps, compute)
         step_ms = compute.token_ms + self.step_nbytes / rate_per_ms
         if level_name == "2":
-            prompt_end_ms = self._streamed_ms(rate_per_ms, 0, compute)
-            return prompt_end_ms + self.steps * step_ms + self._step_costs_ms(rate_per_ms)
+            prompt_end_ms = self._compute_streamed_ms(rate_per_ms, 0, compute)
+            return prompt_end_ms + self.steps * step_ms + self._compute_step_costs_ms(rate_per_ms)
         if level_name == "1":
-            prompt_end_ms = self._whole_prompt_ms(rate_per_ms, compute)
-            return prompt_end_ms + self.steps * step_ms + self._step_costs_ms(rate_per_ms)
+            prompt_end_ms = self._compute_whole_prompt_ms(rate_per_ms, compute)
+            return prompt_end_ms + self.steps * step_ms + self._compute_step_costs_ms(rate_per_ms)
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
         in_turn_ms = compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.steps * step_ms
-        prompt_ms = self._messages_ms(
+        prompt_ms = self._compute_messages_ms(
             rate_per_ms, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
         )
-        steps_ms = self._messages_ms(
+        steps_ms = self._compute_messages_ms(
             rate_per_ms, self.messages, self.message_ms, self.steps * self.step_nbytes
         )
         return in_turn_ms + prompt_ms + steps_ms
 
-    def overhead_pct(self, level_name: str, rate_per_ms: float) -> TimesMs:
+    def predict_overhead_pct(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return the overhead of TOTAL over that without streaming."""
         # Over the compute alone, as measured overheads are over `none`.
-        return 100 * (self.predicted_ms(level_name, rate_per_ms) / self.total_ms - 1)
+        return 100 * (self.predict_ms(level_name, rate_per_ms) / self.total_ms - 1)
 
-    def slowest_rate_near_zero(
+    def find_slowest_rate_near_zero(
         self, level_name: str, limit_pct: float = NEAR_ZERO_PCT
     ) -> float | None:
         """Return the slowest link, in bytes per millisecond, whose overhead is near zero.
@@ -192,7 +192,7 @@ class StreamedRequest:
         None if no link is fast enough. Times must be floats.
         """
         # Level 0 pays for messages on any link.
-        if self.overhead_pct(level_name, FASTEST_RATE) > limit_pct:
+        if self.predict_overhead_pct(level_name, FASTEST_RATE) > limit_pct:
             return None
         # Overhead never rises with the rate, so halving finds the border. Rates span decades, so
         # the middle is geometric.
@@ -200,18 +200,19 @@ class StreamedRequest:
         fast_rate = FASTEST_RATE
         while fast_rate / slow_rate > 1.0001:
             middle_rate = math.sqrt(slow_rate * fast_rate)
-            if self.overhead_pct(level_name, middle_rate) > limit_pct:
+            if self.predict_overhead_pct(level_name, middle_rate) > limit_pct:
                 slow_rate = middle_rate
             else:
                 fast_rate = middle_rate
         return fast_rate
 
-    def _step_costs_ms(self, rate_per_ms: float) -> TimesMs:
+    def _compute_step_costs_ms(self, rate_per_ms: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
         # The last group may be shorter.
         full_groups, steps_left = divmod(self.steps, self.flush_interval)
         return sum(
-            groups_of_size * self._chunk_costs_ms(rate_per_ms, steps_together * self.step_nbytes)
+            groups_of_size
+            * self._compute_chunk_costs_ms(rate_per_ms, steps_together * self.step_nbytes)
             for groups_of_size, steps_together in (
                 (full_groups, self.flush_interval),
                 (1, steps_left),
@@ -219,11 +220,11 @@ class StreamedRequest:
             if groups_of_size and steps_together
         )
 
-    def _chunk_costs_ms(self, rate_per_ms: float, nbytes: float) -> TimesMs:
+    def _compute_chunk_costs_ms(self, rate_per_ms: float, nbytes: float) -> TimesMs:
         """Return the time of what is ready at once beside that of its bytes on the link."""
-        return self._stations(rate_per_ms).carry(0.0, nbytes) - nbytes / rate_per_ms
+        return self._make_stations(rate_per_ms).carry(0.0, nbytes) - nbytes / rate_per_ms
 
-    def _messages_ms(
+    def _compute_messages_ms(
         self, rate_per_ms: float, messages: float, message_ms: TimesMs, nbytes: float
     ) -> TimesMs:
         """Return the time of messages beside that of their ``nbytes`` on the link."""
@@ -236,17 +237,17 @@ class StreamedRequest:
         link_ms = nbytes / rate_per_ms
         return np.maximum(messages * message_ms, link_ms + packets_ms) - link_ms
 
-    def _whole_prompt_ms(self, rate_per_ms: float, compute: _Compute) -> TimesMs:
+    def _compute_whole_prompt_ms(self, rate_per_ms: float, compute: _Compute) -> TimesMs:
         """Return when the prompt's bytes have arrived, all of which are ready at its end."""
-        stations = self._stations(rate_per_ms)
-        for nbytes in self._prompt_parts():
+        stations = self._make_stations(rate_per_ms)
+        for nbytes in self._cut_prompt():
             arrived_ms = stations.carry(compute.prompt_ms, nbytes)
         return arrived_ms
 
-    def _stations(self, rate_per_ms: float) -> _Stations:
+    def _make_stations(self, rate_per_ms: float) -> _Stations:
         return _Stations(self.costs, rate_per_ms, self.burst_nbytes)
 
-    def _prompt_parts(self) -> Iterator[float]:
+    def _cut_prompt(self) -> Iterator[float]:
         """Yield the bytes of each group of layers that fit a slot together; a layer at least."""
         layer_nbytes = self.prompt_nbytes / self.layers
         layers_per_slot = self.layers
@@ -257,9 +258,9 @@ class StreamedRequest:
             # The whole prompt exactly: layers × its share can differ in the last digit.
             yield self.prompt_nbytes if layer_count == self.layers else layer_count * layer_nbytes
 
-    def _streamed_ms(self, rate_per_ms: float, steps: int, compute: _Compute) -> TimesMs:
+    def _compute_streamed_ms(self, rate_per_ms: float, steps: int, compute: _Compute) -> TimesMs:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
-        stations = self._stations(rate_per_ms)
+        stations = self._make_stations(rate_per_ms)
         for layer in range(1, self.layers + 1):
             ready_ms = compute.prompt_ms * (layer - self.early_layers) / self.layers
             arrived_ms = stations.carry(ready_ms, self.prompt_nbytes / self.layers)

@@ -13,8 +13,8 @@ from dejavubench.analysis.facts.host_rounds import HostRounds, read_host_rounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.facts.source_ranks import list_source_ranks, ran_on_gpu
 from dejavubench.analysis.numbers import stats
-from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds, chunk_rounds
-from dejavubench.analysis.prediction.emulated_link import PAYLOAD_SHARE, burst_nbytes
+from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds, collect_chunk_rounds
+from dejavubench.analysis.prediction.emulated_link import PAYLOAD_SHARE, compute_burst_nbytes
 from dejavubench.analysis.prediction.inputs import (
     ArmInputs,
     LinkInputs,
@@ -70,7 +70,7 @@ def read_inputs(run: Run) -> RunInputs:
             f"{name} has no rounds of the arm none, which a prediction starts from. Measure with "
             "--streaming none,…"
         )
-    rounds_by_arm = chunk_rounds(run, points)
+    rounds_by_arm = collect_chunk_rounds(run, points)
     if not rounds_by_arm:
         raise NoPredictionError(
             f"{name} has no times of chunks, which a prediction starts from. Measure it again, "
@@ -90,7 +90,7 @@ def read_inputs(run: Run) -> RunInputs:
     ]
     if not arms:
         raise NoPredictionError(
-            f"{name}: {_why_no_link(run, [samples for _, samples, _ in streams])}"
+            f"{name}: {_explain_no_link(run, [samples for _, samples, _ in streams])}"
         )
     facts = run.header.facts
     return RunInputs(
@@ -154,13 +154,13 @@ def _make_arm(
             slot_nbytes=(point.info.staging_mib or experiment.get("staging_mib", 16)) * 2**20,
             flush_interval=experiment.get("flush_interval", 1),
         ),
-        prompt_added_ms=_differences(times.prompt, baseline.prompt_ms),
-        tokens_added_ms=_differences(times.tokens or no_steps, baseline.tokens_ms),
+        prompt_added_ms=_subtract_rounds(times.prompt, baseline.prompt_ms),
+        tokens_added_ms=_subtract_rounds(times.tokens or no_steps, baseline.tokens_ms),
         overhead=overhead,
     )
 
 
-def _differences(arm_ms: RoundValues, none_ms: RoundValues) -> RoundValues:
+def _subtract_rounds(arm_ms: RoundValues, none_ms: RoundValues) -> RoundValues:
     return {
         round_number: ms - none_ms[round_number]
         for round_number, ms in arm_ms.items()
@@ -178,7 +178,7 @@ def _make_link(
     info = info_of(run, samples.info)
     if info is None or _is_no_link(run, info):
         return None
-    rate_and_origin = _measured_rate(run, point, info) or _stated_rate(run, samples)
+    rate_and_origin = _find_measured_rate(run, point, info) or _find_stated_rate(run, samples)
     if rate_and_origin is None:
         return None
     rate, origin = rate_and_origin
@@ -187,12 +187,12 @@ def _make_link(
         rate=rate,
         origin=origin,
         message_ms=(message_us or 0.0) / 1e3,
-        packet_nbytes=_packet_nbytes(run, hosts, point, samples),
-        burst_nbytes=_burst_nbytes(run, samples),
+        packet_nbytes=_count_packet_nbytes(run, hosts, point, samples),
+        burst_nbytes=_find_burst_nbytes(run, samples),
     )
 
 
-def _measured_rate(
+def _find_measured_rate(
     run: Run, point: PointSamples, info: DestinationInfo
 ) -> tuple[float, str] | None:
     """Return the speed of a destination's large messages, in bytes/s, and its probe."""
@@ -203,7 +203,7 @@ def _measured_rate(
     return None if gb_per_s is None else (NBYTES_PER_GB * gb_per_s, probe_name)
 
 
-def _stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
+def _find_stated_rate(run: Run, samples: ArmSamples) -> tuple[float, str] | None:
     """Return the speed that the user stated by --link, in bytes/s, and where it is from."""
     stated_link = run.header.experiment.get("link")
     if stated_link in (None, UNLIMITED_RATE):
@@ -220,7 +220,7 @@ def _is_no_link(run: Run, info: DestinationInfo) -> bool:
     return info.on_storage or (info.local and not ran_on_gpu(run))
 
 
-def _why_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
+def _explain_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
     """Return why no arm's link can be predicted from, and what would help.
 
     Args:
@@ -245,15 +245,15 @@ def _why_no_link(run: Run, streams: Sequence[ArmSamples]) -> str:
     )
 
 
-def _burst_nbytes(run: Run, samples: ArmSamples) -> float:
+def _find_burst_nbytes(run: Run, samples: ArmSamples) -> float:
     """Return the burst of a link between two emulated hosts; 0 of any other link."""
     rate = run.header.experiment.get("link")
     if rate in (None, UNLIMITED_RATE) or hosts_of(run, samples.info) != EMULATED_PLACE:
         return 0.0
-    return float(burst_nbytes(units.parse_rate(rate)))
+    return float(compute_burst_nbytes(units.parse_rate(rate)))
 
 
-def _packet_nbytes(
+def _count_packet_nbytes(
     run: Run, hosts: Sequence[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> float:
     """Return the bytes of a naive message's packets beside its own, by the interfaces' counters."""

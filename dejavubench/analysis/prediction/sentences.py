@@ -17,7 +17,7 @@ from dejavubench.analysis.prediction.table import (
     Forecast,
     ForecastRow,
 )
-from dejavubench.analysis.prediction.target import Target, distance
+from dejavubench.analysis.prediction.target import Target, compute_distance
 
 _ORIGIN_OF_COMPUTE = {
     Basis.MEASURED: "measured at these sizes",
@@ -53,7 +53,7 @@ def format_bytes_per_s(rate: float) -> str:
     return f"{format_3_digits(rate)} B/s"
 
 
-def answers(forecast: Forecast) -> list[str]:
+def write_answers(forecast: Forecast) -> list[str]:
     """Return the sentences that answer first: costs per level, and where they cross."""
     targets = [forecast.target, *forecast.other_targets]
     sentences = [
@@ -86,7 +86,7 @@ def format_overhead(row: ForecastRow, unit: str = "") -> str:
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
     """Describe the asked link as faster or slower than the measured one."""
-    slowest_rate, fastest_rate = forecast.measured_rates(mode)
+    slowest_rate, fastest_rate = forecast.find_measured_rates(mode)
     asked_text = format_bytes_per_s(forecast.rate)
     measured_text = _format_range(slowest_rate, fastest_rate)
     if forecast.rate > (1 + SAME_RATE) * fastest_rate:
@@ -123,7 +123,7 @@ def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> s
             f" (measured {format_signed_percent(100 * arm.overhead.median)} %)"
             for arm in forecast.run.arms
             if (arm.mode, arm.level) == (row.mode, row.level)
-            and distance(arm.point.info, target.point) == (0, 0.0)
+            and compute_distance(arm.point.info, target.point) == (0, 0.0)
             and not row.is_borrowed
         ),
         "",
@@ -156,7 +156,7 @@ def _describe_free_from(forecast: Forecast, mode: str, level_name: str) -> str:
             f"level {level_name} costs nothing (upper end at most {FREE_PCT:g} %) from "
             f"{format_bytes_per_s(rate)} on"
         )
-    remaining_cost = forecast.remaining_cost(mode, level_name)
+    remaining_cost = forecast.find_remaining_cost(mode, level_name)
     # The levels are those that the run predicts.
     assert remaining_cost is not None
     if remaining_cost.pct <= FREE_PCT or not remaining_cost.is_shown:
@@ -229,7 +229,7 @@ def _format_bases(rows: Sequence[ForecastRow]) -> str:
     return "; ".join(dict.fromkeys(_ORIGIN_OF_COMPUTE[row.compute] for row in rows)) or "none"
 
 
-def remarks(forecast: Forecast) -> list[str]:
+def write_remarks(forecast: Forecast) -> list[str]:
     """Return remarks that a reader needs to judge the numbers."""
     rows = forecast.answers
     length = forecast.target.point.input_len

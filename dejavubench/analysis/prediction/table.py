@@ -132,19 +132,19 @@ class Forecast:
 
     def rows_of(self, target: Target) -> list[ForecastRow]:
         """Return the rows of a target at the given rate."""
-        return self._rows([(target, self.rate)])
+        return self._make_rows([(target, self.rate)])
 
     @cached_property
     def over_rates(self) -> list[ForecastRow]:
         """The rows of the target itself, over links around the given rate."""
-        return self._rows([(self.target, factor * self.rate) for factor in RATE_FACTORS])
+        return self._make_rows([(self.target, factor * self.rate) for factor in RATE_FACTORS])
 
     @cached_property
     def over_lengths(self) -> list[ForecastRow]:
         """The rows of targets with prompts around the target's length, at the given rate."""
         own_length = self.target.point.input_len
         lengths = sorted({max(1, round(factor * own_length)) for factor in LENGTH_FACTORS})
-        return self._rows(
+        return self._make_rows(
             [
                 (self.target.with_length(length), self.rate)
                 for length in lengths
@@ -152,7 +152,7 @@ class Forecast:
             ]
         )
 
-    def measured_rates(self, mode: str) -> tuple[float, float]:
+    def find_measured_rates(self, mode: str) -> tuple[float, float]:
         """Return the slowest and the fastest measured link of a destination, in bytes per s."""
         rates = [arm.link.rate for arm in self.run.arms if arm.mode == mode]
         return min(rates), max(rates)
@@ -168,10 +168,12 @@ class Forecast:
             return None
 
         def is_free(rate: int) -> bool:
-            return interval_at(prediction, rate)[1] <= FREE_PCT
+            return predict_interval(prediction, rate)[1] <= FREE_PCT
 
         rates = np.geomspace(SLOWEST_SEARCHED_RATE, FASTEST_SEARCHED_RATE, SEARCHED_RATES)
-        return first_for_good([round(rate) for rate in rates], is_free, finest_ratio=RATE_RATIO)
+        return find_first_for_good(
+            [round(rate) for rate in rates], is_free, finest_ratio=RATE_RATIO
+        )
 
     @property
     def noise_pct(self) -> float:
@@ -179,7 +181,7 @@ class Forecast:
         noise_reaches = [point.noise for point in self.run.points if point.noise is not None]
         return 100 * max(noise_reaches, default=0.0)
 
-    def remaining_cost(self, mode: str, level_name: str) -> RemainingCost | None:
+    def find_remaining_cost(self, mode: str, level_name: str) -> RemainingCost | None:
         """Return the overhead that no link takes away; None without a prediction."""
         prediction = predict(self.run, mode, level_name, self.target)
         if prediction is None:
@@ -190,7 +192,7 @@ class Forecast:
             remaining_pct,
             # As an answer tells a measured cost from noise.
             is_shown=low_pct > 0 and remaining_pct > self.noise_pct,
-            saturating_rate=prediction.slowest_rate_near_zero(remaining_pct + GAIN_PCT),
+            saturating_rate=prediction.find_slowest_rate_near_zero(remaining_pct + GAIN_PCT),
         )
 
     def can_compare_layerwise(self, mode: str) -> bool:
@@ -211,11 +213,11 @@ class Forecast:
         )
 
         def pays(length: int) -> bool:
-            return self._gain_pct(mode, length) >= GAIN_PCT
+            return self._compute_gain_pct(mode, length) >= GAIN_PCT
 
-        return first_for_good(lengths, pays)
+        return find_first_for_good(lengths, pays)
 
-    def _gain_pct(self, mode: str, length: int) -> float:
+    def _compute_gain_pct(self, mode: str, length: int) -> float:
         """Return by how much level 2 is faster than level 1, in percentage points of TOTAL."""
         target = self.target.with_length(length)
         overheads_pct = []
@@ -223,32 +225,34 @@ class Forecast:
             prediction = predict(self.run, mode, level_name, target)
             if prediction is None:
                 return -math.inf
-            overheads_pct.append(prediction.overhead_pct(self.rate)[0])
+            overheads_pct.append(prediction.predict_overhead_pct(self.rate)[0])
         return float(overheads_pct[0] - overheads_pct[1])
 
-    def _rows(self, targets_and_rates: Sequence[tuple[Target, float]]) -> list[ForecastRow]:
+    def _make_rows(self, targets_and_rates: Sequence[tuple[Target, float]]) -> list[ForecastRow]:
         return [
             row
             for mode in self.modes
             for target, rate in targets_and_rates
             for level_name in PREDICTED_LEVELS
-            if (row := self._row(mode, level_name, target, rate)) is not None
+            if (row := self._make_row(mode, level_name, target, rate)) is not None
         ]
 
-    def _row(self, mode: str, level_name: str, target: Target, rate: float) -> ForecastRow | None:
+    def _make_row(
+        self, mode: str, level_name: str, target: Target, rate: float
+    ) -> ForecastRow | None:
         """Return a row; None if the run tells nothing of the level."""
         prediction = predict(self.run, mode, level_name, target)
         if prediction is None:
             return None
-        overheads_pct = prediction.overhead_pct(rate)
-        low_pct, high_pct = interval_at(prediction, rate)
+        overheads_pct = prediction.predict_overhead_pct(rate)
+        low_pct, high_pct = predict_interval(prediction, rate)
         return ForecastRow(
             mode=mode,
             level=level_name,
             rate=rate,
             input_len=target.point.input_len,
             none_ms=float(prediction.request.total_ms[0]),
-            predicted_ms=float(prediction.predicted_ms(rate)[0]),
+            predicted_ms=float(prediction.predict_ms(rate)[0]),
             overhead_pct=float(overheads_pct[0]),
             low_pct=low_pct,
             high_pct=high_pct,
@@ -261,17 +265,19 @@ class Forecast:
         )
 
 
-def interval_at(prediction: Prediction, rate: float) -> tuple[float, float]:
+def predict_interval(prediction: Prediction, rate: float) -> tuple[float, float]:
     """Return the interval of a prediction over a link of ``rate`` bytes per second, in percent."""
-    return _interval_of(prediction, prediction.overhead_pct(rate))
+    return _interval_of(prediction, prediction.predict_overhead_pct(rate))
 
 
 def _interval_of(prediction: Prediction, overheads_pct: np.ndarray) -> tuple[float, float]:
     """Return the interval of overheads of a prediction, with the error of its level's costs."""
-    return with_own_error(overheads_pct, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
+    return widen_by_own_error(overheads_pct, BORROWED_ERROR_PCT if prediction.is_borrowed else 0.0)
 
 
-def with_own_error(overheads_pct: np.ndarray, least_error_pct: float = 0.0) -> tuple[float, float]:
+def widen_by_own_error(
+    overheads_pct: np.ndarray, least_error_pct: float = 0.0
+) -> tuple[float, float]:
     """Return the interval of a predicted overhead, in percent.
 
     Args:
@@ -288,7 +294,7 @@ def with_own_error(overheads_pct: np.ndarray, least_error_pct: float = 0.0) -> t
     return predicted_pct - below_pct, predicted_pct + above_pct
 
 
-def first_for_good(
+def find_first_for_good(
     values: Sequence[int], holds: Callable[[int], bool], finest_ratio: float = 1.0
 ) -> int | None:
     """Return the least value from which on ``holds`` is true up to the last of ``values``.

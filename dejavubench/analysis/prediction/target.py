@@ -57,7 +57,7 @@ class Target:
         return replace(self, point=self.point.model_copy(update=changed_fields))
 
 
-def distance(measured: PointInfo, target: PointInfo) -> tuple[int, float]:
+def compute_distance(measured: PointInfo, target: PointInfo) -> tuple[int, float]:
     """Return how far apart two points are: other models and layouts first, then other lengths."""
     other_sizes = sum(
         getattr(measured, key) != getattr(target, key)

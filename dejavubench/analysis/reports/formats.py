@@ -18,7 +18,7 @@ from dejavubench.analysis.reports.report import RunReport
 from dejavubench.analysis.reports.report_order import ROW_CLASSES
 from dejavubench.analysis.reports.table_schema import TABLE_SCHEMA
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.process_columns import frame
+from dejavubench.analysis.tables.process_columns import make_frame
 from dejavubench.analysis.tables.text_tables import TextLine, wrap
 from dejavubench.records import Severity
 
@@ -61,9 +61,9 @@ def write(reports: Sequence[RunReport], style: str, out: IO[str], table: str = "
 
 def _to_csv(reports: Sequence[RunReport], table: str) -> str:
     if table == "arms":
-        return frame(row for report in reports for row in report.rows).to_csv(index=False)
+        return make_frame(row for report in reports for row in report.rows).to_csv(index=False)
     rows = (row for report in reports for row in report.rows_of_parts.get(table, []))
-    return frame(rows, ROW_CLASSES[table]).to_csv(index=False)
+    return make_frame(rows, ROW_CLASSES[table]).to_csv(index=False)
 
 
 def as_markdown(report: RunReport) -> str:

@@ -1,6 +1,6 @@
 """Reports: rows, tables and notes of a run or a text log, ready to be written.
 
-Public names: :func:`report`, :func:`log_report`, :class:`RunReport`.
+Public names: :func:`make_report`, :func:`make_log_report`, :class:`RunReport`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from dejavubench.analysis.facts import source_ranks
 from dejavubench.analysis.reports.log_parts import LOG_PARTS, LogData
 from dejavubench.analysis.reports.report_order import REPORT_PARTS
-from dejavubench.analysis.tables.log_rows import log_rows
+from dejavubench.analysis.tables.log_rows import make_log_rows
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import (
     NoteLine,
@@ -82,7 +82,7 @@ class RunReport:
         return {part.name: content.rows for part, content in self.parts if part.row is not None}
 
 
-def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
+def make_report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
     """Make the report of a run.
 
     Raises:
@@ -102,14 +102,14 @@ def report(run: Run, parts: Sequence[RunPart] = REPORT_PARTS) -> RunReport:
     )
 
 
-def log_report(path: Path) -> RunReport:
+def make_log_report(path: Path) -> RunReport:
     """Make the report of a text log.
 
     Raises:
         TextLogError: the log cannot be read, or is too short.
     """
     log = read_log(path)
-    log_data = LogData(log, log_rows(log))
+    log_data = LogData(log, make_log_rows(log))
     return RunReport(
         str(path), log_data.rows, [(part, part.content(log_data)) for part in LOG_PARTS]
     )

@@ -72,7 +72,7 @@ ROW_CLASSES: dict[str, type[Any]] = {
 """The dataclass of rows of each part that has rows of its own in csv and json, by its name."""
 
 
-def parts_against(table: MachineTable) -> tuple[RunPart, ...]:
+def list_parts_against(table: MachineTable) -> tuple[RunPart, ...]:
     """Return the parts of a report that also compares with a table of measured machines."""
-    comparing_part = normal_part.normal_part(table)
+    comparing_part = normal_part.make_normal_part(table)
     return tuple(comparing_part if part is normal_part.NORMAL else part for part in REPORT_PARTS)

@@ -18,20 +18,20 @@ TABLE_SCHEMA = 2
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 
 
-def table_schema() -> dict[str, Any]:
+def make_table_schema() -> dict[str, Any]:
     """Return the schema of the list of documents, one for each run or text log."""
     header = make_file_schema("run")
     definitions = header.pop("$defs")
     for key in ("$schema", "title", "schema_version"):
         del header[key]
-    header["properties"]["path"] = _text_schema("Folder of the run.")
+    header["properties"]["path"] = _make_text_schema("Folder of the run.")
     definitions["RunHeader"] = header
     rows: list[type[Any]] = [Row, *ROW_CLASSES.values()]
     for row in rows:
-        definitions[row.__name__] = row_schema(row, definitions)
+        definitions[row.__name__] = make_row_schema(row, definitions)
     definitions["Note"] = make_class_schema(Note)
     properties = {
-        "run": _text_schema(
+        "run": _make_text_schema(
             "Name and folder of the run, its machine and start; path of a text log."
         ),
         "header": {
@@ -39,9 +39,9 @@ def table_schema() -> dict[str, Any]:
             "anyOf": [{"$ref": "#/$defs/RunHeader"}, {"type": "null"}],
         },
         "notes": {"description": "Notes for people, the most important first.", **_TEXTS},
-        "rows": _list_schema(Row, "Rows of the points and arms, or of a text log's ranks."),
+        "rows": _make_list_schema(Row, "Rows of the points and arms, or of a text log's ranks."),
         **{
-            name: _list_schema(row, f"Rows of the table {name}.")
+            name: _make_list_schema(row, f"Rows of the table {name}.")
             for name, row in ROW_CLASSES.items()
         },
         "notes_by_kind": {
@@ -67,16 +67,16 @@ def table_schema() -> dict[str, Any]:
     }
 
 
-def _text_schema(meaning: str) -> dict[str, Any]:
+def _make_text_schema(meaning: str) -> dict[str, Any]:
     return {"description": meaning, "type": "string"}
 
 
-def _list_schema(row: type[Any], meaning: str) -> dict[str, Any]:
+def _make_list_schema(row: type[Any], meaning: str) -> dict[str, Any]:
     row_reference = {"$ref": f"#/$defs/{row.__name__}"}
     return {"description": meaning, "type": "array", "items": row_reference}
 
 
-def row_schema(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
+def make_row_schema(row: type[Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a row: every column is there, null where it has no value.
 
     Args:

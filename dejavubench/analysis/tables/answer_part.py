@@ -10,13 +10,13 @@ from dejavubench.analysis.answers.judgement import Difference
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
-from dejavubench.analysis.answers.summary import summary
+from dejavubench.analysis.answers.summary import write_summary
 from dejavubench.analysis.number_texts import format_3_digits, format_ms, format_nbytes
 from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
-from dejavubench.analysis.tables.spreads import spread
-from dejavubench.analysis.tables.text_cells import POINT_CELL, varying_cells
+from dejavubench.analysis.tables.spreads import scale_estimate
+from dejavubench.analysis.tables.text_cells import POINT_CELL, make_varying_cells
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING
@@ -105,7 +105,7 @@ def _make_pair_row(run: str, pair: Pair) -> AnswerRow:
 
 def _add_difference(row: AnswerRow, difference: Difference) -> None:
     row.samples = difference.estimate.samples
-    interval = spread(difference.estimate, 100)
+    interval = scale_estimate(difference.estimate, 100)
     row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = interval
     row.noise_reach_pct = None if difference.reach is None else 100 * difference.reach
     row.judgement = str(difference.judgement)
@@ -117,7 +117,7 @@ def _add_difference(row: AnswerRow, difference: Difference) -> None:
 
 def _label_points(rows: list[Row]) -> dict[str, str]:
     """Return names of the points with the sizes that tell them apart."""
-    size_cells = [cell for cell in varying_cells(rows) if cell is not POINT_CELL]
+    size_cells = [cell for cell in make_varying_cells(rows) if cell is not POINT_CELL]
     labels = {}
     for row in rows:
         sizes = [f"{cell.heading} {cell.write(row)}" for cell in size_cells[:MOST_SIZES]]
@@ -212,8 +212,8 @@ def _handover_sentences(rows: Sequence[Row]) -> list[str]:
 
 def _explain_missing_rounds(run: Run, rows: Sequence[Row]) -> list[str]:
     """Explain what is missing for an answer, and which command measures it."""
-    points = len({row.point for row in rows})
-    suffix = f" at any of {points} points" if points > 1 else ""
+    point_count = len({row.point for row in rows})
+    suffix = f" at any of {point_count} points" if point_count > 1 else ""
     arm_names = ", ".join(dict.fromkeys(row.arm for row in rows))
     return [
         f"No answer: no arm has a complete measured round{suffix}. Missing: {arm_names}.",
@@ -252,7 +252,7 @@ def _make_content(run_data: RunData) -> PartContent:
     answers = answers_of(run_data.run, run_data.points, run_data.hosts, run_data.chunk_files.bills)
     handover_sentences = _handover_sentences(rows)
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.
-    answer_sentences = [] if handover_sentences else summary(answers, _label_points(rows))
+    answer_sentences = [] if handover_sentences else write_summary(answers, _label_points(rows))
     sentences = [
         *_restart_sentences(rows),
         *handover_sentences,

@@ -18,9 +18,9 @@ from dejavubench.analysis.tables.text_cells import (
     SWAP_CELLS,
     TIME_CELLS,
     TITLES,
-    common_sizes,
+    describe_common_sizes,
     make_block,
-    varying_cells,
+    make_varying_cells,
 )
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind
@@ -53,8 +53,8 @@ def _explain_times(rows: list[Row]) -> Note:
 def _make_times_tables(rows: list[Row]) -> list[Block]:
     if not rows:
         return []
-    point_cells = varying_cells(rows)
-    title = common_sizes(rows)
+    point_cells = make_varying_cells(rows)
+    title = describe_common_sizes(rows)
     if restart_rows := _select_restarts(rows):
         return [make_block(title, restart_rows, point_cells, RESTART_CELLS)]
     if not any(row.is_streaming for row in rows):
@@ -76,13 +76,15 @@ def _select_streaming(rows: list[Row]) -> list[Row]:
 def _make_handover_table(rows: list[Row]) -> list[Block]:
     handover = [row for row in _select_streaming(rows) if row.handover.handover_ms is not None]
     title = TITLES["handover"]
-    return [make_block(title, handover, varying_cells(rows), HANDOVER_CELLS)] if handover else []
+    return (
+        [make_block(title, handover, make_varying_cells(rows), HANDOVER_CELLS)] if handover else []
+    )
 
 
 def _make_swap_table(rows: list[Row]) -> list[Block]:
     swap_rows = [row for row in _select_streaming(rows) if row.swap.resident_caches is not None]
     return (
-        [make_block(TITLES["swap"], swap_rows, varying_cells(rows), SWAP_CELLS)]
+        [make_block(TITLES["swap"], swap_rows, make_varying_cells(rows), SWAP_CELLS)]
         if swap_rows
         else []
     )
@@ -90,7 +92,7 @@ def _make_swap_table(rows: list[Row]) -> list[Block]:
 
 def _make_stream_tables(rows: list[Row]) -> list[Block]:
     streaming_rows = _select_streaming(rows)
-    point_cells = varying_cells(rows)
+    point_cells = make_varying_cells(rows)
     if not streaming_rows:
         return []
     has_paths = any(row.conditions.path for row in streaming_rows)  # older records have none
@@ -109,7 +111,7 @@ def _make_model_table(rows: list[Row]) -> list[Block]:
     if not baselines:
         return []
     events = EVENT_CELLS if any(row.events.prompt_event_ms is not None for row in baselines) else ()
-    return [make_block(TITLES["model"], baselines, varying_cells(rows), events + MODEL_CELLS)]
+    return [make_block(TITLES["model"], baselines, make_varying_cells(rows), events + MODEL_CELLS)]
 
 
 # ---- the parts ----

@@ -19,7 +19,7 @@ from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
+from dejavubench.analysis.tables.text_cells import ARM_CELL, make_varying_cells, sources_of
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
@@ -83,7 +83,7 @@ class ChunkRow:
     setting: SettingColumns
 
 
-def chunk_rows(run_data: RunData) -> list[ChunkRow]:
+def make_chunk_rows(run_data: RunData) -> list[ChunkRow]:
     """Return the rows of a run; none of a run that recorded no times of chunks."""
     return [
         _make_row(run_data.run, run_data.points[bill.point_id].arms[bill.arm_name], bill, part)
@@ -116,7 +116,7 @@ def _make_blocks(rows: list[Row], rows_of_run: Sequence[ChunkRow]) -> list[Block
     if not rows_of_run:
         return []
     # Two tables of one set of rows: sizes stand once per arm and phase, times once per part.
-    leading_cells = [*varying_cells(rows), ARM_CELL]
+    leading_cells = [*make_varying_cells(rows), ARM_CELL]
     headings = [*(cell.heading for cell in leading_cells), "phase"]
     sources = sources_of(leading_cells) | {"phase": ("phase",)}
     chunk_groups = group_by_arm(
@@ -201,7 +201,7 @@ def _make_notes(rows_of_run: Sequence[ChunkRow]) -> list[Note]:
 
 
 def _make_content(run_data: RunData) -> PartContent:
-    rows = chunk_rows(run_data)
+    rows = make_chunk_rows(run_data)
     return PartContent(
         blocks=_make_blocks(run_data.reached_rows, rows), notes=_make_notes(rows), rows=rows
     )

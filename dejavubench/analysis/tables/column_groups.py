@@ -24,7 +24,7 @@ from dejavubench.analysis.tables.process_columns import (
     Tails,
     Times,
 )
-from dejavubench.analysis.tables.spreads import Spread, spread, spread_of
+from dejavubench.analysis.tables.spreads import Spread, make_spread, scale_estimate
 from dejavubench.records import Run
 
 
@@ -65,9 +65,9 @@ def make_times(
 def make_arm_times(samples: ArmSamples) -> Times:
     """Return the times of an arm with measured rounds."""
     return make_times(
-        spread_of(samples.times.prompt.values()),
-        spread_of(samples.times.token.values()),
-        spread_of(samples.times.total.values()),
+        make_spread(samples.times.prompt.values()),
+        make_spread(samples.times.token.values()),
+        make_spread(samples.times.total.values()),
         len(samples.times.total),
         samples.warmups,
         median_of(samples.times.drain),
@@ -77,8 +77,8 @@ def make_arm_times(samples: ArmSamples) -> Times:
 def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhead:
     """Return overheads and noise floors; baselines have the floors, and no overhead."""
     baselines = point.baselines()
-    noise = spread(stats.estimate_noise_floor(baselines), 100)
-    token_noise = spread(stats.estimate_noise_floor(point.baselines("token")), 100)
+    noise = scale_estimate(stats.estimate_noise_floor(baselines), 100)
+    token_noise = scale_estimate(stats.estimate_noise_floor(point.baselines("token")), 100)
     overhead = Overhead(
         token_noise_floor_pct=token_noise.middle,
         token_noise_floor_low_pct=token_noise.low,
@@ -92,8 +92,8 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
         return overhead
     estimate = stats.estimate_paired_overhead(samples.times.total, baselines)
     target = run.header.experiment.get("target_overhead")
-    total = spread(estimate, 100)
-    token = spread(
+    total = scale_estimate(estimate, 100)
+    token = scale_estimate(
         stats.estimate_paired_overhead(samples.times.token, point.baselines("token")), 100
     )
     overhead.overhead_pct, overhead.overhead_low_pct, overhead.overhead_high_pct, _ = total
@@ -130,8 +130,8 @@ def make_tails(point: PointSamples, samples: ArmSamples) -> Tails:
         percentiles.p99_ms,
         percentiles.slowest_ms,
         # Rows of tails have no column for the quartile range, which comes fourth.
-        *spread(overhead, 100)[:3],
-        *spread(estimate_p99_noise(point), 100)[:3],
+        *scale_estimate(overhead, 100)[:3],
+        *scale_estimate(estimate_p99_noise(point), 100)[:3],
     )
 
 
@@ -149,7 +149,7 @@ def make_stream_totals(samples: ArmSamples) -> StreamTotals:
 
 def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRates:
     """Return a stream's rates and its ceiling, at this point if it was measured here."""
-    rates = StreamRates(hidden_pct=_hidden_pct(point, samples))
+    rates = StreamRates(hidden_pct=_compute_hidden_pct(point, samples))
     total_ms = median_of(samples.times.total)
     nbytes = median_of(samples.stream.nbytes)
     if total_ms and nbytes:
@@ -193,7 +193,7 @@ def make_speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     return speed
 
 
-def _hidden_pct(point: PointSamples, samples: ArmSamples) -> float | None:
+def _compute_hidden_pct(point: PointSamples, samples: ArmSamples) -> float | None:
     """Return 1 − (T_arm − T_none) / T_alone in percent.
 
     The difference is the paired overhead times T_none. None if T_alone is below the noise (the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.analysis import integrity
 from dejavubench.analysis.facts.source_ranks import count_ranks
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import (
     ArmFailure,
     End,
@@ -44,7 +44,7 @@ def is_complete(run: Run) -> bool:
     return (
         bool(session.ranks)
         and all(log.has_ended for log in session.ranks)
-        and not _absent_ranks(session)
+        and not _list_absent_ranks(session)
     )
 
 
@@ -85,7 +85,7 @@ def make_notes(run: Run) -> list[Note]:
         findings.append(INCOMPLETE.note(f"INCOMPLETE: {_name_rank(log)} {stop}"))
     findings += [
         INCOMPLETE.note(f"INCOMPLETE: rank {rank} has no file")
-        for rank in sorted(_absent_ranks(session))
+        for rank in sorted(_list_absent_ranks(session))
     ]
     if silent_logs and not interrupted_logs:
         findings.append(
@@ -98,7 +98,7 @@ def make_notes(run: Run) -> list[Note]:
     findings += _note_torn_lines(session)
     is_explained = failures or any(True for _ in session.records_of(ArmFailure))
     is_unexplained = (
-        any(end.status == "failed" for end in _end_records(session)) and not is_explained
+        any(end.status == "failed" for end in _find_end_records(session)) and not is_explained
     )
     if is_unexplained:
         findings.append(
@@ -121,30 +121,35 @@ def list_damage(run: Run) -> list[str]:
     """Return a message for each file of a run that is damaged or was lost, for stderr."""
     session = run.last_session
     # A rank of a job that still goes on, was killed or failed may have no file yet.
-    ok_ends = [end for end in _end_records(session) if end.status == "ok"]
+    ok_ends = [end for end in _find_end_records(session) if end.status == "ok"]
     all_ended_well = bool(session.ranks) and len(ok_ends) == len(session.ranks)
-    missing_ranks = sorted(_absent_ranks(session)) if all_ended_well else []
+    missing_ranks = sorted(_list_absent_ranks(session)) if all_ended_well else []
     return [
         *run.damaged_files.values(),
         *(f"{run.path}: rank {rank} has no file" for rank in missing_ranks),
     ]
 
 
-def brief_health(run: Run) -> str:
+def describe_health(run: Run) -> str:
     """Return a caption's words on a run; empty if it ended well and its files are unchanged."""
     changed_texts = [note.text for note in run.notes if note.kind == CHANGED.name]
     return " ".join(
-        [*_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed_texts)]
+        [*_list_incomplete_ranks(run), *(f"{run.path.name}: {text}." for text in changed_texts)]
     )
 
 
-def _incomplete_ranks(run: Run) -> list[str]:
+def _list_incomplete_ranks(run: Run) -> list[str]:
     session = run.last_session
     if not session.ranks or is_complete(session):
         return []
-    open_ranks = sum(not log.has_ended for log in session.ranks) + len(_absent_ranks(session))
-    ranks = len(session.ranks) + len(_absent_ranks(session))
-    return [f"INCOMPLETE: {open_ranks} of {ranks} ranks of {run.path.name} wrote no End record."]
+    open_rank_count = sum(not log.has_ended for log in session.ranks) + len(
+        _list_absent_ranks(session)
+    )
+    rank_count = len(session.ranks) + len(_list_absent_ranks(session))
+    return [
+        f"INCOMPLETE: {open_rank_count} of {rank_count} ranks of {run.path.name} wrote no End "
+        "record."
+    ]
 
 
 def _note_torn_lines(run: Run) -> list[Note]:
@@ -161,11 +166,11 @@ def _is_interrupt(failure: RankFailure) -> bool:
     return failure.error.startswith(KeyboardInterrupt.__name__)
 
 
-def _end_records(run: Run) -> list[End]:
+def _find_end_records(run: Run) -> list[End]:
     return [end for log in run.ranks for end in log.records_of(End)]
 
 
-def _absent_ranks(run: Run) -> set[int]:
+def _list_absent_ranks(run: Run) -> set[int]:
     expected_ranks = {peer for _, info in run.records_of(RankInfo) for peer in info.peers}
     expected_ranks |= set(range(int(run.header.environment.get("ranks") or 0)))
     return expected_ranks - {log.rank for log in run.ranks}
@@ -190,6 +195,6 @@ def _describe_place(mark: PhaseMark | None) -> str:
 ENDING = RunPart(
     "ending",
     "how the run ended",
-    only_notes(lambda run_data: make_notes(run_data.run)),
+    make_notes_alone(lambda run_data: make_notes(run_data.run)),
     (INTERRUPTED, FAILED, INCOMPLETE, UNFINISHED, REST, TORN_LINE, *integrity.NOTE_KINDS),
 )

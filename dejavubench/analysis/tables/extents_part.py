@@ -13,7 +13,7 @@ from dejavubench.analysis.number_texts import format_4_digits, format_count, for
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.text_cells import sources_of, varying_cells
+from dejavubench.analysis.tables.text_cells import make_varying_cells, sources_of
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
 
@@ -108,7 +108,7 @@ def _make_blocks(rows: list[Row], extents: Sequence[ExtentRow]) -> list[Block]:
     """Return the table for people: a line for each diagnostic arm and phase."""
     if not extents:
         return []
-    leading_cells = varying_cells(rows)
+    leading_cells = make_varying_cells(rows)
     headings = [*(cell.heading for cell in leading_cells), "arm", "phase"]
     sources = sources_of(leading_cells) | {"arm": ("arm",), "phase": ("phase",)} | TIMED_EXTENTS
     groups = group_by_arm(

@@ -45,7 +45,7 @@ class HostConditions:
     gpu_temperature_c: Annotated[float | None, "Temperature of the hottest GPU, median."] = None
 
 
-def host_conditions(
+def make_host_columns(
     run: Run, hosts: list[HostRounds], point: PointSamples, samples: ArmSamples
 ) -> HostConditions:
     """Return the columns of one row."""
@@ -54,10 +54,10 @@ def host_conditions(
     point_id = point.info.id
     rounds_of_hosts = [host.iterations_of_arm(point_id, samples.info.name) for host in hosts]
     path = path_of_bytes(run, hosts, point, samples) if samples.info.is_streaming else None
-    cpu_wait = _largest_known(
+    cpu_wait = _find_largest_known(
         host_round.per_second(lambda window: window.cpu_wait_s) for host_round in rounds_of_hosts
     )
-    io_wait = _largest_known(
+    io_wait = _find_largest_known(
         host_round.per_second(lambda window: window.io_wait_s) for host_round in rounds_of_hosts
     )
     windows = [window for host_round in rounds_of_hosts for window in host_round.windows]
@@ -82,31 +82,33 @@ def host_conditions(
         if any(gpus)
         else None,
         granted_cores=max(host.cores for host in hosts),
-        other_cores=_largest_known(host_round.other_cores for host_round in rounds_of_hosts),
-        steal_cores=_largest_known(host_round.steal_cores for host_round in rounds_of_hosts),
-        cpu_wait_pct=_percent(cpu_wait),
-        io_wait_pct=_percent(io_wait),
-        load_average=median_of_known(window.load for window in windows),
-        cpu_mhz=median_of_known(window.cpu_mhz for window in windows),
-        gpu_mhz=median_of_known(min(window_clocks, default=None) for window_clocks in clocks),
-        gpu_power_w=median_of_known(max(window_powers, default=None) for window_powers in powers),
-        gpu_temperature_c=median_of_known(
+        other_cores=_find_largest_known(host_round.other_cores for host_round in rounds_of_hosts),
+        steal_cores=_find_largest_known(host_round.steal_cores for host_round in rounds_of_hosts),
+        cpu_wait_pct=_compute_percent(cpu_wait),
+        io_wait_pct=_compute_percent(io_wait),
+        load_average=find_median_of_known(window.load for window in windows),
+        cpu_mhz=find_median_of_known(window.cpu_mhz for window in windows),
+        gpu_mhz=find_median_of_known(min(window_clocks, default=None) for window_clocks in clocks),
+        gpu_power_w=find_median_of_known(
+            max(window_powers, default=None) for window_powers in powers
+        ),
+        gpu_temperature_c=find_median_of_known(
             max(window_heats, default=None) for window_heats in heats
         ),
     )
 
 
-def median_of_known(maybe_values: Iterable[float | None]) -> float | None:
+def find_median_of_known(maybe_values: Iterable[float | None]) -> float | None:
     """Return the median of the known values."""
     values = [value for value in maybe_values if value is not None]
     return median(values) if values else None
 
 
-def _largest_known(values: Iterable[float | None]) -> float | None:
+def _find_largest_known(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _percent(share: float | None) -> float | None:
+def _compute_percent(share: float | None) -> float | None:
     """Return a share of the time in percent; the kernel's sum may exceed the time by a little."""
     return None if share is None else 100 * min(1.0, share)
 

@@ -9,11 +9,11 @@ import numpy as np
 from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
 from dejavubench.analysis.tables.column_groups import make_times
 from dejavubench.analysis.tables.process_columns import TOO_SHORT, Cpu, Overhead, Row, Sizes
-from dejavubench.analysis.tables.spreads import spread_of
+from dejavubench.analysis.tables.spreads import make_spread
 from dejavubench.records.text_log import RankTimes, TextLog, TextLogError
 
 
-def log_rows(log: TextLog) -> list[Row]:
+def make_log_rows(log: TextLog) -> list[Row]:
     """Return one row per rank; the first two samples are dropped, as the paper's scripts do.
 
     Raises:
@@ -53,9 +53,9 @@ def _make_row(path: Path, rank: int, times: RankTimes) -> Row:
         if len(tokens) > DROPPED_SAMPLES
     ]
     row.times = make_times(
-        spread_of(times.prompts[DROPPED_SAMPLES:]),
-        spread_of(float(np.median(tokens)) for tokens in steps),
-        spread_of(times.totals[DROPPED_SAMPLES:]),
+        make_spread(times.prompts[DROPPED_SAMPLES:]),
+        make_spread(float(np.median(tokens)) for tokens in steps),
+        make_spread(times.totals[DROPPED_SAMPLES:]),
         len(times.totals) - DROPPED_SAMPLES,
         DROPPED_SAMPLES,
         None,

@@ -13,9 +13,9 @@ from dejavubench.analysis.normal.machine_table import MachineTable, MeasuredArm
 from dejavubench.analysis.normal.verdicts import (
     Normality,
     RunNoise,
+    describe_arm,
+    describe_arms,
     normality_of,
-    sentence,
-    sentences,
 )
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
@@ -50,7 +50,7 @@ class NormalRow:
     sentence: Annotated[str, "The answer in words."]
 
 
-def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
+def list_measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]]:
     """Return the arms of a run whose stream was timed alone, each with its row."""
     environment = run.header.facts
     processor = source_ranks.name_processor(run) or "unknown processor"
@@ -81,11 +81,11 @@ def measured_arms(run: Run, rows: Iterable[Row]) -> list[tuple[Row, MeasuredArm]
         )
         for row in rows
         if row.ok and row.is_streaming and has_alone(row) and row.rates.alone_ms is not None
-        if (chunk_bytes := _chunk_bytes(row)) is not None
+        if (chunk_bytes := _compute_chunk_nbytes(row)) is not None
     ]
 
 
-def _chunk_bytes(row: Row) -> float | None:
+def _compute_chunk_nbytes(row: Row) -> float | None:
     """Return the mean size of a chunk of one microbatch."""
     streaming = row.streaming
     sizes = row.sizes
@@ -99,20 +99,20 @@ def _chunk_bytes(row: Row) -> float | None:
 def _noise_of(row: Row, run_data: RunData) -> RunNoise:
     """Return the conditions of an arm; too few rounds to judge by leave its noise unknown."""
     judgement = row.judged
-    floor = None if judgement.noise_reach_pct is None else _floor_at(row.point, run_data.rows)
+    floor = None if judgement.noise_reach_pct is None else _find_floor(row.point, run_data.rows)
     return RunNoise(
-        describe_others(row), floor, judgement.told_from_noise, _ceilings_command(run_data.run)
+        describe_others(row), floor, judgement.told_from_noise, _make_ceilings_command(run_data.run)
     )
 
 
-def _ceilings_command(run: Run) -> str | None:
+def _make_ceilings_command(run: Run) -> str | None:
     """Return the command that measures the ceilings of a run that left them out; else None."""
     if run.header.experiment.get("ceilings") is not False:
         return None
     return f"{continue_command(run.path, source_ranks.count_ranks(run))} --ceilings"
 
 
-def _floor_at(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
+def _find_floor(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
     """Return the noise floor of a point, which the row of its second none holds."""
     for row in rows:
         low_pct = row.overhead.noise_floor_low_pct
@@ -151,30 +151,30 @@ def _make_rows(rows_and_normalities: Iterable[tuple[Row, Normality]]) -> list[No
             least_share_pct=normality.least_pct,
             most_share_pct=normality.most_pct,
             range_place=str(normality.place),
-            sentence=sentence(normality),
+            sentence=describe_arm(normality),
         )
         for row, normality in rows_and_normalities
     ]
 
 
-def _content_maker(table: MachineTable | None) -> Callable[[RunData], PartContent]:
+def _make_content_maker(table: MachineTable | None) -> Callable[[RunData], PartContent]:
     def make_content(run_data: RunData) -> PartContent:
         if table is None or not any(row.is_streaming for row in run_data.rows):
             return PartContent()
         rows_and_normalities = [
             (row, normality_of(arm, table, _noise_of(row, run_data)))
-            for row, arm in measured_arms(run_data.run, run_data.rows)
+            for row, arm in list_measured_arms(run_data.run, run_data.rows)
         ]
-        texts = sentences([normality for _, normality in rows_and_normalities])
+        texts = describe_arms([normality for _, normality in rows_and_normalities])
         return PartContent(sentences=texts, rows=list(_make_rows(rows_and_normalities)))
 
     return make_content
 
 
-def normal_part(table: MachineTable | None) -> RunPart:
+def make_normal_part(table: MachineTable | None) -> RunPart:
     """Return the part that compares with a table; it has no content without one."""
-    return ReportPart("normal", "IS IT NORMAL?", _content_maker(table), row=NormalRow)
+    return ReportPart("normal", "IS IT NORMAL?", _make_content_maker(table), row=NormalRow)
 
 
-NORMAL = normal_part(None)
+NORMAL = make_normal_part(None)
 """The part of a report that compares with nothing."""

@@ -10,23 +10,23 @@ from dejavubench.analysis.normal.machine_table import (
     SHIPPED_TABLE,
     MachineTable,
     MeasuredArm,
+    read_shipped_table,
     read_table,
-    shipped_table,
 )
-from dejavubench.analysis.tables.normal_part import measured_arms
+from dejavubench.analysis.tables.normal_part import list_measured_arms
 from dejavubench.analysis.tables.run_rows import run_rows
 from dejavubench.records import RecordError, Run
 from dejavubench.records.archives import unpack_advice
 
 
-def table_of(table_source: str) -> MachineTable:
+def load_named_table(table_source: str) -> MachineTable:
     """Return the table that ``--against`` names.
 
     Raises:
         RecordError: there is none, or it cannot be read.
     """
     if table_source == SHIPPED_TABLE:
-        return shipped_table()
+        return read_shipped_table()
     if not table_source:  # Path("") is the current folder, which nobody has named
         raise RecordError(f"it is empty. Give {SHIPPED_TABLE}, a folder of runs, or a table's file")
     path = Path(table_source)
@@ -44,5 +44,5 @@ def table_of(table_source: str) -> MachineTable:
 
 def arms_of(runs: Iterable[Run]) -> list[MeasuredArm]:
     """Return the arms of runs that a table can hold: those with a share of a measured ceiling."""
-    arms = [arm for run in runs for _, arm in measured_arms(run, run_rows(run))]
+    arms = [arm for run in runs for _, arm in list_measured_arms(run, run_rows(run))]
     return [arm for arm in arms if arm.share_pct is not None]

@@ -19,8 +19,8 @@ from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.spreads import spread
-from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
+from dejavubench.analysis.tables.spreads import scale_estimate
+from dejavubench.analysis.tables.text_cells import ARM_CELL, make_varying_cells, sources_of
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 
@@ -57,7 +57,7 @@ class PartRow:
     setting: SettingColumns
 
 
-def part_rows(run_data: RunData) -> list[PartRow]:
+def make_part_rows(run_data: RunData) -> list[PartRow]:
     """Return the rows of a run; an arm that failed or has no baseline has none."""
     return [
         _make_row(run_data.run, samples, part)
@@ -70,7 +70,7 @@ def part_rows(run_data: RunData) -> list[PartRow]:
 
 def _make_row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     """Return the row of one part, with its intervals in ms and in percent of TOTAL."""
-    in_ms, in_pct = spread(part.ms), spread(part.share, 100)
+    in_ms, in_pct = scale_estimate(part.ms), scale_estimate(part.share, 100)
     return PartRow(
         arm_phase=ArmPhase.of_samples(run, samples, part.phase),
         part=part.part,
@@ -97,7 +97,7 @@ def _make_blocks(rows: list[Row], rows_of_parts: Sequence[PartRow]) -> list[Bloc
         ] = row
     if not by_arm:
         return []
-    leading_cells = [*varying_cells(rows), ARM_CELL]
+    leading_cells = [*make_varying_cells(rows), ARM_CELL]
     headings = [
         *(cell.heading for cell in leading_cells),
         "phase",
@@ -154,7 +154,7 @@ def _format_parts(rows_by_part: Mapping[str, PartRow]) -> list[str]:
 
 
 def _make_content(run_data: RunData) -> PartContent:
-    rows = part_rows(run_data)
+    rows = make_part_rows(run_data)
     notes = _make_notes(run_data.run, rows)
     return PartContent(blocks=_make_blocks(run_data.reached_rows, rows), notes=notes, rows=rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import ending_part
-from dejavubench.analysis.tables.report_part import RunPart, only_notes
+from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import ArmFailure, ArmInfo, Iteration, Note, NoteKind, Run, Skipped
 from dejavubench.units import format_count_of, format_duration
 
@@ -58,6 +58,6 @@ def _select_arms(run: Run, point_id: str) -> list[ArmInfo]:
 PRECISION = RunPart(
     "precision",
     "the precision that was asked for",
-    only_notes(lambda run_data: _make_notes(run_data.run)),
+    make_notes_alone(lambda run_data: _make_notes(run_data.run)),
     (NOT_REACHED,),
 )

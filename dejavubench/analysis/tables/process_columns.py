@@ -322,7 +322,7 @@ SETTING_COLUMNS = names_of(SettingColumns)
 """Names of the settings that a sweep may vary. The work is the same with all of their values."""
 
 
-def frame(rows: Iterable[Any], row_class: type[Any] = Row) -> pd.DataFrame:
+def make_frame(rows: Iterable[Any], row_class: type[Any] = Row) -> pd.DataFrame:
     """Return rows of one class as a pandas table with all its columns."""
     import pandas as pd
 

@@ -1,7 +1,7 @@
 """Parts of a report: what each shows, and the data of a run that they share.
 
 Public names: :data:`RunPart`, :class:`ReportPart`, :class:`PartContent`, :class:`RunData`,
-:func:`only_notes`.
+:func:`make_notes_alone`.
 The parts themselves stand in :data:`~dejavubench.analysis.reports.report_order.REPORT_PARTS`.
 """
 
@@ -100,7 +100,7 @@ class ReportPart(Generic[DataT]):
         return [NoteLine(worst_severity, f"{self.first_word}: {texts}")]
 
 
-def only_notes(make: Callable[[DataT], list[Note]]) -> Callable[[DataT], PartContent]:
+def make_notes_alone(make: Callable[[DataT], list[Note]]) -> Callable[[DataT], PartContent]:
     """Return the function of a part that has notes alone."""
     return lambda data: PartContent(notes=make(data))
 

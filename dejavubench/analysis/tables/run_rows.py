@@ -19,7 +19,7 @@ from dejavubench.analysis.tables.column_groups import (
     make_stream_totals,
     make_tails,
 )
-from dejavubench.analysis.tables.host_columns import host_conditions
+from dejavubench.analysis.tables.host_columns import make_host_columns
 from dejavubench.analysis.tables.process_columns import (
     NO_ROUNDS,
     Cpu,
@@ -100,19 +100,19 @@ def _make_row(
         row.verified = None if samples.failure else "FAILED"
     elif samples is None or not (samples.times.total or samples.restarts):
         row.status = NO_ROUNDS
-        row.reason = _why_no_rounds(run, point)
+        row.reason = _explain_no_rounds(run, point)
     elif samples.restarts:
         row.verified = _count_verified(samples)
         row.overhead.baseline = "no baseline"
         _add_restart(row, samples)
     else:
         row.verified = _count_verified(samples)
-        row.conditions = host_conditions(run, hosts, point, samples)
+        row.conditions = make_host_columns(run, hosts, point, samples)
         _add_measured(row, run, point, samples)
     return row
 
 
-def _why_no_rounds(run: Run, point: PointSamples) -> str:
+def _explain_no_rounds(run: Run, point: PointSamples) -> str:
     was_asked = any(session.start_of(point.info.id) is not None for session in run.sessions)
     return NOT_REACHED if was_asked else NOT_ASKED
 

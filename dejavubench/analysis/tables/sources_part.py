@@ -12,7 +12,7 @@ from dejavubench.analysis.number_texts import format_4_digits, format_nbytes
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.text_cells import ARM_CELL, sources_of, varying_cells
+from dejavubench.analysis.tables.text_cells import ARM_CELL, make_varying_cells, sources_of
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records import Run
@@ -90,7 +90,7 @@ def _make_blocks(rows: list[Row], source_rows: Sequence[SourceRow]) -> list[Bloc
     """Return the table for people: a line for each arm and source."""
     if not source_rows:
         return []
-    leading_cells = [*varying_cells(rows), ARM_CELL]
+    leading_cells = [*make_varying_cells(rows), ARM_CELL]
     headings = [cell.heading for cell in leading_cells]
     columns = sources_of(leading_cells) | SHOWN_COLUMNS
     groups = group_by_arm(

@@ -17,7 +17,7 @@ class Spread(NamedTuple):
     iqr: float | None = None
 
 
-def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
+def scale_estimate(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
     """Scale an estimate; a single sample has no interval."""
     if estimate is None:
         return Spread()
@@ -28,7 +28,7 @@ def spread(estimate: stats.Estimate | None, scale: float = 1.0) -> Spread:
     return Spread(middle, scale * estimate.low, scale * estimate.high, iqr)
 
 
-def spread_of(values: Iterable[float]) -> Spread:
+def make_spread(values: Iterable[float]) -> Spread:
     """Return median, interval and quartile range of values; all None if there are none."""
     samples = list(values)
-    return spread(stats.estimate(samples) if samples else None)
+    return scale_estimate(stats.estimate(samples) if samples else None)

@@ -9,7 +9,7 @@ from dejavubench.analysis.number_texts import (
 )
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
-from dejavubench.analysis.tables.text_cells import Cell, make_block, varying_cells
+from dejavubench.analysis.tables.text_cells import Cell, make_block, make_varying_cells
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING
 
@@ -55,7 +55,7 @@ def _make_blocks(rows: list[Row]) -> list[Block]:
     timed_rows = [row for row in rows if row.tails.token_samples]
     if not any(row.is_streaming for row in timed_rows):
         return []
-    return [make_block(TITLE, timed_rows, varying_cells(rows), TAIL_CELLS)]
+    return [make_block(TITLE, timed_rows, make_varying_cells(rows), TAIL_CELLS)]
 
 
 TAILS = RunPart(

@@ -306,14 +306,14 @@ SHOWN_CELLS: dict[str, tuple[Cell, ...]] = {
 # ---- the tables ----
 
 
-def varying_cells(rows: list[Row]) -> list[Cell]:
+def make_varying_cells(rows: list[Row]) -> list[Cell]:
     """Return the cells that tell a run's points apart: id, sizes and settings that vary."""
     first_cells = [POINT_CELL] if len({row.point for row in rows}) > 1 else []
     cells = (*SIZE_CELLS.values(), *SETTING_CELLS.values())
     return [*first_cells, *(cell for cell in cells if len({cell.write(row) for row in rows}) > 1)]
 
 
-def common_sizes(rows: list[Row]) -> str:
+def describe_common_sizes(rows: list[Row]) -> str:
     """Return in words the sizes that all points of a run have in common."""
     sizes = {name: {getattr(row.sizes, name) for row in rows} for name in POINT_COLUMNS}
     return ", ".join(
@@ -334,7 +334,7 @@ def make_block(
     """Make a table of rows, led by what varies and by the arm's name.
 
     Args:
-        point_cells: from :func:`varying_cells`, of all rows of the run.
+        point_cells: from :func:`make_varying_cells`, of all rows of the run.
     """
     leading_cells = [*point_cells, ARM_CELL]
     columns = [*leading_cells, *cells]

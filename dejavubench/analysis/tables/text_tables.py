@@ -75,7 +75,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for gap, word in _words(paragraph):
+        for gap, word in _split_words(paragraph):
             if line.strip() and len(line) + len(gap) + len(word) > width:
                 lines.append(line)
                 line = indent + word
@@ -91,13 +91,13 @@ def make_lines(block: Block, width: int) -> list[TextLine]:
     text_lines = (
         [TextLine(text, "italic") for text in wrap(block.title, width)] if block.title else []
     )
-    for group_index, group in enumerate(_part_columns(block, columns, width)):
+    for group_index, group in enumerate(_list_part_columns(block, columns, width)):
         text_lines += [TextLine("")] if group_index else []
-        text_lines += _part_lines(block, [columns[index] for index in group])
+        text_lines += _make_part_lines(block, [columns[index] for index in group])
     return text_lines
 
 
-def _words(text: str) -> list[tuple[str, str]]:
+def _split_words(text: str) -> list[tuple[str, str]]:
     """Return each word with the blanks before it. ``[ ]`` is one word, a number with its %, too."""
     return re.findall(r"(\s*)(\[ \]|\S+(?: %\S*)?)", text)
 
@@ -128,7 +128,9 @@ class _Column:
         """Give the heading two lines, as narrow as they can be, if the cells are narrower."""
         if len(self.heading) > 1:  # its lines were given
             return
-        narrowest_width = max(self._cells_width, *(len(word) for _, word in _words(self.text)), 1)
+        narrowest_width = max(
+            self._cells_width, *(len(word) for _, word in _split_words(self.text)), 1
+        )
         for width in range(narrowest_width, len(self.text)):
             # The narrowest width that still gives two lines: words decide, so try each.
             folded_lines = wrap(self.text, width)
@@ -148,18 +150,20 @@ class _Column:
 # ---- which columns stand side by side ----
 
 
-def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[list[int]]:
+def _list_part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[list[int]]:
     """Return the numbers of the columns of each part."""
-    if _width(columns) <= width:
+    if _measure_width(columns) <= width:
         return [list(range(len(columns)))]
     # Cheapest first: two lines of headings, then narrower keys, then several parts.
     for column in columns:
         column.fold_heading()
-    if _width(columns) <= width:
+    if _measure_width(columns) <= width:
         return [list(range(len(columns)))]
     keys = _find_keys(block)
     _shrink_keys([columns[column_index] for column_index in keys], width)
-    spare_width = width - _width([columns[column_index] for column_index in keys]) - len(COLUMN_GAP)
+    spare_width = (
+        width - _measure_width([columns[column_index] for column_index in keys]) - len(COLUMN_GAP)
+    )
     for column_index, column in enumerate(columns):
         if column_index not in keys:
             column.shrink(spare_width)
@@ -168,7 +172,7 @@ def _part_columns(block: Block, columns: Sequence[_Column], width: int) -> list[
     by_keys = _partition(columns, keys, block.breaks, width)
     leading_indices = list(range(block.leading_columns))
     widest_width = max((column.width for column in columns[block.leading_columns :]), default=0)
-    if _width(columns[: block.leading_columns]) + len(COLUMN_GAP) + widest_width > width:
+    if _measure_width(columns[: block.leading_columns]) + len(COLUMN_GAP) + widest_width > width:
         return by_keys
     by_leading = _partition(columns, leading_indices, block.breaks, width)
     return by_leading if len(by_leading) <= len(by_keys) else by_keys
@@ -191,7 +195,7 @@ def _find_keys(block: Block) -> list[int]:
 
 def _shrink_keys(keys: Sequence[_Column], width: int) -> None:
     """Wrap the widest of the columns that every part repeats, if they leave too little room."""
-    excess_width = _width(keys) - int(KEYS_SHARE * width)
+    excess_width = _measure_width(keys) - int(KEYS_SHARE * width)
     if excess_width > 0:
         widest_key = max(keys, key=lambda column: column.width)
         widest_key.shrink(max(1, widest_key.width - excess_width))
@@ -208,7 +212,8 @@ def _partition(
         wider_group = sorted([*column_groups[-1], column_index])
         # A part holds at least one column of its own, however wide that is.
         is_full = (
-            column_index in breaks or _width([columns[index] for index in wider_group]) > width
+            column_index in breaks
+            or _measure_width([columns[index] for index in wider_group]) > width
         )
         if is_full and len(column_groups[-1]) > len(repeated_indices):
             wider_group = sorted([*repeated_indices, column_index])
@@ -217,19 +222,19 @@ def _partition(
     return column_groups
 
 
-def _width(columns: Sequence[_Column]) -> int:
+def _measure_width(columns: Sequence[_Column]) -> int:
     return sum(column.width for column in columns) + len(COLUMN_GAP) * (len(columns) - 1)
 
 
 # ---- one part ----
 
 
-def _part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
+def _make_part_lines(block: Block, columns: Sequence[_Column]) -> list[TextLine]:
     """Return the lines of one part; a blank line parts groups of several rows."""
     height = max(len(column.heading) for column in columns)
     heading = [[""] * (height - len(column.heading)) + column.heading for column in columns]
     text_lines = [TextLine(text, "bold") for text in _join_columns(columns, heading)]
-    text_lines.append(TextLine("─" * _width(columns)))
+    text_lines.append(TextLine("─" * _measure_width(columns)))
     row = 0
     for group_index, group in enumerate(block.groups):
         if group_index and len(group) > 1:

@@ -79,13 +79,15 @@ def _collect_cost(
         stalled_ms=stalled_ms,
         drain_ms=drain_ms,
         request_ms=request_ms,
-        prompt_pct=_overhead_pct(samples.times.prompt, point.baselines("prompt")),
-        tokens_pct=_overhead_pct(samples.times.tokens, point.baselines("tokens")),
-        packed_ms=_packed_arm_overhead_ms(point, samples, phase),
+        prompt_pct=_estimate_overhead_pct(samples.times.prompt, point.baselines("prompt")),
+        tokens_pct=_estimate_overhead_pct(samples.times.tokens, point.baselines("tokens")),
+        packed_ms=_find_packed_arm_overhead_ms(point, samples, phase),
     )
 
 
-def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Phase) -> float | None:
+def _find_packed_arm_overhead_ms(
+    point: PointSamples, samples: ArmSamples, phase: Phase
+) -> float | None:
     """Return the overhead in ms of a naive arm's destination where chunks are packed first."""
     own_level = LEVELS.get(str(samples.info.level))
     if own_level is None or own_level.buffered:
@@ -104,7 +106,7 @@ def _packed_arm_overhead_ms(point: PointSamples, samples: ArmSamples, phase: Pha
     return None
 
 
-def _overhead_pct(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
+def _estimate_overhead_pct(times: RoundValues, baselines: Sequence[RoundValues]) -> float | None:
     overhead = stats.estimate_paired_overhead(times, baselines)
     return None if overhead is None else 100 * overhead.median
 
@@ -115,11 +117,11 @@ def _collect_stream(
     """Return the way of the arm's bytes; at levels 0 to 1 those of the phase alone."""
     info = info_of(run, samples.info)
     level = LEVELS.get(str(samples.info.level))
-    ceiling_gb_per_s = _ceiling_gb_per_s(run, point, samples, info)
+    ceiling_gb_per_s = _find_ceiling_gb_per_s(run, point, samples, info)
     is_naive = level is not None and not level.buffered
     is_overlapped = level is not None and level.overlapped
     # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
-    phase_share = 1.0 if phase == "total" or is_overlapped else _share_of_tokens(point)
+    phase_share = 1.0 if phase == "total" or is_overlapped else _compute_share_of_tokens(point)
     return StreamFacts(
         naive=is_naive,
         overlapped=is_overlapped,
@@ -127,18 +129,18 @@ def _collect_stream(
         local=info is not None and info.local,
         same_host=hosts_of(run, samples.info) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
-        sending_kernels=_sending_kernels(run, samples, info),
+        sending_kernels=_explain_sending_kernels(run, samples, info),
         gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=phase_share * median_or_zero(samples.stream.nbytes),
         copies=_count_copies(run, point, samples, phase) if is_naive else 0.0,
         alone_ms=phase_share * samples.stream_alone.ms if samples.stream_alone else None,
         ceiling=None if info is None or ceiling_gb_per_s is None else info.ceiling,
         ceiling_gb_per_s=ceiling_gb_per_s,
-        naive_us=_naive_us(run, point, samples, info),
+        naive_us=_find_naive_us(run, point, samples, info),
     )
 
 
-def _ceiling_gb_per_s(
+def _find_ceiling_gb_per_s(
     run: Run, point: PointSamples, samples: ArmSamples, info: DestinationInfo | None
 ) -> float | None:
     """Return the rate that bounds the streams of all sources together; None if it is unknown."""
@@ -151,12 +153,12 @@ def _ceiling_gb_per_s(
     return rate_and_ranks[0]
 
 
-def _naive_us(
+def _find_naive_us(
     run: Run, point: PointSamples, samples: ArmSamples, info: DestinationInfo | None
 ) -> float | None:
     """Return the time of one naive message, copy or write by a probe; None if it is unknown."""
     level = LEVELS.get(str(samples.info.level))
-    probe_name = _naive_probe(info)
+    probe_name = _find_naive_probe(info)
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
     if level is None or not level.each_complete or not probe_name:
         return None
@@ -164,7 +166,7 @@ def _naive_us(
     return us_and_ranks[0] / us_and_ranks[1] if us_and_ranks else None
 
 
-def _share_of_tokens(point: PointSamples) -> float:
+def _compute_share_of_tokens(point: PointSamples) -> float:
     steps = point.info.output_len - 1
     return steps / (point.info.input_len + steps)
 
@@ -173,13 +175,13 @@ def _count_copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Pha
     """Return the naive copies or messages of one source, for all its microbatches in flight."""
     stream = samples.stream
     sizes = point.info
-    copies = (sizes.output_len - 1) * median_or_zero(stream.token_copies)
+    copy_count = (sizes.output_len - 1) * median_or_zero(stream.token_copies)
     if phase == "total":
-        copies += median_or_zero(stream.prompt_copies)
-    return sizes.pipeline_para_size * copies / max(1, len(list_sources(run)))
+        copy_count += median_or_zero(stream.prompt_copies)
+    return sizes.pipeline_para_size * copy_count / max(1, len(list_sources(run)))
 
 
-def _naive_probe(info: DestinationInfo | None) -> str | None:
+def _find_naive_probe(info: DestinationInfo | None) -> str | None:
     """Return the probe that times one naive message, write or copy of a destination."""
     if info is None:
         return None
@@ -190,7 +192,9 @@ def _naive_probe(info: DestinationInfo | None) -> str | None:
     return COPY_LOOP if info.local else None
 
 
-def _sending_kernels(run: Run, samples: ArmSamples, info: DestinationInfo | None) -> str | None:
+def _explain_sending_kernels(
+    run: Run, samples: ArmSamples, info: DestinationInfo | None
+) -> str | None:
     if loopback_of(run, samples.info) is not None:
         return "source and sink on one GPU"
     return info.library if info is not None else None

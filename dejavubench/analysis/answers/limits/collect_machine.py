@@ -25,33 +25,35 @@ def collect_machine_facts(
     """Return the conditions beside the arm, and beside the baselines of its point."""
     point_id = point.info.id
     copy_rate_and_ranks = ceiling_of(run, "memory-copy", point_id, None)
-    host_round = _busiest_round(hosts, point_id, samples.info.name)
+    host_round = _find_busiest_round(hosts, point_id, samples.info.name)
     baseline_rounds = [
         baseline_round
         for arm in point.baseline_arms()
-        if (baseline_round := _busiest_round(hosts, point_id, arm.info.name)) is not None
+        if (baseline_round := _find_busiest_round(hosts, point_id, arm.info.name)) is not None
     ]
     wait_pcts = [
         wait_pct
         for baseline_round in baseline_rounds
-        if (wait_pct := _cpu_wait_pct(baseline_round)) is not None
+        if (wait_pct := _compute_cpu_wait_pct(baseline_round)) is not None
     ]
     return MachineFacts(
         copy_gb_per_s=copy_rate_and_ranks[0] if copy_rate_and_ranks else None,
         read_pct=_read_pct(run, point),
         cores=max((host.cores for host in hosts), default=run.header.facts.cores or None),
-        busy_cores=_busy_cores(samples, same_host),
+        busy_cores=_compute_busy_cores(samples, same_host),
         other_cores=None if host_round is None else host_round.other_cores,
-        other_ms=_added_other_ms(host_round, baseline_rounds),
-        cpu_wait_pct=None if host_round is None else _cpu_wait_pct(host_round),
+        other_ms=_compute_added_other_ms(host_round, baseline_rounds),
+        cpu_wait_pct=None if host_round is None else _compute_cpu_wait_pct(host_round),
         baseline_cpu_wait_pct=sum(wait_pcts) / len(wait_pcts) if wait_pcts else None,
-        model_cores=_model_cores(run, point),
-        helper=_moving_side(samples, samples.cpu.helper, len(list_sources(run))),
-        sink=_moving_side(samples, samples.cpu.sink, len(list_sinks(run))) if same_host else None,
+        model_cores=_compute_model_cores(run, point),
+        helper=_make_moving_side(samples, samples.cpu.helper, len(list_sources(run))),
+        sink=_make_moving_side(samples, samples.cpu.sink, len(list_sinks(run)))
+        if same_host
+        else None,
     )
 
 
-def _model_cores(run: Run, point: PointSamples) -> float | None:
+def _compute_model_cores(run: Run, point: PointSamples) -> float | None:
     """Return the cores that the model takes without streaming; None for sources on many hosts."""
     if len({info.host for info in list_sources(run)}) != 1:
         return None
@@ -63,7 +65,7 @@ def _model_cores(run: Run, point: PointSamples) -> float | None:
     return sum(cores_by_arm) / len(cores_by_arm) if cores_by_arm else None
 
 
-def _moving_side(samples: ArmSamples, cpu: RoundValues, rank_count: int) -> MovingSide | None:
+def _make_moving_side(samples: ArmSamples, cpu: RoundValues, rank_count: int) -> MovingSide | None:
     """Return a side's CPU time; None without the time of the stream alone, which bounds its work.
 
     Args:
@@ -76,7 +78,9 @@ def _moving_side(samples: ArmSamples, cpu: RoundValues, rank_count: int) -> Movi
     return MovingSide(1e3 * median_or_zero(cpu), rank_count * samples.stream_alone.ms)
 
 
-def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) -> HostRound | None:
+def _find_busiest_round(
+    hosts: Sequence[HostRounds], point_id: str, arm_name: str
+) -> HostRound | None:
     """Return the arm's iterations on the host where other processes took most."""
     measured_rounds = [
         host_round
@@ -86,23 +90,25 @@ def _busiest_round(hosts: Sequence[HostRounds], point_id: str, arm_name: str) ->
     return max(measured_rounds, key=lambda host_round: host_round.other_cores or 0.0, default=None)
 
 
-def _added_other_ms(host_round: HostRound | None, baselines: Sequence[HostRound]) -> float | None:
+def _compute_added_other_ms(
+    host_round: HostRound | None, baselines: Sequence[HostRound]
+) -> float | None:
     """Return the CPU time of other processes per iteration, less that without streaming."""
-    arm_ms = None if host_round is None else _other_ms(host_round)
-    baseline_ms = [ms for baseline in baselines if (ms := _other_ms(baseline)) is not None]
+    arm_ms = None if host_round is None else _compute_other_ms(host_round)
+    baseline_ms = [ms for baseline in baselines if (ms := _compute_other_ms(baseline)) is not None]
     if arm_ms is None or not baseline_ms:
         return None
     return arm_ms - sum(baseline_ms) / len(baseline_ms)
 
 
-def _other_ms(host_round: HostRound) -> float | None:
+def _compute_other_ms(host_round: HostRound) -> float | None:
     other_cpu_s = [
         window.other_cpu_s for window in host_round.windows if window.other_cpu_s is not None
     ]
     return 1e3 * sum(other_cpu_s) / len(other_cpu_s) if other_cpu_s else None
 
 
-def _cpu_wait_pct(host_round: HostRound) -> float | None:
+def _compute_cpu_wait_pct(host_round: HostRound) -> float | None:
     """Return the share of time in which some thread waited for a core, in %."""
     share = host_round.per_second(lambda window: window.cpu_wait_s)
     return None if share is None else 100 * min(1.0, share)
@@ -117,7 +123,7 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
     return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
 
 
-def _busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
+def _compute_busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
     cpu_s = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
     cpu_s += median_or_zero(samples.cpu.sink) if same_host else 0.0
     total_ms = median_or_zero(samples.times.total)

@@ -103,7 +103,7 @@ def arithmetic_suffers(evidence: Evidence) -> bool:
     return prompt_pct > 0 and prompt_pct >= PROMPT_OVER_TOKENS * max(0.0, tokens_pct)
 
 
-def polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
+def side_polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
     """Return a condition: the model runs slower, as a side takes its cores only to look for bytes.
 
     It took as much CPU time beyond its work as the rest of the cost, or half of that. The cores

@@ -33,7 +33,7 @@ from dejavubench.analysis.answers.limits.rule_conditions import (
     is_slowed_by_programs,
     longest_part_is,
     longest_part_scales,
-    polls,
+    side_polls,
 )
 
 
@@ -182,13 +182,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "polling",
-        polls(lambda machine: machine.sink),
+        side_polls(lambda machine: machine.sink),
         describe_polling_sink,
         "a sink that sleeps while it waits, or a core of its own for it (fewer --threads)",
     ),
     Rule(
         "polling",
-        polls(lambda machine: machine.helper),
+        side_polls(lambda machine: machine.helper),
         describe_polling_helper,
         "a helper that sleeps while it waits, or a core of its own for it (fewer --threads)",
     ),
@@ -219,11 +219,11 @@ def limit_of(evidence: Evidence) -> Limit:
     """Return the limit of an arm with a shown cost; it may be not known."""
     for rule in RULES:
         if rule.holds(evidence):
-            return Limit(rule.name, rule.numbers(evidence), _remedy(rule, evidence))
+            return Limit(rule.name, rule.numbers(evidence), _choose_remedy(rule, evidence))
     return Limit(NOT_KNOWN, describe_parts(evidence), "")
 
 
-def _remedy(rule: Rule, evidence: Evidence) -> str:
+def _choose_remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
     # Packing comes before overlapping: its rule names the levels that pack.
     if not evidence.stream.overlapped and rule.numbers is not describe_extents:
