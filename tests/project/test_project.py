@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def test_a_merge_that_was_not_finished_is_refused(mark: str, tmp_path: Path) -> 
 
 
 WHOLE_MESSAGE = "Say one thing\n\nAnd why."
+GPU_CODE = "dejavubench/dejavulib/levels.py"
 SHOWN_DIFF = f"# {'-' * 24} >8 {'-' * 24}\n# Do not edit.\ndiff --git\n+{'x' * 101}"
 """What ``git commit --verbose`` shows below a message."""
 
@@ -187,12 +189,100 @@ SHOWN_DIFF = f"# {'-' * 24} >8 {'-' * 24}\n# Do not edit.\ndiff --git\n+{'x' * 1
 def test_a_commit_message_is_refused_with_its_fault(
     message: str, complaint: str | None, tmp_path: Path
 ) -> None:
-    file = tmp_path / "message"
-    file.write_text(message)
-    script = str(SCRIPTS / "check_subject.py")
-    completed = subprocess.run([sys.executable, script, str(file)], capture_output=True, text=True)
+    completed = commit_with(message, "README.md", tmp_path)
     assert completed.returncode == (complaint is not None)
     assert (complaint or "") in completed.stderr
+
+
+def commit_with(
+    message: str, path: str, repository: Path, moved_from: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the hook on a commit of one path, with the message, in a repository of its own."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run([*git, "init", "--quiet"], cwd=repository, check=True)
+    staged = repository / path
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    if moved_from is None:
+        staged.write_text("text\n")
+    else:
+        earlier = repository / moved_from
+        earlier.parent.mkdir(parents=True, exist_ok=True)
+        earlier.write_text("text\n")
+        subprocess.run([*git, "add", "."], cwd=repository, check=True)
+        subprocess.run([*git, "commit", "--quiet", "-m", "Start"], cwd=repository, check=True)
+        earlier.rename(staged)
+    subprocess.run([*git, "add", "--all"], cwd=repository, check=True)
+    file = repository / "message"
+    file.write_text(message)
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / "check_subject.py"), str(file)],
+        capture_output=True,
+        text=True,
+        cwd=repository,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "is_asked"),
+    [
+        ("dejavubench/dejavulib/kernels/regions.cu", True),
+        ("dejavubench/bench/engine/clock.py", True),
+        ("dejavubench/machine/gpu.py", True),
+        ("dejavubench/models/gpt.py", True),
+        ("dejavubench/models/backends/cpu/linear.py", False),
+        ("dejavubench/models/hub/specs.py", False),
+        ("dejavubench/analysis/columns.py", False),
+        ("docs/guides/gpu.md", False),
+        ("tests/bench/test_gpu_faults.py", False),
+    ],
+)
+def test_a_commit_of_code_for_gpus_says_what_was_tested_on_one(
+    path: str, is_asked: bool, tmp_path: Path
+) -> None:
+    assert (ROOT / path).exists()
+    completed = commit_with(WHOLE_MESSAGE, path, tmp_path)
+    assert completed.returncode == is_asked
+    assert (f"{path} holds code for GPUs" in completed.stderr) == is_asked
+
+
+@pytest.mark.parametrize(
+    ("trailer", "is_accepted"),
+    [
+        ("GPU-tested: one H200: tests/dejavulib,\n312 passed.", True),
+        ("GPU-tested: not run, because names alone change", True),
+        ("Fixes: #3\nGPU-tested: two H200", True),
+        ("GPU-tested: one H200\n# a line of git's own", True),
+        ("GPU-tested: one H200\n\nAnother paragraph.", False),
+        ("GPU-tested: no", False),
+        ("GPU-tested:", False),
+        ("Not GPU-tested: no time", False),
+    ],
+)
+def test_word_of_tests_on_a_gpu_stands_last_and_says_something(
+    trailer: str, is_accepted: bool, tmp_path: Path
+) -> None:
+    completed = commit_with(f"{WHOLE_MESSAGE}\n\n{trailer}\n", GPU_CODE, tmp_path)
+    assert completed.returncode == (not is_accepted)
+
+
+def test_code_that_moves_out_of_a_folder_for_gpus_is_asked_about(tmp_path: Path) -> None:
+    completed = commit_with(WHOLE_MESSAGE, "dejavubench/levels.py", tmp_path, moved_from=GPU_CODE)
+    assert completed.returncode == 1
+    assert f"{GPU_CODE} holds code for GPUs" in completed.stderr
+
+
+def test_a_merge_is_not_asked_what_was_tested_on_a_gpu(tmp_path: Path) -> None:
+    assert commit_with("Merge branch 'topic'", GPU_CODE, tmp_path).returncode == 0
+
+
+def test_the_folders_with_code_for_gpus_exist_and_the_rule_names_them() -> None:
+    script = runpy.run_path(str(SCRIPTS / "check_subject.py"))
+    rule = (ROOT / "CONTRIBUTING.md").read_text().partition("`GPU-tested:`")[2].partition("\n- ")[0]
+    folders = [*script["GPU_FOLDERS"], *script["CPU_FOLDERS"]]
+    assert len(folders) > 6
+    for folder in folders:
+        assert (ROOT / folder).is_dir(), folder
+        assert f"`{folder.removeprefix('dejavubench/').rstrip('/')}`" in rule
 
 
 @pytest.mark.parametrize("name", [".ci/run", "scripts/slurm/fig25.sbatch"])
