@@ -1,8 +1,7 @@
 """The house rules: which package may import which, and how large files, classes and texts may be.
 
-The finders are in ``helpers``: argument_rules, comment_rules, docstring_rules, import_rules,
-map_rules, naming, size_rules, sleep_rules, text_rules and walk_rules. ``python
-tests/test_house.py`` prints the counts, of this checkout or of the one named as argument.
+The finders are in the package ``conventions``. ``python tests/test_house.py`` prints the counts,
+of this checkout or of the one named as argument.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from pathlib import Path
 import click
 import pytest
 
-from helpers.argument_rules import nameless_sizes
-from helpers.comment_rules import unpunctuated_comments
-from helpers.docstring_rules import unknown_documented_names
-from helpers.house_counts import print_counts
-from helpers.import_rules import (
+from conventions.argument_rules import nameless_sizes
+from conventions.comment_rules import unpunctuated_comments
+from conventions.docstring_rules import unknown_documented_names
+from conventions.house_counts import print_counts
+from conventions.import_rules import (
     folder_imports,
     forbidden_imports,
     forbidden_imports_inside,
     top_level_modules,
 )
-from helpers.map_rules import map_gaps
-from helpers.naming import (
+from conventions.map_rules import map_gaps
+from conventions.naming import (
     MOST_PLACES,
     joined_names,
     numbers_and_collections,
@@ -40,10 +39,8 @@ from helpers.naming import (
     shadows,
     vague_names,
 )
-from helpers.parameter_ids import LONGEST, parameter_id
-from helpers.paths import ROOT, TESTS
-from helpers.references import lost_names, lost_references
-from helpers.size_rules import (
+from conventions.references import lost_names, lost_references
+from conventions.size_rules import (
     ARGUMENTS,
     CLASS_LINES,
     FILE_LINES,
@@ -58,10 +55,12 @@ from helpers.size_rules import (
     long_texts,
     many_arguments,
 )
-from helpers.sleep_rules import sleeping_tests
-from helpers.source_tree import PACKAGE, circles, graph
-from helpers.text_rules import NAMELESS_HELP, nameless_docstrings, nameless_helps
-from helpers.walk_rules import calls_of_a_step, count_lines, read_on_the_walk, walk_gaps
+from conventions.sleep_rules import sleeping_tests
+from conventions.source_tree import PACKAGE, circles, graph
+from conventions.text_rules import NAMELESS_HELP, nameless_docstrings, nameless_helps
+from conventions.walk_rules import calls_of_a_step, count_lines, read_on_the_walk, walk_gaps
+from helpers.parameter_ids import LONGEST, parameter_id
+from helpers.paths import ROOT, TESTS
 
 TOP_LEVEL_MODULES = 5
 WALK_FILES = 8

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import pandas as pd
 import pytest
 
+from conventions.asked_names import asked_constants
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.figures import registry
 from dejavubench.analysis.figures.figure import Figure
@@ -23,7 +24,6 @@ from dejavubench.config.options.workload import WorkloadOptions
 from dejavubench.records import Run
 from dejavubench.records.destination_info import Destinations
 from dejavubench.records.figures import FIGURES, FigureName
-from helpers.asked_names import asked_constants
 from helpers.cli_calls import call
 from helpers.paths import CONFIGS, PACKAGE, RESULTS
 from helpers.synthetic_runs import write_run

@@ -6,9 +6,9 @@ import ast
 
 import pytest
 
+from conventions.asked_names import asked_constants
 from dejavubench.records.destination_info import SWAP_PREFIX
 from dejavubench.transports import registry
-from helpers.asked_names import asked_constants
 from helpers.paths import PACKAGE
 
 BUILT_IN = registry.list_builtin_transports()

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE
 
 FOLDERS = (PACKAGE, "tests", "scripts", "contrib")
 

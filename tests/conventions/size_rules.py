@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE, modules, place_of
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, modules, place_of
 
 FILE_LINES = 350
 CLASS_LINES = 250

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE, graph
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, graph
 
 
 def walk_gaps(files: Sequence[str], root: Path = ROOT) -> list[str]:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from conventions.source_tree import modules, place_of
 from helpers.paths import ROOT
-from helpers.source_tree import modules, place_of
 
 NAMELESS_DOCSTRING = re.compile(r"(What|Where|Return what|Yield what)\b")
 """Beginnings of docstrings that name nothing."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE
 
 INDENT = 2
 """Spaces that set a folder's content off from the folder."""

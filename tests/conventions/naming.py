@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE, modules, syntax_trees
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, modules, syntax_trees
 
 KEYS_OF_FILES: Mapping[str, tuple[str, ...]] = {
     "ubatch": ("ubatch", "ubatch_size", "sink_ubatch_size"),  # microbatch

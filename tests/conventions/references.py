@@ -9,7 +9,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from helpers.source_tree import Module, modules, place_of
+from conventions.source_tree import Module, modules, place_of
 
 REFERENCE = re.compile(r":(meth|func|class|mod|data|attr|exc):`([^`]+)`")
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from conventions.source_tree import PACKAGE, graph, modules
 from helpers.paths import ROOT
-from helpers.source_tree import PACKAGE, graph, modules
 
 ROOT_ABOVE_FOLDERS = ("bench",)
 """Packages whose folders import no module that lies beside them. In the other packages a folder may

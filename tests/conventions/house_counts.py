@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from helpers.import_rules import count_arrows, folder_imports, top_level_modules
-from helpers.source_tree import PACKAGE, circles, graph
-from helpers.walk_rules import count_lines, walk_gaps
+from conventions.import_rules import count_arrows, folder_imports, top_level_modules
+from conventions.source_tree import PACKAGE, circles, graph
+from conventions.walk_rules import count_lines, walk_gaps
 
 MOST_SHOWN = 40
 """Findings of one check up to which all are printed."""

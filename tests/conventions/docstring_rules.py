@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from conventions.source_tree import modules
 from helpers.paths import ROOT
-from helpers.source_tree import modules
 
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?:\n| {4}.*\n?)+)", re.MULTILINE)
 ENTRY = re.compile(r"^ {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*): ", re.MULTILINE)
