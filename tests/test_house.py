@@ -115,6 +115,37 @@ ANALYSIS_ARROWS: Mapping[str, tuple[str, ...]] = {
 }
 """What each folder of analysis may import, and each module beside them that imports a folder."""
 
+BENCH_ARROWS: Mapping[str, tuple[str, ...]] = {
+    "engine": (),
+    "assignment": (),
+    "probes": (),
+    "recording": ("engine",),
+    "checks": ("assignment",),
+    "environment": ("recording",),
+    "profiling": ("engine", "recording"),
+    "startup": ("assignment", "environment", "profiling", "recording"),
+    "point": ("assignment", "engine", "profiling", "recording", "startup"),
+    "failures": ("recording", "startup"),
+    "scenarios": ("checks", "engine", "point", "profiling", "recording"),
+    "earlier_tokens": ("checks", "startup"),
+    "iteration": ("checks", "failures", "recording", "scenarios", "startup"),
+    "extent_iteration": ("engine", "iteration", "point"),
+    "ceiling_rounds": (
+        *("extent_iteration", "iteration"),
+        *("point", "probes", "recording", "scenarios"),
+    ),
+    "rounds": (
+        *("ceiling_rounds", "earlier_tokens", "extent_iteration", "iteration"),
+        *("engine", "point", "recording", "scenarios", "startup"),
+    ),
+    "start_message": ("assignment", "ceiling_rounds", "recording", "startup"),
+    "run": (
+        *("rounds", "start_message"),
+        *("checks", "failures", "point", "recording", "scenarios", "startup"),
+    ),
+}
+"""What each folder of bench may import, and each module beside them that imports a folder."""
+
 WALK = (
     "cli/run.py",
     "bench/run.py",
@@ -133,6 +164,9 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "imports against the arrows": partial(forbidden_imports, arrows=ARROWS),
     "imports against the arrows of analysis": partial(
         forbidden_imports_inside, package="analysis", arrows=ANALYSIS_ARROWS
+    ),
+    "imports against the arrows of bench": partial(
+        forbidden_imports_inside, package="bench", arrows=BENCH_ARROWS
     ),
     f"files over {FILE_LINES} lines": long_files,
     f"classes over {CLASS_LINES} lines": long_classes,
@@ -223,17 +257,24 @@ def test_every_package_has_its_arrows() -> None:
     assert set(ARROWS) == packages
 
 
-def test_the_layers_of_analysis_are_drawn_as_its_arrows_point() -> None:
-    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text().partition("### Layers of `analysis`")[2]
-    drawing = text.split("```")[1].strip().splitlines()
+@pytest.mark.parametrize(
+    ("package", "arrows"),
+    [("analysis", ANALYSIS_ARROWS), ("bench", BENCH_ARROWS)],
+    ids=["analysis", "bench"],
+)
+def test_the_layers_of_a_package_are_drawn_as_its_arrows_point(
+    package: str, arrows: Mapping[str, tuple[str, ...]]
+) -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    drawing = text.partition(f"### Layers of `{package}`")[2].split("```")[1].strip().splitlines()
     layers = {folder: number for number, line in enumerate(drawing) for folder in line.split()}
-    folders = {path.parent.name for path in (ROOT / PACKAGE / "analysis").glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / PACKAGE / package).glob("*/__init__.py")}
     assert set(layers) == folders
-    assert folders <= set(ANALYSIS_ARROWS)
+    assert folders <= set(arrows)
     upwards = [
         (folder, imported)
         for folder in folders
-        for imported in ANALYSIS_ARROWS[folder]
+        for imported in arrows[folder]
         if imported in folders and layers[imported] <= layers[folder]
     ]
     assert upwards == []
