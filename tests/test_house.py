@@ -307,7 +307,7 @@ def test_a_module_that_the_map_lacks_is_found(tmp_path: Path) -> None:
     (leaf.parent / "rounds.py").touch()
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "ARCHITECTURE.md").write_text(
-        "## The house\n```\n"
+        "## Structure\n```\n"
         f"{PACKAGE}/\n  bench/  one run\n    run.py  gone.py  the run\n    engine/  steps\n```\n"
     )
     assert map_gaps(tmp_path) == [

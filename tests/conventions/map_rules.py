@@ -15,7 +15,7 @@ INDENT = 2
 def drawn_paths(root: Path = ROOT) -> set[str]:
     """Return the folders and files that the map names, as paths inside the repository."""
     page = (root / "docs" / "ARCHITECTURE.md").read_text()
-    lines = page.partition("## The house")[2].split("```")[1].strip().splitlines()
+    lines = page.partition("## Structure")[2].split("```")[1].strip().splitlines()
     paths: set[str] = set()
     folders: list[str] = []
     for line in lines:
