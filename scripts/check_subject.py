@@ -59,7 +59,7 @@ def find_bad_line(lines: list[str]) -> str | None:
     if len(subject) > MOST_CHARACTERS:
         return f"the subject has {len(subject)} characters; at most {MOST_CHARACTERS} are allowed"
     if subject.split()[0].lower().rstrip(":") in UNFINISHED:
-        return f"{subject.split()[0]} is no subject: join this commit with the one it mends"
+        return f"{subject.split()[0]} is no subject: join this commit with the one it fixes"
     if len(lines) > 1 and lines[1].strip():
         return "the line below the subject must be blank"
     if not any(line.strip() for line in lines[2:]) and not subject.startswith("Merge "):

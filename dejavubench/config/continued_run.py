@@ -186,7 +186,7 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
             if not check.ok or check.tokens_equal is False:
                 raise UsageError(
                     f"--continue: verification failed in {folder}: {check.point} {check.arm}, "
-                    f"iteration {check.iteration}. No more rounds can mend that: start a new run"
+                    f"iteration {check.iteration}. No more rounds can fix that: start a new run"
                 )
 
 

@@ -60,7 +60,7 @@ class Experiment(  # pydantic lists the fields of the last base first
         if option not in type(self).model_fields:
             raise UsageError(
                 f"a destination's plugin asks for an option {option!r}, which dejavubench does not "
-                "have. Mend or uninstall the plugin"
+                "have. Fix or uninstall the plugin"
             )
         return getattr(self, option)
 

@@ -246,6 +246,6 @@ def _find_missing(mode: str, experiment: Experiment) -> Unavailable | None:
         if option not in OPTIONS:
             raise UsageError(
                 f"--streaming {mode}: its plugin names an option {option!r}, which dejavubench "
-                "does not have. Mend or uninstall the plugin"
+                "does not have. Fix or uninstall the plugin"
             )
     return destination.missing(experiment)

@@ -28,7 +28,7 @@ STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.BAD: "bold red"}
 MEANINGS = {
     Status.OK: "nothing here spoils a measurement",
     Status.WARN: "runs work, but numbers may be disturbed",
-    Status.BAD: "mend what is BAD before you measure",
+    Status.BAD: "fix what is BAD before you measure",
 }
 
 

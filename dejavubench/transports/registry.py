@@ -163,7 +163,7 @@ def _load_plugin(name: str, origin: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         raise UsageError(
             f"{origin}, which cannot be loaded: {type(error).__name__}: {error}. "
-            "Mend or uninstall the plugin, or take its name out"
+            "Fix or uninstall the plugin, or take its name out"
         ) from None
     own_names = {
         destination.name

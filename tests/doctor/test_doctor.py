@@ -47,7 +47,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     [
         (make_job(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
         (two_hosts(), 0, "0 WARN · 0 BAD: nothing here spoils a measurement."),
-        (bad_job(), 1, "1 BAD: mend what is BAD before you measure."),
+        (bad_job(), 1, "1 BAD: fix what is BAD before you measure."),
     ],
     ids=["healthy", "two-hosts", "bad"],
 )
@@ -99,7 +99,7 @@ def test_findings_overwrite_a_file_by_force_only(
     assert doctor_call.exit_code == 1
     assert doctor_call.stdout == ""
     assert re.fullmatch(
-        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: mend what is BAD before you measure\.\n",
+        r"\d+ OK · \d+ WARN · [1-9]\d* BAD: fix what is BAD before you measure\.\n",
         doctor_call.stderr,
     )
     assert json.loads(file.read_text())["status"] == "BAD"

@@ -263,7 +263,7 @@ def test_a_plugin_that_names_an_unknown_option_is_a_usage_error(
     (tmp_path / "wishful.py").write_text(UNKNOWN_OPTION.format(body))
     calls = [["run", "--streaming", mode, "--dry-run"] for mode in ("wishful", "host")]
     wishful, host = call_with_plugin(*calls, folder=tmp_path, plugin="wishful")
-    end = "dejavubench does not have. Mend or uninstall the plugin\n"
+    end = "dejavubench does not have. Fix or uninstall the plugin\n"
     assert wishful == (2, f"Error: {message}{end}")
     assert host == (0, "")
 
