@@ -103,6 +103,77 @@ def test_a_cost_is_never_negative(request_: StreamedRequest, level: str, power: 
     assert request_.predict_ms(level, rate) >= ideal.predict_ms(level, rate) * (1 - 1e-12)
 
 
+def complete_queue(
+    request: StreamedRequest, rate: float, chunks: list[tuple[float, float]]
+) -> list[float]:
+    """Return when each chunk of a queue is complete, by the formulas of docs/method/prediction.md.
+
+    Args:
+        chunks: when each chunk is ready, and its bytes.
+    """
+    costs = request.costs
+    burst_ms = request.burst_nbytes / rate
+    helper, link, sink = [0.0], [-burst_ms], [0.0]
+    complete: list[float] = []
+    for place, (ready, nbytes) in enumerate(chunks):
+        has_slot = costs.slots is None or place < costs.slots
+        freed = 0.0 if has_slot else complete[place - (costs.slots or 0)]
+        own_ms = costs.helper_ms + costs.helper_ms_per_byte * nbytes
+        helper.append(max(helper[-1], ready, freed) + own_ms)
+        sent = max(helper[-1], sink[-1])
+        link.append(max(link[-1], sent - burst_ms) + nbytes / rate)
+        put_ms = costs.sink_ms + costs.sink_ms_per_byte * nbytes
+        sink.append(max(link[-1], sent) + put_ms)
+        complete.append(sink[-1] + costs.latency_ms)
+    return complete
+
+
+def total_by_formula(request: StreamedRequest, level: str, rate: float) -> float:
+    """Return TOTAL by the formulas, for chunks that fit their slots and groups of one step."""
+    prompt_ms = request.prompt_ms + request.prompt_rest_ms
+    token_ms = request.token_ms + request.token_rest_ms
+    layers, steps, step_nbytes = request.layers, request.steps, request.step_nbytes
+    steps_in_turn_ms = steps * (token_ms + step_nbytes / rate)
+    if level == "0":
+        total_ms = prompt_ms + request.prompt_nbytes / rate + steps_in_turn_ms
+        for count, message_ms, nbytes in (
+            (request.prompt_messages, request.prompt_message_ms, request.prompt_nbytes),
+            (request.messages, request.message_ms, steps * step_nbytes),
+        ):
+            packets_ms = count * request.message_nbytes / rate
+            if not request.burst_nbytes:
+                total_ms += count * message_ms + packets_ms
+            elif count:
+                total_ms += max(count * message_ms - nbytes / rate, packets_ms)
+        return total_ms
+    alone_ms = complete_queue(request, rate, [(0.0, step_nbytes)])[0] - step_nbytes / rate
+    if level == "1":
+        arrived_ms = complete_queue(request, rate, [(prompt_ms, request.prompt_nbytes)])[-1]
+        return arrived_ms + steps_in_turn_ms + steps * alone_ms
+    queue = [
+        (prompt_ms * (layer - request.early_layers) / layers, request.prompt_nbytes / layers)
+        for layer in range(1, layers + 1)
+    ]
+    if level == "3" and steps:
+        queue += [(prompt_ms + step * token_ms, step_nbytes) for step in range(1, steps + 1)]
+        return complete_queue(request, rate, queue)[-1]
+    arrived_ms = max(prompt_ms, complete_queue(request, rate, queue)[-1])
+    return arrived_ms + steps_in_turn_ms + steps * alone_ms
+
+
+@given(requests(), st.sampled_from(PREDICTED_LEVELS), st.floats(-2, 8))
+def test_totals_are_those_of_the_documented_formulas(
+    request_: StreamedRequest, level: str, power: float
+) -> None:
+    whole_chunks = replace(request_.costs, slot_nbytes=math.inf, least_pieces=1)
+    uncut = replace(
+        request_, costs=whole_chunks, flush_interval=1, prompt_messages=7, prompt_message_ms=0.5
+    )
+    rate = 10.0**power
+    expected = total_by_formula(uncut, level, rate)
+    assert uncut.predict_ms(level, rate) == pytest.approx(expected, rel=1e-9)
+
+
 def test_on_an_endless_link_only_the_costs_are_left() -> None:
     """A layer's chunk: helper 0.3 + 0.1, sink 0.2 + 0.2, latency 0.5; a step's 0.34 + 0.28 + 0.5.
 
