@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dejavubench.machine.cgroups import Quota
+from dejavubench.units import format_count_of
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,11 @@ class HostDemand:
         if self.threads <= granted_cpus and not self.crowded:
             return None
         ranks_text = "1 rank has" if self.ranks == 1 else f"{self.ranks} ranks have"
-        threads_text = f"{self.threads} busy thread{'s' * (self.threads != 1)}"
+        threads_text = format_count_of(self.threads, "busy thread")
         helpers_text = (
-            f", and {self.helpers} helper thread{'s' * (self.helpers != 1)} beside"
-            if self.helpers
-            else ""
+            f", and {format_count_of(self.helpers, 'helper thread')} beside" if self.helpers else ""
         )
-        cores_text = f"{self.cores} core{'s' * (self.cores != 1)}"
+        cores_text = format_count_of(self.cores, "core")
         quota_text = f"; the control group allows {self.quota:.3g} CPUs" if is_bounded else ""
         if self.threads <= granted_cpus:
             share = (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dejavubench.records.log_file import LogFileError, read_lines
+from dejavubench.units import format_count_of
 
 RECORD = re.compile(
     r"\[BENCHMARK\]\s*RANK\s+(?P<rank>[0-9]{1,9})\s+"
@@ -288,4 +289,4 @@ def _parse_time(text: str, path: Path, line_number: int) -> float:
 
 def format_count_or_no(count: int, noun: str) -> str:
     """Return a count with its noun: no lines, 1 line, 2 lines."""
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+    return format_count_of(count, noun) if count else f"no {noun}s"

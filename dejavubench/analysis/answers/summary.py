@@ -27,6 +27,7 @@ from dejavubench.analysis.answers.sentences import (
 )
 from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
+from dejavubench.units import format_count_of
 
 NO_BASELINE = (
     "What streaming costs is unknown: this run has no arm none. Run it again with none among "
@@ -303,7 +304,7 @@ def _name_arms(group: Sequence[ArmAnswer], arms: Sequence[ArmAnswer]) -> list[st
         point_count = points_here[answer.arm_name]
         is_elsewhere = point_count < points_in_all[answer.arm_name]
         if is_elsewhere:
-            name += f" at {point_count} point{'s' * (point_count > 1)}"
+            name += f" at {format_count_of(point_count, 'point')}"
         arm_names[name] = None
     return list(arm_names)
 

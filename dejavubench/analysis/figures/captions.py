@@ -18,6 +18,7 @@ from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
 from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
+from dejavubench.units import format_count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +187,7 @@ def describe_machine(run: Run) -> str:
     texts = [
         source_ranks.name_processor(run) or "CPU not recorded",
         f"{facts.cores} {core_noun}" if facts.cores else None,
-        f"{host_count} host{'' if host_count == 1 else 's'}" if host_count else None,
+        format_count_of(host_count, "host") if host_count else None,
         f"torch {torch}" if torch else None,
         f"CUDA {facts.gpu.cuda}" if facts.gpu.cuda else None,
         *_list_libraries(run),

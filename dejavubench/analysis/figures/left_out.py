@@ -8,6 +8,7 @@ from itertools import groupby
 from dejavubench.analysis.tables import run_rows
 from dejavubench.analysis.tables.text_cells import POINT_CELL, make_varying_cells
 from dejavubench.records import Run
+from dejavubench.units import format_count_of
 
 MOST_NAMED_POINTS = 2
 """Points that a caption names of those that are not shown for one reason."""
@@ -46,4 +47,4 @@ def _join_first_texts(texts: Sequence[str]) -> str:
     further_count = len(texts) - MOST_NAMED_POINTS
     if further_count <= 0:
         return shown_text
-    return f"{shown_text}; and {further_count} more point{'s' if further_count > 1 else ''}"
+    return f"{shown_text}; and {format_count_of(further_count, 'more point')}"

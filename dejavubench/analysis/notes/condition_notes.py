@@ -13,6 +13,7 @@ from dejavubench.analysis.tables.host_columns import find_median_of_known
 from dejavubench.analysis.tables.report_part import RunPart, make_notes_alone
 from dejavubench.records import Note, NoteKind
 from dejavubench.records.conditions import Window
+from dejavubench.units import format_count_of
 
 DISTURBED = NoteKind("disturbed", "warning")
 """Kind of the notes on rounds in which other programs or the hypervisor took CPU time."""
@@ -205,11 +206,11 @@ def _format_rounds(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRo
         if len(marked_rounds) < round_count and len(marked_text) <= LONGEST_NUMBERS
         else ""
     )
-    return f"{len(marked_rounds)} of {round_count} round{'s' * (round_count != 1)}{suffix}"
+    return f"{len(marked_rounds)} of {format_count_of(round_count, 'round')}{suffix}"
 
 
 def _format_cores(host: HostRounds) -> str:
-    return f"{host.cores} core{'s' * (host.cores != 1)}"
+    return format_count_of(host.cores, "core")
 
 
 def _note_conditions(hosts: list[HostRounds]) -> list[Note]:

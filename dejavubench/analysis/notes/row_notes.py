@@ -10,6 +10,7 @@ from dejavubench.analysis.tables.report_part import RunData, RunPart, make_notes
 from dejavubench.analysis.tables.text_cells import format_ceiling_share, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
+from dejavubench.units import format_count_of
 
 LARGEST_ALONE_SHARE = 0.9
 """Share of a request's time that a stream may take alone; above it, the stream hardly fits."""
@@ -138,7 +139,7 @@ def note_few_rounds(rows: list[Row]) -> list[Note]:
     round_counts = [row.times.samples for row in rows if row.times.samples]
     if not round_counts or min(round_counts) >= stats.FEW_ROUNDS:
         return []
-    rounds = f"Only {min(round_counts)} round{'s' if min(round_counts) > 1 else ''}"
+    rounds = f"Only {format_count_of(min(round_counts), 'round')}"
     if min(round_counts) < stats.COVERING_ROUNDS:
         need_text = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
         return [FEW_ROUNDS.note(f"{rounds}: {need_text}. Give more --rounds, or --precision.")]

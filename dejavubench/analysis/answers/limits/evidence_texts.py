@@ -10,6 +10,7 @@ from dejavubench.analysis.number_texts import (
     format_rate,
     format_signed_percent,
 )
+from dejavubench.units import format_count_of
 
 SLOW_GB_PER_S = 0.1
 """Rates below it are written in MB/s."""
@@ -165,7 +166,7 @@ def _describe_polling(evidence: Evidence, side_name: str, side: MovingSide | Non
     return (
         f"{_describe_rest(evidence)}; the {side_name} took {format_ms(side.cpu_ms)} ms of CPU time "
         f"per request, of which its bytes need {format_ms(side.needed_ms)} ms at most; the model "
-        f"alone takes {evidence.machine.model_cores:.2f} of {cores} core{'s' * (cores != 1)}"
+        f"alone takes {evidence.machine.model_cores:.2f} of {format_count_of(cores, 'core')}"
     )
 
 
