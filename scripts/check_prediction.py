@@ -1,13 +1,17 @@
 """Hold the predictions of `dejavubench plan --from` against measurement, on held-out points alone.
 
 A point is one arm of one run at one point of its sweep. It is predicted from records that lack it:
-from a run over a link of another rate, from other prompt lengths of its run, or from other levels.
-The link's speed is the one that the point's own run measured.
+from a run over a link of another rate, from other prompt lengths of its run, or from other levels;
+then from all runs of the machine together that lack its rate, its prompt length, or its level. The
+link's speed is the one that the point's own run measured.
 
-    mkdir runs
-    tar -xf results/epyc-bf16-2core/links-jumbo-long.tar.xz -C runs
-    tar -xf results/h200-x2/levels.tar.xz -C runs
-    python scripts/check_prediction.py runs
+    mkdir -p runs/cpu runs/h200
+    tar -xf results/epyc-bf16-2core/links-three-prompts.tar.xz -C runs/cpu
+    tar -xf results/h200/links.tar.xz -C runs/h200
+    python scripts/check_prediction.py runs/cpu runs/h200
+
+Each argument is a series. Runs of two series are neither compared nor put together: a machine can
+be slower on another day.
 
 Points whose interval is wider than ±2 % of TOTAL are left out. A prediction is within the bound if
 it differs from the measured overhead by at most the interval's half-width, 10 % of the overhead, or
@@ -28,6 +32,7 @@ from dejavubench.analysis.find_runs import find
 from dejavubench.analysis.prediction.compute import compute_times
 from dejavubench.analysis.prediction.forecast import predict
 from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
+from dejavubench.analysis.prediction.join_runs import join_runs
 from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
 from dejavubench.analysis.prediction.table import widen_by_own_error
 from dejavubench.analysis.prediction.target import Target
@@ -45,6 +50,9 @@ BOUND_OF_TOTAL = 0.005
 LARGEST_RATE_DIFFERENCE = 0.1
 """Relative difference up to which two links count as equally fast."""
 
+TOGETHER = ", runs together"
+"""Ends the kind of a prediction from all runs that lack what is held out, as one."""
+
 SIZES = ("model", "data_type", "kv_layout", "ubatch_size", "output_len")
 
 
@@ -53,7 +61,8 @@ class HeldPrediction:
     """One prediction held against one measured point, overheads as fractions of TOTAL.
 
     Attributes:
-        kind: what was held out: rate, prompt, rate and prompt, or level.
+        kind: what was held out: rate, prompt, rate and prompt, or level; with :data:`TOGETHER` from
+            all runs of the machine.
         source: the run that was predicted from.
         low, high: the predicted interval.
         of_own_none: predicted from the target's own times without streaming, to tell errors of the
@@ -112,22 +121,59 @@ class HeldPrediction:
 
 
 def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]]:
-    """Yield what is held out, the run to predict from, and the arm to predict."""
+    """Yield what is held out, the run or the runs together to predict from, and the arm."""
     for run in runs:
         for target in run.arms:
-            yield (
-                "level",
-                _with(run, [arm for arm in run.arms if arm.level != target.level]),
-                target,
-            )
-            point_id = target.point.info.id
-            lengths = _with(run, [arm for arm in run.arms if arm.point.info.id != point_id])
-            if any(_is_like(arm, target) for arm in lengths.arms):
-                yield "prompt", lengths, target
-            for other_run in runs:
-                kind = None if other_run is run else _describe_difference(run, other_run, target)
-                if kind:
-                    yield kind, other_run, target
+            like_runs = [
+                other_run
+                for other_run in runs
+                if other_run is run or _describe_difference(run, other_run, target)
+            ]
+            for kind, source in _sources_of_one_run(run, like_runs, target):
+                yield kind, source, target
+            for kind, sources in _sources_together(run, like_runs, target).items():
+                if sources:
+                    yield f"{kind}{TOGETHER}", join_runs(sources), target
+
+
+def _sources_of_one_run(
+    run: RunInputs, like_runs: Sequence[RunInputs], target: ArmInputs
+) -> Iterator[tuple[str, RunInputs]]:
+    """Yield each single run, or part of the arm's own run, that lacks what the arm has."""
+    yield "level", _without_level(run, target)
+    if lengths := _without_length(run, target):
+        yield "prompt", lengths
+    for other_run in like_runs:
+        if other_run is not run:
+            yield _describe_difference(run, other_run, target) or "", other_run
+
+
+def _sources_together(
+    run: RunInputs, like_runs: Sequence[RunInputs], target: ArmInputs
+) -> dict[str, list[RunInputs]]:
+    """Return all runs that lack what the arm has, or their parts, by what is held out."""
+    return {
+        "level": [_without_level(like_run, target) for like_run in like_runs],
+        "prompt": [
+            lengths for like_run in like_runs if (lengths := _without_length(like_run, target))
+        ],
+        "rate": [
+            other_run
+            for other_run in like_runs
+            if other_run is not run and _describe_difference(run, other_run, target) == "rate"
+        ],
+    }
+
+
+def _without_level(run: RunInputs, target: ArmInputs) -> RunInputs:
+    return _keep_arms(run, [arm for arm in run.arms if arm.level != target.level])
+
+
+def _without_length(run: RunInputs, target: ArmInputs) -> RunInputs | None:
+    """Return a run without the arm's prompt length; None if it has no other one of its sizes."""
+    length = target.point.info.input_len
+    arms = [arm for arm in run.arms if arm.point.info.input_len != length]
+    return _keep_arms(run, arms) if any(_is_like(arm, target) for arm in arms) else None
 
 
 def _describe_difference(run: RunInputs, other_run: RunInputs, target: ArmInputs) -> str | None:
@@ -153,7 +199,7 @@ def _sizes(point: PointInfo) -> tuple[object, ...]:
     return tuple(getattr(point, key) for key in SIZES)
 
 
-def _with(run: RunInputs, arms: Sequence[ArmInputs]) -> RunInputs:
+def _keep_arms(run: RunInputs, arms: Sequence[ArmInputs]) -> RunInputs:
     """Return a run with some of its arms alone, and with the points that these have."""
     point_ids = {arm.point.info.id for arm in arms}
     points = tuple(point for point in run.points if point.info.id in point_ids)
@@ -196,7 +242,8 @@ def main(paths: tuple[Path, ...], shows_all: bool, by_own_total: bool) -> None:
     """Print points kept, points left out with the reason, and the share within the bound."""
     kept_predictions: list[HeldPrediction] = []
     left_out: Counter[str] = Counter()
-    for kind, inputs, arm in held_out(_read_inputs(paths)):
+    cases = (case for path in paths for case in held_out(_read_inputs([path])))
+    for kind, inputs, arm in cases:
         prediction = hold(kind, inputs, arm)
         if prediction is None:
             left_out[f"{kind}: no measured level to predict level {arm.level} from"] += 1
@@ -212,7 +259,8 @@ def main(paths: tuple[Path, ...], shows_all: bool, by_own_total: bool) -> None:
     groups: dict[str, list[HeldPrediction]] = defaultdict(list)
     for prediction in kept_predictions:
         arm_name = f"{prediction.target.mode}@{prediction.target.level}"
-        for name in ("all", prediction.kind, f"{prediction.kind}, {arm_name}"):
+        together = TOGETHER if prediction.kind.endswith(TOGETHER) else ", one run"
+        for name in (f"all{together}", prediction.kind, f"{prediction.kind}, {arm_name}"):
             groups[name].append(prediction)
     for name, group in sorted(groups.items()):
         _print_counts(name, group)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 POINT_KEYS = ("input_len", "output_len", "data_type", "kv_layout", "ubatch_size")
 """Options that are sizes of a request; those that are not given are the run's own."""
 
+ORIGIN = "--from: "
+"""Begins the message of a run that cannot be predicted from."""
+
 
 def make_forecast(
     folder: Path,
@@ -27,7 +30,7 @@ def make_forecast(
     latency_s: float,
     options: Mapping[str, Any],
 ) -> Forecast:
-    """Return the forecast that a run gives.
+    """Return the forecast that a run gives, or all runs below a folder together.
 
     Args:
         spec: another model than the run's; None for the same.
@@ -40,7 +43,7 @@ def make_forecast(
     """
     from dejavubench.analysis.prediction.table import MOST_LENGTH, Forecast
 
-    run, warnings = _read_run(folder)
+    run, warnings = _read_runs(folder)
     # Measured points stand for themselves only while no size is asked for.
     is_own = spec is None and not any(key in options for key in POINT_KEYS)
     base = _find_nearest_point(run, options.get("input_len"))
@@ -59,6 +62,41 @@ def make_forecast(
     return Forecast(run, target, rate, max(1, most_positions), tuple(other_targets), warnings)
 
 
+def _read_runs(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
+    """Return the inputs of a run, or of all runs below a folder together, and warnings.
+
+    Raises:
+        BadInput: a run cannot be read, no run tells a prediction, or machines differ.
+    """
+    from dejavubench.analysis.find_runs import run_folders
+    from dejavubench.analysis.prediction.join_runs import DifferentMachinesError, join_runs
+    from dejavubench.records import RecordError
+
+    if not folder.is_dir():
+        return _read_run(folder)  # whose message says what it is instead
+    try:
+        folders = run_folders(folder)
+    except RecordError as error:
+        raise BadInput(f"{ORIGIN}{error}") from None
+    if len(folders) == 1:
+        return _read_run(folders[0])
+    runs, warnings = [], []
+    for run_folder in folders:
+        try:
+            run, damage = _read_run(run_folder)
+        except BadInput as error:
+            warnings.append(f"left out: {str(error).removeprefix(ORIGIN)}")
+        else:
+            runs.append(run)
+            warnings += [f"{run.name}: {text}" for text in damage]
+    if not runs:
+        raise BadInput(f"{ORIGIN}no run below {folder} tells a prediction. {warnings[0]}")
+    try:
+        return join_runs(runs), tuple(warnings)
+    except DifferentMachinesError as error:
+        raise BadInput(f"{ORIGIN}{error}. Give the folder of one run") from None
+
+
 def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
     """Return a run's inputs, and what is missing of its records or was changed.
 
@@ -75,13 +113,13 @@ def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
         damage = tuple(note.text for note in ending_part.make_notes(run) if note.severity != "info")
         return read_inputs(run), damage
     except RecordError as error:
-        raise BadInput(f"--from: {error}") from None
+        raise BadInput(f"{ORIGIN}{error}") from None
     except NoPredictionError as error:
         if ending_part.is_complete(run):
-            raise BadInput(f"--from: {error}") from None
+            raise BadInput(f"{ORIGIN}{error}") from None
         # What is missing is not there because the run was cut short, whatever it was asked for.
         raise BadInput(
-            f"--from: {folder.name} is incomplete ({'; '.join(damage)}), so nothing can be "
+            f"{ORIGIN}{folder.name} is incomplete ({'; '.join(damage)}), so nothing can be "
             "predicted from it"
         ) from None
 

@@ -73,8 +73,8 @@ _OPTIONS = [
         "from_run",
         metavar="RUN",
         type=PATH,
-        help="Predict overheads from the measured run in this folder; needs --link. The run's "
-        "model and sizes replace the defaults below.",
+        help="Predict overheads from the measured run in this folder, or from all runs of one "
+        "machine below it; needs --link. The run's model and sizes replace the defaults below.",
     ),
     click.option(
         "--model",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dejavubench.analysis.prediction.request import (
     FASTEST_RATE,
     PREDICTED_LEVELS,
+    SOCKET_NBYTES,
     ChunkCosts,
     StreamedRequest,
 )
@@ -120,10 +121,10 @@ def complete_queue(
         freed = 0.0 if has_slot else complete[place - (costs.slots or 0)]
         own_ms = costs.helper_ms + costs.helper_ms_per_byte * nbytes
         helper.append(max(helper[-1], ready, freed) + own_ms)
-        sent = max(helper[-1], sink[-1])
+        sent = max(helper[-1], sink[-1] - SOCKET_NBYTES / rate)
         link.append(max(link[-1], sent - burst_ms) + nbytes / rate)
         put_ms = costs.sink_ms + costs.sink_ms_per_byte * nbytes
-        sink.append(max(link[-1], sent) + put_ms)
+        sink.append(max(link[-1], sent, sink[-1]) + put_ms)
         complete.append(sink[-1] + costs.latency_ms)
     return complete
 
@@ -190,9 +191,25 @@ def test_on_an_endless_link_only_the_costs_are_left() -> None:
 
 
 def test_on_a_slow_link_only_the_bytes_count() -> None:
-    """At 1 byte per ms the link rests only while the sink works, from the first layer on."""
-    first_layer_ms, sink_ms = 25 + 0.3 + 0.1, 4 * 0.4 + 6 * 0.28
+    """At 1 byte per ms the link never rests from the first layer on, and the sink puts one step."""
+    first_layer_ms, sink_ms = 25 + 0.3 + 0.1, 0.28
     assert PACKED.predict_ms("3", 1.0) == pytest.approx(first_layer_ms + 6400 + sink_ms + 0.5)
+
+
+def test_a_link_runs_ahead_of_the_sink_by_what_a_socket_holds() -> None:
+    """Layers of 4 MB are ready together. Each takes 4 ms on the link, and 6 at the sink.
+
+    The sink's kernel holds 1 ms of the link, so a layer has to wait for its last 3 ms.
+    """
+    request = replace(
+        PLAIN, prompt_ms=0.0, prompt_nbytes=16e6, costs=ChunkCosts(sink_ms=6.0, latency_ms=0.5)
+    )
+    rate_per_ms = 1e6
+    assert SOCKET_NBYTES / rate_per_ms == 1
+    prompt_ms = 4 + 3 * (6 + 4 - 1) + 6 + 0.5
+    assert request.predict_ms("2", rate_per_ms) == pytest.approx(
+        prompt_ms + 6 * (10 + 400 / rate_per_ms + 6 + 0.5)
+    )
 
 
 def test_a_layer_that_is_ready_before_its_compute_ends_leaves_early() -> None:

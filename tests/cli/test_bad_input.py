@@ -83,7 +83,7 @@ CASES: dict[str, Sequence[tuple[Sequence[object], str]]] = {
         ),
         (("compare", RUN, "empty"), "empty holds no run: no run.json in it or in a folder below"),
         (("run", "--continue", "empty"), f"it has no run.json. {ONE_RUN}"),
-        ((*FROM, "empty"), f"it has no run.json. {ONE_RUN}"),
+        ((*FROM, "empty"), "empty holds no run: no run.json in it or in a folder below"),
     ],
     "a wrong unit": [
         (("plan", "--model", "gpt2", "--link", "10"), "'10' is not a rate such as 25GB/s"),

@@ -21,7 +21,7 @@ from dejavubench.cli.plan_from import POINT_KEYS
 from dejavubench.dejavulib.destinations.registry import DESTINATIONS
 from dejavubench.records import ChunkList, ChunkPart, ChunkTimes, ListedChunk, read_run
 from helpers.cli_calls import call, heavy_after, stdout_of, usage_error
-from helpers.synthetic_runs import AGAIN, NONE, arm_of, point_of, write_run
+from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, write_run
 
 STEPS = 5
 US = 1000
@@ -112,6 +112,18 @@ def write_measured_run(
     if chunks:
         text = "".join(record.model_dump_json() + "\n" for record in records)
         (run / "chunks-0000.jsonl").write_text(text)
+    return run
+
+
+def write_run_over(rate: str | None, folder: Path, **changes: Any) -> Path:
+    """Write a run that measured no link, and states that its link has a rate."""
+    experiment = {} if rate is None else {"link": rate}
+    run = write_measured_run(folder, sealed=False, experiment=experiment, **changes)
+    file = run / "rank-0000.jsonl"
+    lines_without_ceilings = [
+        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
+    ]
+    file.write_text("\n".join(lines_without_ceilings) + "\n")
     return run
 
 
@@ -223,23 +235,67 @@ def test_an_interval_is_printed_in_one_form(tmp_path: Path) -> None:
     assert "±" not in text
 
 
-def test_contention_of_a_busy_link_is_marked_in_its_cell_and_named(tmp_path: Path) -> None:
+def test_contention_of_a_busy_link_is_marked_in_its_cells_and_named(tmp_path: Path) -> None:
+    """Level 3's contention is a mean over both lengths, so a busy link at one is in all of it."""
     busy = {"p001": 10**6}  # a second, much longer than a step
     run = write_measured_run(tmp_path / "run", points=SIZES, complete_us=busy)
-    forecast = read_forecast(run)
     marked = {
-        row["input_len"] for row in forecast["over_lengths"] if row["contention_of_busy_link"]
+        row["level"]
+        for row in read_forecast(run)["over_lengths"]
+        if row["contention_of_busy_link"] == "mpi@3 at prompt 512"
     }
-    assert marked == {512}
+    assert marked == {"3"}
     lines = print_plan(run).splitlines()
-    (line,) = (line for line in lines if line.startswith("* contention is that of "))
+    (line,) = (line for line in lines if line.startswith("* contention is in part that of "))
     assert "mpi@3 at prompt 512" in line
-    cells = {
-        length: " ".join(line for line in lines if line.split()[:2] == ["mpi", length])
-        for length in ("256", "512")
-    }
-    assert cells["512"].count("]*") == 1
-    assert cells["256"].count("]*") == 0
+    (cells,) = (line for line in lines if line.split()[:2] == ["mpi", "256"])
+    assert cells.count("]*") == 1
+
+
+# ---- several runs ----
+
+
+def write_two_runs(folder: Path) -> Path:
+    """Write a run with prompts of 256 tokens over 10 GB/s, and one with 512 over 5 GB/s."""
+    write_measured_run(folder / "fast")
+    write_run_over("5GB/s", folder / "slow", points=[point_of(input_len=512)])
+    return folder
+
+
+def test_a_folder_above_several_runs_is_predicted_from_all_of_them(tmp_path: Path) -> None:
+    forecast = read_forecast(write_two_runs(tmp_path))
+    assert forecast["from"] == "fast, slow"
+    assert "mpi: 10 GB/s is in the range of the measured links, " in forecast["answers"][0]
+    remark = next(text for text in forecast["remarks"] if text.startswith("from fast, slow"))
+    assert "measured speed of the links: mpi " in remark
+    costs = [text for text in forecast["answers"] if "expected overhead" in text]
+    assert [re.search(r"prompt (\d+)", text)[1] for text in costs] == ["256", "512"]  # type: ignore[index]
+
+
+def test_a_run_that_tells_nothing_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = write_two_runs(tmp_path)
+    write_measured_run(folder / "bare", chunks=False)
+    finished_call = call_plan(folder, "--link", "1GB/s")
+    assert finished_call.exit_code == 0
+    assert "left out: bare has no times of chunks" in finished_call.stderr
+    assert read_forecast(folder)["from"] == "fast, slow"
+
+
+def test_runs_that_all_tell_nothing_are_refused_with_the_first_reason(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_measured_run(tmp_path / name, chunks=False)
+    message = usage_error(call_plan(tmp_path, "--link", "1GB/s"))
+    assert message.startswith(f"--from: no run below {tmp_path} tells a prediction. left out: one ")
+
+
+def test_runs_of_different_machines_are_refused_together(tmp_path: Path) -> None:
+    folder = write_two_runs(tmp_path)
+    write_measured_run(folder / "zzz", environment=ENVIRONMENT | {"cpu_model": "another"})
+    message = usage_error(call_plan(folder, "--link", "1GB/s"))
+    assert message == (
+        "--from: fast and zzz are of different machines, so they cannot be predicted from "
+        "together. Give the folder of one run"
+    )
 
 
 @pytest.mark.parametrize("mode", ["disk", "host"])
@@ -420,23 +476,13 @@ def test_bad_input_of_a_forecast_is_one_message(
 
 
 def test_a_run_without_a_rate_is_refused(tmp_path: Path) -> None:
-    run = write_measured_run(tmp_path / "run", sealed=False)
-    file = run / "rank-0000.jsonl"
-    remaining_lines = [
-        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
-    ]
-    file.write_text("\n".join(remaining_lines) + "\n")
+    run = write_run_over(None, tmp_path / "run")
     message = usage_error(call_plan(run, "--link", "1GB/s"))
     assert "the speed of the link is unknown (mpi@1, mpi@2, mpi@3)" in message
 
 
 def test_a_stated_rate_serves_a_run_that_did_not_measure_its_link(tmp_path: Path) -> None:
-    run = write_measured_run(tmp_path / "run", sealed=False, experiment={"link": "2GB/s"})
-    file = run / "rank-0000.jsonl"
-    lines_without_ceilings = [
-        line for line in file.read_text().splitlines() if '"kind":"ceiling"' not in line
-    ]
-    file.write_text("\n".join(lines_without_ceilings) + "\n")
+    run = write_run_over("2GB/s", tmp_path / "run")
     arms = read_inputs(read_run(run)).arms
     assert {(arm.link.rate, arm.link.origin) for arm in arms} == {(2e9, "--link 2GB/s")}
     report = call_plan(run, "--link", "1GB/s").stdout

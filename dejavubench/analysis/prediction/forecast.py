@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -11,9 +12,8 @@ import numpy as np
 from dejavubench.analysis.prediction.chunk_rounds import PhaseShape
 from dejavubench.analysis.prediction.compute import Basis, ComputeTimes, compute_times
 from dejavubench.analysis.prediction.contention import (
-    PROMPT,
-    STEP,
-    estimate_rest_beside_streaming_ms,
+    estimate_prompt_rest_ms,
+    estimate_step_rest_ms,
     find_busy_arms,
 )
 from dejavubench.analysis.prediction.inputs import MS_PER_S, ArmInputs, RunInputs
@@ -31,6 +31,9 @@ NEAREST_LEVELS = {"0": (), "1": ("2",), "2": ("1",), "3": ()}
 
 Level 3 stands in for none: it does not wait, so a wait's contention is not in its times.
 """
+
+CHUNK_TIMES = ("helper_ms", "helper_ms_per_byte", "sink_ms", "sink_ms_per_byte", "latency_ms")
+"""Fields of :class:`ChunkCosts` that are times."""
 
 OWN_TIME_RATIO = 1.3
 """Time of messages over that of their bytes from which on the messages' own time is told."""
@@ -110,10 +113,18 @@ def _take_first_elements(timed: TimedT) -> TimedT:
     return replace(timed, **changed_fields)
 
 
-def find_arm(run: RunInputs, mode: str, level_name: str, target: PointInfo) -> ArmInputs | None:
-    """Return the measured arm that a level is predicted from; None if there is none."""
+def find_nearest_arms(
+    run: RunInputs, mode: str, level_name: str, target: PointInfo
+) -> list[ArmInputs]:
+    """Return the measured arms that a level is predicted from: those with the nearest sizes.
+
+    There are several if the run has several links.
+    """
     arms = run.arms_of(mode, (level_name, *NEAREST_LEVELS[level_name]))
-    return min(arms, key=lambda arm: compute_distance(arm.point.info, target)) if arms else None
+    distances = [compute_distance(arm.point.info, target) for arm in arms]
+    return [
+        arm for arm, distance in zip(arms, distances, strict=True) if distance == min(distances)
+    ]
 
 
 def predict(
@@ -128,9 +139,11 @@ def predict(
     Args:
         known_times: the compute times, if they are known; None to take them from the run.
     """
-    arm = find_arm(run, mode, level_name, target.point)
-    if arm is None:
+    arms = find_nearest_arms(run, mode, level_name, target.point)
+    if not arms:
         return None
+    # On the fastest link, the time of a message is least that of its bytes.
+    arm = max(arms, key=lambda arm: arm.link.rate)
     point = target.point
     phase_times = known_times or compute_times(run.points, arm.point, point)
     # Every worker has its share of the layers, of the heads, and of the bytes.
@@ -145,14 +158,17 @@ def predict(
         step_nbytes=step_nbytes,
         flush_interval=target.flush_interval,
         burst_nbytes=target.burst_nbytes,
-        prompt_rest_ms=estimate_rest_beside_streaming_ms(PROMPT, run, mode, level_name, target),
-        token_rest_ms=estimate_rest_beside_streaming_ms(STEP, run, mode, level_name, target),
+        prompt_rest_ms=estimate_prompt_rest_ms(
+            run, mode, level_name, target, phase_times.prompt_ms
+        ),
+        token_rest_ms=estimate_step_rest_ms(run, mode, level_name, target),
         early_layers=_find_early_layers(run, mode, arm),
     )
     if level_name == "0":
         request = _add_messages(request, arm, target)
     else:
-        request = replace(request, costs=_make_costs(arm, target))
+        costs_by_link = [_make_costs(arm_of_link, target) for arm_of_link in arms]
+        request = replace(request, costs=_compute_mean_costs(costs_by_link))
     return Prediction(
         request,
         level_name,
@@ -220,6 +236,15 @@ def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
         slots=arm.staging.slots,
         least_pieces=target.sinks_per_source,
     )
+
+
+def _compute_mean_costs(costs_by_link: Sequence[ChunkCosts]) -> ChunkCosts:
+    """Return the mean times of chunks over links; the staging slots are those of the first."""
+    means = {
+        name: sum(getattr(costs, name) for costs in costs_by_link) / len(costs_by_link)
+        for name in CHUNK_TIMES
+    }
+    return replace(costs_by_link[0], **means)
 
 
 def _add_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> StreamedRequest:

@@ -141,7 +141,10 @@ class ArmInputs:
 class RunInputs:
     """Inputs from one run: its points without streaming, and its arms over links.
 
+    :func:`.join_runs.join_runs` makes one of several runs.
+
     Attributes:
+        run_count: runs that the inputs are from.
         machine: identifier of the machine, or the name of its CPU in older records.
         on_gpu: the model ran on a CUDA device.
     """
@@ -151,6 +154,7 @@ class RunInputs:
     on_gpu: bool
     points: tuple[PointInputs, ...]
     arms: tuple[ArmInputs, ...]
+    run_count: int = 1
 
     def arms_of(self, mode: str, level_names: Iterable[str]) -> list[ArmInputs]:
         """Return the arms of a destination at the first of some levels that was measured."""

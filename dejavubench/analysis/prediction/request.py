@@ -24,6 +24,11 @@ PREDICTED_LEVELS = ("0", "1", "2", "3")
 NEAR_ZERO_PCT = 5.0
 """Overhead up to which it counts as near zero."""
 
+SOCKET_NBYTES = 1e6
+"""Bytes that the sink's kernel receives while its thread puts a chunk in its place. Linux lets a
+socket's buffer grow to some MB; predictions are the same from 0.25 to 2 MB.
+"""
+
 SLOWEST_RATE = 1e-3
 FASTEST_RATE = 1e12
 """Bytes per millisecond between which a link is looked for."""
@@ -87,14 +92,17 @@ class _Stations:
         if costs.slots is not None and len(self.complete_ms) == costs.slots:
             begin_ms = np.maximum(begin_ms, self.complete_ms[0])
         self.helper_free_ms = begin_ms + costs.helper_ms + nbytes * costs.helper_ms_per_byte
-        # The sink's one thread receives nothing while it puts a chunk in its place.
-        sent_ms = np.maximum(self.helper_free_ms, self.sink_free_ms)
+        # While the sink's one thread puts a chunk in its place, its kernel receives the next bytes.
+        sent_ms = np.maximum(
+            self.helper_free_ms, self.sink_free_ms - SOCKET_NBYTES / self.rate_per_ms
+        )
         # A token bucket (a virtual clock): without a burst, the time at which the link is free.
         self.link_free_ms = (
             np.maximum(self.link_free_ms, sent_ms - self.ahead_ms) + nbytes / self.rate_per_ms
         )
+        here_ms = np.maximum(self.link_free_ms, sent_ms)
         self.sink_free_ms = (
-            np.maximum(self.link_free_ms, sent_ms) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
+            np.maximum(here_ms, self.sink_free_ms) + costs.sink_ms + nbytes * costs.sink_ms_per_byte
         )
         arrived_ms = self.sink_free_ms + costs.latency_ms
         self.complete_ms.append(arrived_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dejavubench.analysis.number_texts import (
@@ -10,6 +11,7 @@ from dejavubench.analysis.number_texts import (
     format_signed_percent,
 )
 from dejavubench.analysis.prediction.compute import Basis
+from dejavubench.analysis.prediction.inputs import ArmInputs
 from dejavubench.analysis.prediction.table import (
     BORROWED_ERROR_PCT,
     FREE_PCT,
@@ -85,15 +87,23 @@ def format_overhead(row: ForecastRow, unit: str = "") -> str:
 
 
 def _describe_link(forecast: Forecast, mode: str) -> str:
-    """Describe the asked link as faster or slower than the measured one."""
+    """Describe the asked link as faster or slower than the measured ones."""
     slowest_rate, fastest_rate = forecast.find_measured_rates(mode)
     asked_text = format_bytes_per_s(forecast.rate)
-    measured_text = _format_range(slowest_rate, fastest_rate)
+    measured_text = f"the measured {_name_links(forecast)}, "
+    measured_text += _format_range(slowest_rate, fastest_rate)
     if forecast.rate > (1 + SAME_RATE) * fastest_rate:
-        return f"{mode}: {asked_text} is faster than the measured link, {measured_text}."
+        return f"{mode}: {asked_text} is faster than {measured_text}."
     if forecast.rate < (1 - SAME_RATE) * slowest_rate:
-        return f"{mode}: {asked_text} is slower than the measured link, {measured_text}."
-    return f"{mode}: {asked_text} is about as fast as the measured link, {measured_text}."
+        return f"{mode}: {asked_text} is slower than {measured_text}."
+    if forecast.run.run_count > 1:
+        return f"{mode}: {asked_text} is in the range of {measured_text}."
+    return f"{mode}: {asked_text} is about as fast as {measured_text}."
+
+
+def _name_links(forecast: Forecast) -> str:
+    """Return the noun for the links of the measured runs."""
+    return "link" if forecast.run.run_count == 1 else "links"
 
 
 def _format_range(slowest_rate: float, fastest_rate: float) -> str:
@@ -118,16 +128,17 @@ def _describe_cost(forecast: Forecast, mode: str, target: Target) -> str:
 
 def _bracket_measured(forecast: Forecast, row: ForecastRow, target: Target) -> str:
     """Return in brackets what a level was measured to cost at the target's sizes; or nothing."""
-    return next(
-        (
-            f" (measured {format_signed_percent(100 * arm.overhead.median)} %)"
-            for arm in forecast.run.arms
-            if (arm.mode, arm.level) == (row.mode, row.level)
-            and compute_distance(arm.point.info, target.point) == (0, 0.0)
-            and not row.is_borrowed
-        ),
-        "",
-    )
+    arms = [
+        arm
+        for arm in forecast.run.arms
+        if (arm.mode, arm.level) == (row.mode, row.level)
+        and compute_distance(arm.point.info, target.point) == (0, 0.0)
+    ]
+    if not arms or row.is_borrowed:
+        return ""
+    arm = min(arms, key=lambda arm: abs(math.log(arm.link.rate / row.rate)))
+    link = f" at {format_bytes_per_s(arm.link.rate)}" if forecast.run.run_count > 1 else ""
+    return f" (measured {format_signed_percent(100 * arm.overhead.median)} %{link})"
 
 
 def _describe_noise(forecast: Forecast) -> str:
@@ -203,22 +214,19 @@ def _format_speeds(forecast: Forecast) -> str:
 
 def _describe_measured_arms(forecast: Forecast) -> list[str]:
     """Return the measured overheads of the target's point, to hold beside the forecast."""
+    arms_by_link: dict[tuple[str, float], list[ArmInputs]] = {}
+    for arm in forecast.run.arms:
+        if arm.point.info.id == forecast.target.point.id:
+            arms_by_link.setdefault((arm.mode, arm.link.rate), []).append(arm)
     lines = []
-    for mode in forecast.modes:
-        arms = [
-            arm
-            for arm in forecast.run.arms
-            if arm.mode == mode and arm.point.info.id == forecast.target.point.id
-        ]
-        if not arms:
-            continue
+    for (mode, rate), arms in sorted(arms_by_link.items()):
         costs = "; ".join(
             f"level {arm.level} {format_signed_percent(100 * arm.overhead.median)} % "
             f"{format_percent_interval(100 * arm.overhead.low, 100 * arm.overhead.high)}"
             for arm in sorted(arms, key=lambda arm: arm.level, reverse=True)
         )
         lines.append(
-            f"measured here, {mode} at {format_bytes_per_s(arms[0].link.rate)}, prompt "
+            f"measured here, {mode} at {format_bytes_per_s(rate)}, prompt "
             f"{arms[0].point.info.input_len:,}: {costs}"
         )
     return lines
@@ -236,7 +244,8 @@ def write_remarks(forecast: Forecast) -> list[str]:
     other_lengths = [row for row in forecast.over_lengths if row.input_len != length]
     lines = [
         *forecast.warnings,
-        f"from {forecast.run.name}; measured speed of its link: {_format_speeds(forecast)}",
+        f"from {forecast.run.name}; measured speed of the {_name_links(forecast)}: "
+        f"{_format_speeds(forecast)}",
         *_describe_measured_arms(forecast),
         f"compute times: {_format_bases(rows)}",
         f"compute times of the other prompts: {_format_bases(other_lengths)}",
@@ -256,8 +265,8 @@ def write_remarks(forecast: Forecast) -> list[str]:
     busy_arms = dict.fromkeys(arm for row in shown_rows for arm in row.busy_arms)
     if busy_arms:
         lines.append(
-            f"{BUSY_MARK} contention is that of {', '.join(busy_arms)}, whose measured link was "
-            "busy to the end. A faster link may have less"
+            f"{BUSY_MARK} contention is in part that of {', '.join(busy_arms)}, whose measured "
+            "link was busy to the end. A faster link may have another one"
         )
     if not all(row.is_held for row in rows):
         lines.append(
