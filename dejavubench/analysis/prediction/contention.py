@@ -15,7 +15,7 @@ import numpy as np
 
 from dejavubench.analysis.prediction.inputs import ArmInputs, RunInputs
 from dejavubench.analysis.prediction.request import PREDICTED_LEVELS, TimesMs
-from dejavubench.analysis.prediction.target import Target, compute_distance
+from dejavubench.analysis.prediction.target import Target, compute_distance, keep_nearest
 from dejavubench.dejavulib.levels import LEVELS, Level
 
 
@@ -148,6 +148,5 @@ def _find_arms_alike(
         and arm.level in PREDICTED_LEVELS
         and streams_beside(LEVELS[arm.level]) == is_beside
     ]
-    differences = [compute_distance(arm.point.info, target.point)[0] for arm in arms]
-    least = min(differences, default=0)
-    return [arm for arm, difference in zip(arms, differences, strict=True) if difference == least]
+    # Another prompt length is no other model.
+    return keep_nearest(arms, lambda arm: compute_distance(arm.point.info, target.point)[0])

@@ -23,7 +23,7 @@ from dejavubench.analysis.prediction.request import (
     StreamedRequest,
     TimesMs,
 )
-from dejavubench.analysis.prediction.target import Target, compute_distance
+from dejavubench.analysis.prediction.target import Target, compute_distance, keep_nearest
 from dejavubench.records import PointInfo
 
 NEAREST_LEVELS = {"0": (), "1": ("2",), "2": ("1",), "3": ()}
@@ -121,10 +121,7 @@ def find_nearest_arms(
     There are several if the run has several links.
     """
     arms = run.arms_of(mode, (level_name, *NEAREST_LEVELS[level_name]))
-    distances = [compute_distance(arm.point.info, target) for arm in arms]
-    return [
-        arm for arm, distance in zip(arms, distances, strict=True) if distance == min(distances)
-    ]
+    return keep_nearest(arms, lambda arm: compute_distance(arm.point.info, target))
 
 
 def predict(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from dejavubench.records import PointInfo
+
+CandidateT = TypeVar("CandidateT")
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,20 @@ def compute_distance(measured: PointInfo, target: PointInfo) -> tuple[int, float
         for key in ("model", "data_type", "kv_layout", "ubatch_size")
     )
     return other_sizes, abs(math.log(measured.input_len / target.input_len))
+
+
+def keep_nearest(
+    candidates: Sequence[CandidateT], measure: Callable[[CandidateT], Any]
+) -> list[CandidateT]:
+    """Return the candidates of the least distance, in their order.
+
+    Args:
+        measure: gives the distance of one; any values that can be ordered.
+    """
+    distances = list(map(measure, candidates))
+    least = min(distances, default=None)
+    return [
+        candidate
+        for candidate, distance in zip(candidates, distances, strict=True)
+        if distance == least
+    ]
