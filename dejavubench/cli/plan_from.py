@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 POINT_KEYS = ("input_len", "output_len", "data_type", "kv_layout", "ubatch_size")
 """Options that are sizes of a request; those that are not given are the run's own."""
-
-ORIGIN = "--from: "
-"""Begins the message of a run that cannot be predicted from."""
 
 
 def make_forecast(
@@ -69,58 +66,65 @@ def _read_runs(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
         BadInput: a run cannot be read, no run tells a prediction, or machines differ.
     """
     from dejavubench.analysis.find_runs import run_folders
-    from dejavubench.analysis.prediction.join_runs import DifferentMachinesError, join_runs
+    from dejavubench.analysis.prediction.join_runs import DifferentMachinesError
+    from dejavubench.analysis.prediction.run_inputs import NoPredictionError
     from dejavubench.records import RecordError
 
-    if not folder.is_dir():
-        return _read_run(folder)  # whose message says what it is instead
     try:
-        folders = run_folders(folder)
-    except RecordError as error:
-        raise BadInput(f"{ORIGIN}{error}") from None
-    if len(folders) == 1:
-        return _read_run(folders[0])
+        # What is no folder is read as a run: the message says what it is instead.
+        folders = run_folders(folder) if folder.is_dir() else [folder]
+        return _read_run(folders[0]) if len(folders) == 1 else _join_runs_below(folder, folders)
+    except (RecordError, NoPredictionError, DifferentMachinesError) as error:
+        raise BadInput(f"--from: {error}") from None
+
+
+def _join_runs_below(folder: Path, folders: Sequence[Path]) -> tuple[RunInputs, tuple[str, ...]]:
+    """Return the inputs of several runs together, and warnings; a run without any is left out.
+
+    Raises:
+        NoPredictionError: no run tells a prediction.
+        DifferentMachinesError: the runs are not of one machine.
+    """
+    from dejavubench.analysis.prediction.join_runs import join_runs
+    from dejavubench.analysis.prediction.run_inputs import NoPredictionError
+    from dejavubench.records import RecordError
+
     runs, warnings = [], []
     for run_folder in folders:
         try:
             run, damage = _read_run(run_folder)
-        except BadInput as error:
-            warnings.append(f"left out: {str(error).removeprefix(ORIGIN)}")
+        except (RecordError, NoPredictionError) as error:
+            warnings.append(f"left out: {error}")
         else:
             runs.append(run)
             warnings += [f"{run.name}: {text}" for text in damage]
     if not runs:
-        raise BadInput(f"{ORIGIN}no run below {folder} tells a prediction. {warnings[0]}")
-    try:
-        return join_runs(runs), tuple(warnings)
-    except DifferentMachinesError as error:
-        raise BadInput(f"{ORIGIN}{error}. Give the folder of one run") from None
+        raise NoPredictionError(f"no run below {folder} tells a prediction. {warnings[0]}")
+    return join_runs(runs), tuple(warnings)
 
 
 def _read_run(folder: Path) -> tuple[RunInputs, tuple[str, ...]]:
     """Return a run's inputs, and what is missing of its records or was changed.
 
     Raises:
-        BadInput: the run cannot be read, or tells no prediction.
+        RecordError: the run cannot be read.
+        NoPredictionError: it tells no prediction.
     """
     from dejavubench.analysis.integrity import read_checked
     from dejavubench.analysis.prediction.run_inputs import NoPredictionError, read_inputs
     from dejavubench.analysis.tables import ending_part
-    from dejavubench.records import RecordError
 
+    run = read_checked(folder)
+    damage = tuple(note.text for note in ending_part.make_notes(run) if note.severity != "info")
     try:
-        run = read_checked(folder)
-        damage = tuple(note.text for note in ending_part.make_notes(run) if note.severity != "info")
         return read_inputs(run), damage
-    except RecordError as error:
-        raise BadInput(f"{ORIGIN}{error}") from None
-    except NoPredictionError as error:
+    except NoPredictionError:
         if ending_part.is_complete(run):
-            raise BadInput(f"{ORIGIN}{error}") from None
+            raise
         # What is missing is not there because the run was cut short, whatever it was asked for.
-        raise BadInput(
-            f"{ORIGIN}{folder.name} is incomplete ({'; '.join(damage)}), so nothing can be "
-            "predicted from it"
+        raise NoPredictionError(
+            f"{folder.name} is incomplete ({'; '.join(damage)}), so nothing can be predicted from "
+            "it"
         ) from None
 
 

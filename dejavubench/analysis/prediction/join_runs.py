@@ -29,7 +29,7 @@ def join_runs(runs: Sequence[RunInputs]) -> RunInputs:
         if (other_run.machine, other_run.on_gpu) != (first_run.machine, first_run.on_gpu):
             raise DifferentMachinesError(
                 f"{first_run.name} and {other_run.name} are of different machines, so they cannot "
-                "be predicted from together"
+                "be predicted from together. Give the folder of one run"
             )
     points_by_sizes: dict[str, list[PointInputs]] = {}
     for run in runs:
