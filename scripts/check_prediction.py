@@ -124,45 +124,28 @@ def held_out(runs: list[RunInputs]) -> Iterator[tuple[str, RunInputs, ArmInputs]
     """Yield what is held out, the run or the runs together to predict from, and the arm."""
     for run in runs:
         for target in run.arms:
-            like_runs = [
-                other_run
+            yield "level", _without_level(run, target), target
+            if own_lengths := _without_length(run, target):
+                yield "prompt", own_lengths, target
+            # By what differs, the runs that the arm can be compared with.
+            others = [
+                (difference, other_run)
                 for other_run in runs
-                if other_run is run or _describe_difference(run, other_run, target)
+                if other_run is not run
+                and (difference := _describe_difference(run, other_run, target))
             ]
-            for kind, source in _sources_of_one_run(run, like_runs, target):
-                yield kind, source, target
-            for kind, sources in _sources_together(run, like_runs, target).items():
-                if sources:
-                    yield f"{kind}{TOGETHER}", join_runs(sources), target
-
-
-def _sources_of_one_run(
-    run: RunInputs, like_runs: Sequence[RunInputs], target: ArmInputs
-) -> Iterator[tuple[str, RunInputs]]:
-    """Yield each single run, or part of the arm's own run, that lacks what the arm has."""
-    yield "level", _without_level(run, target)
-    if lengths := _without_length(run, target):
-        yield "prompt", lengths
-    for other_run in like_runs:
-        if other_run is not run:
-            yield _describe_difference(run, other_run, target) or "", other_run
-
-
-def _sources_together(
-    run: RunInputs, like_runs: Sequence[RunInputs], target: ArmInputs
-) -> dict[str, list[RunInputs]]:
-    """Return all runs that lack what the arm has, or their parts, by what is held out."""
-    return {
-        "level": [_without_level(like_run, target) for like_run in like_runs],
-        "prompt": [
-            lengths for like_run in like_runs if (lengths := _without_length(like_run, target))
-        ],
-        "rate": [
-            other_run
-            for other_run in like_runs
-            if other_run is not run and _describe_difference(run, other_run, target) == "rate"
-        ],
-    }
+            for difference, other_run in others:
+                yield difference, other_run, target
+            like_runs = [run, *(other_run for _, other_run in others)]
+            lengths = [_without_length(like_run, target) for like_run in like_runs]
+            runs_by_kind = {
+                "level": [_without_level(like_run, target) for like_run in like_runs],
+                "prompt": [part for part in lengths if part is not None],
+                "rate": [other_run for difference, other_run in others if difference == "rate"],
+            }
+            for kind, runs_together in runs_by_kind.items():
+                if runs_together:
+                    yield f"{kind}{TOGETHER}", join_runs(runs_together), target
 
 
 def _without_level(run: RunInputs, target: ArmInputs) -> RunInputs:
