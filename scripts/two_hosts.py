@@ -15,6 +15,7 @@ The script leaves nothing behind, unless it is killed by SIGKILL. It needs Linux
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shlex
@@ -53,6 +54,9 @@ NAMESPACES = Path("/var/run/netns")
 
 QUEUED_S = 0.05
 """Seconds that a packet may wait in the queue before it is dropped."""
+
+READY_S = 20.0
+"""Seconds that the link or the sink has to be ready."""
 
 ENDING_S = 20.0
 """Seconds that a process has to end after a signal, before it is killed."""
@@ -133,7 +137,25 @@ def two_hosts(rate: float | None) -> Iterator[tuple[Host, Host]]:
                 _set_up(*f"{ip_command} link set {interface} up".split())
             if rate is not None:
                 _limit_rate(host, rate)
+        for host in hosts:
+            _await_running(host)
         yield first_host, second_host
+
+
+def _await_running(host: Host) -> None:
+    """Wait until the kernel says that a host's end of the link runs.
+
+    It may say so a second after both ends are up. Until then, UCX holds that there is no link.
+
+    Raises:
+        NoHostsError: it does not say so.
+    """
+    deadline = time.monotonic() + READY_S
+    query = f"ip -n {host.namespace} -json link show dev {INTERFACE}"
+    while (state := json.loads(_set_up(*query.split()))[0]["operstate"]) != "UP":
+        if time.monotonic() > deadline:
+            raise NoHostsError(f"two hosts cannot be made here: {INTERFACE} stays {state}")
+        time.sleep(0.05)
 
 
 def _limit_rate(host: Host, rate: float) -> None:
@@ -146,12 +168,18 @@ def _limit_rate(host: Host, rate: float) -> None:
     _set_up(*tc_command.split(), *bucket.split())
 
 
-def _set_up(*command: str) -> None:
+def _set_up(*command: str) -> str:
+    """Run a command and return what it prints.
+
+    Raises:
+        NoHostsError: it fails.
+    """
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         raise NoHostsError(
             f"two hosts cannot be made here: {shlex.join(command)}: {process.stderr.strip()}"
         )
+    return process.stdout
 
 
 def _remove(host: Host) -> None:
@@ -274,7 +302,7 @@ def _running(
 
 
 def _await_listening(sink: subprocess.Popen[bytes], sink_log: Path) -> None:
-    deadline = time.monotonic() + ENDING_S
+    deadline = time.monotonic() + READY_S
     while "listening on" not in sink_log.read_text(errors="replace"):
         if sink.poll() is not None or time.monotonic() > deadline:
             raise NoHostsError(

@@ -107,6 +107,18 @@ def run_of(cwd: Path) -> Run:
     return read_run(folder)
 
 
+def test_a_link_that_is_handed_over_runs() -> None:
+    """The kernel may say so a second after both ends are up, and MPI looks once, as it starts."""
+    import two_hosts
+
+    with two_hosts.two_hosts(None) as hosts:
+        for host in hosts:
+            state = Path("/sys/class/net") / two_hosts.INTERFACE / "operstate"
+            command = ["ip", "netns", "exec", host.namespace, "cat", str(state)]
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert process.stdout == "up\n"
+
+
 @pytest.mark.drill
 def test_both_destinations_arrive_at_the_other_host_over_a_limited_link(tmp_path: Path) -> None:
     rate = 100e6  # bytes a second
