@@ -57,8 +57,8 @@ class SinkEndpoint(Protocol):
     """The sink's side of a remote destination.
 
     A stream's receives are requested in the order of its chunks, before the chunks come. Whether
-    the endpoint passes that on (mpi posts a receive, nixl names the memory) or waits until the
-    source announces a chunk (nccl) is its own affair.
+    the endpoint passes that on (mpi posts a receive, nixl names the memory) or waits for an
+    announcement of the source (nccl, unless it may receive ahead) is its own affair.
 
     Attributes:
         by_address: takes extents as (address, bytes). Off: as views of host memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dejavubench.dejavulib.destinations.registry import NCCL
@@ -59,7 +59,9 @@ class NCCLConnector(RankConnector):
         """Return the sink's end of the point's links."""
         from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
 
-        return NCCLSinkEndpoint(self.comm, self.links)
+        receives_ahead = int(self.rank.options.value("nccl_receives_ahead"))
+        most_ahead = dict.fromkeys(context.peers, receives_ahead)
+        return NCCLSinkEndpoint(self.comm, self.links, most_ahead=most_ahead)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         """Return the MPI loops, and a raw NCCL loop if the two ranks are linked."""
@@ -80,7 +82,7 @@ class NCCLTransport(Transport):
     label = "remote GPU (NCCL)"
     help = "a remote GPU"
     style = PlotStyle("#CC79A7", "xx")
-    options = ("nccl_loopback",)
+    options = ("nccl_loopback", "nccl_receives_ahead")
     copy_s = 1e-5  # a send kernel, and the grant before it
     hands_over = True
     loopback = LoopbackVariant(
@@ -98,6 +100,27 @@ class NCCLTransport(Transport):
     def connector(self, rank: RankContext) -> NCCLConnector:
         """Return this rank's part; NCCL is not loaded yet."""
         return NCCLConnector(rank)
+
+    def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        """Refuse receives ahead that would take from a model or come in no known order."""
+        waiting = "a receive that waits takes from the model on its GPU"
+        several = "a source then has several streams to a sink, in no known order"
+        reasons = {
+            "nccl_loopback": waiting,
+            "handoff": waiting,
+            "sink_pipeline_para_size": several,
+            "sink_ubatch_size": several,
+        }
+        if options.value("nccl_receives_ahead"):
+            for key, reason in reasons.items():
+                if options.value(key):
+                    return (
+                        f"--nccl-receives-ahead cannot be combined with --{key.replace('_', '-')}: "
+                        f"{reason}. Drop one of them"
+                    )
+            if options.value("pipeline_para_size") > 1:
+                return f"--nccl-receives-ahead needs --pipeline-para-size 1: {several}"
+        return super().conflict(options, chosen)
 
     def missing(self, options: Options) -> Unavailable | None:
         """Refuse a model that is not on a CUDA device."""

@@ -110,6 +110,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "confine": {"zero": (False,), "true": (True,)},
     **dict.fromkeys(("handoff", "nccl_loopback", "nvtx", "tcp_checksums", "sample_extents"), OFF),
     "warmup": {**NO_LIST, "zero": 0},
+    "nccl_receives_ahead": {"zero": 0},
     "seed": {**NO_LIST, "zero": 0, "2^31": 2**31},
     **dict.fromkeys(("max_time", "drain_timeout"), NUMBER),
     **dict.fromkeys(("peer", "swap"), NO_VALUES),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +16,13 @@ import torch
 from mpi4py import MPI
 
 from dejavubench.dejavulib.destinations.base import Stream, StreamingError
-from dejavubench.dejavulib.destinations.nccl import NCCLDestination, NCCLSinkEndpoint
+from dejavubench.dejavulib.destinations.nccl import NCCLSinkEndpoint
 from dejavubench.dejavulib.destinations.nccl import sink as nccl_sink
 from dejavubench.dejavulib.destinations.nccl import source as nccl_source
 from dejavubench.dejavulib.extents import ExtentAddresses, cut_extent_views
 from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
-from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.dejavulib.waiting import wait_asleep
@@ -49,6 +47,7 @@ from helpers.fake_destination import (
 )
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import Job, run
+from helpers.memory_link import MemoryLink, linked_ends
 from helpers.paths import DRIVERS
 from helpers.waits import stays
 
@@ -192,85 +191,6 @@ def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:
 # ---- the destination, over a link made of memory ----
 
 
-class CompletedMark:
-    def query(self) -> bool:
-        return True
-
-
-class PendingMark:
-    def query(self) -> bool:
-        return False
-
-
-class MemoryLink:
-    """Both ends of a link within one process, matched by order alone, as NCCL's are."""
-
-    def __init__(self, lost: bool = False) -> None:
-        self.sizes: list[int] = []
-        self.groups: list[int] = []
-        self.closed = 0
-        self.aborted = threading.Event()
-        self._lost = lost
-        self._messages: queue.Queue[bytes] = queue.Queue()
-
-    def send(self, address: int, nbytes: int) -> None:
-        assert not self.aborted.is_set()
-        self.sizes.append(nbytes)
-        if not self._lost:
-            self._messages.put(ctypes.string_at(address, nbytes))
-
-    def recv(self, address: int, nbytes: int) -> None:
-        if not self._lost:
-            message = self._messages.get(timeout=PATIENCE)
-            assert len(message) == nbytes
-            ctypes.memmove(address, message, nbytes)
-
-    @contextmanager
-    def group(self) -> Iterator[None]:
-        messages_before = len(self.sizes)
-        yield
-        if threading.current_thread() is not threading.main_thread():  # the sender
-            self.groups.append(len(self.sizes) - messages_before)
-
-    def mark_filled(self) -> CompletedMark | PendingMark:
-        return self.mark()
-
-    def wait_for_mark(self, filled: Any) -> None:
-        assert isinstance(filled, (CompletedMark, PendingMark))
-
-    def side_stream(self) -> Any:
-        return nullcontext()
-
-    def mark(self) -> CompletedMark | PendingMark:
-        return PendingMark() if self._lost else CompletedMark()
-
-    def synchronize(self) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        self.aborted.set()
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-@contextmanager
-def linked_ends(
-    slot: int, link: MemoryLink, timeout: float = PATIENCE
-) -> Iterator[tuple[Streamer, NCCLSinkEndpoint]]:
-    """Yield a source's streamer and a sink's endpoint, both in this process."""
-    comm = MPI.COMM_SELF.Dup()
-    streamer = Streamer(NCCLDestination(comm, {0: link}, timeout), staging(slot, 3))
-    try:
-        yield streamer, NCCLSinkEndpoint(comm, {0: link}, timeout)
-    finally:
-        streamer.close()
-        # The communicator is not freed: a test that fails on purpose leaves messages in it.
-
-
 class Model(threading.Thread):
     """Writes several microbatches in turn, step by step, and tells their managers."""
 
@@ -397,10 +317,15 @@ def test_addresses_that_are_not_kept_are_computed_anew() -> None:
 
 
 def begin_stream(
-    streamer: Streamer, level: str, endpoint: NCCLSinkEndpoint, patience: float = PATIENCE
+    streamer: Streamer,
+    level: str,
+    endpoint: NCCLSinkEndpoint,
+    patience: float = PATIENCE,
+    slot: int = WHOLE_LAYERS,
 ) -> tuple[CacheManager, CacheReceiver, KVCache]:
     geometry = small_geometry()
-    stream, source = Stream(id=5, schedule=schedule_of(geometry), peer=0), random_cache(geometry)
+    stream = Stream(id=5, schedule=schedule_of(geometry, slot), peer=0)
+    source = random_cache(geometry)
     cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
     manager = CacheManager(cache, [stream], LEVELS[level], streamer, patience)
     receiver = CacheReceiver(target, stream, LEVELS[level], endpoint)
@@ -421,6 +346,56 @@ def test_nothing_is_sent_before_the_sink_is_ready() -> None:
         endpoint.finish()
         join_model(model)
         assert manager.lag_nbytes == 0
+
+
+@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("ahead", [1, 2, 8])
+@pytest.mark.parametrize("level", ["0", "1", "3"])
+def test_a_sink_receives_ahead_of_announcements(level: str, ahead: int, slot: int) -> None:
+    """At most as many as it may, and as it has slots; twice, with other data."""
+    link = MemoryLink()
+    with linked_ends(slot, link, ahead=ahead) as (streamer, endpoint):
+        manager, receiver, source = begin_stream(streamer, level, endpoint, slot=slot)
+        target = receiver._cache
+        target.fill(0x31)
+        slot_count = len(receiver.slots)
+        assert not link.most_waiting  # nothing is issued before the first look
+        for microbatch in range(2):
+            if microbatch:
+                source = random_cache(small_geometry(), seed=7)
+                manager.begin()
+                receiver.begin()
+            link.most_waiting = 0
+            assert not receiver.poll()
+            assert link.most_waiting == (min(ahead, slot_count) if LEVELS[level].buffered else 0)
+            model = Model([source], [manager])
+            model.start()
+            receive_all([receiver])
+            endpoint.finish()
+            join_model(model)
+            require_arrival(source, target, receiver.stream, unused_byte=0x31)
+    assert link.closed == 1
+
+
+def test_a_chunk_that_is_granted_for_another_stream_is_refused() -> None:
+    """Two streams to a sink that may receive ahead, which it must not."""
+    link = MemoryLink()
+    with linked_ends(WHOLE_LAYERS, link, ahead=1) as (streamer, endpoint):
+        manager, receiver, source = begin_stream(streamer, "3", endpoint, patience=0.5)
+        other_stream = replace(receiver.stream, id=6)
+        other_receiver = CacheReceiver(
+            KVCache.allocate(small_geometry(), INTEGERS[2]), other_stream, LEVELS["3"], endpoint
+        )
+        other_receiver.begin()
+        assert not other_receiver.poll()
+        model = Model([source], [manager])
+        model.start()
+        with pytest.raises(
+            StreamingError,
+            match="rank 0 granted a chunk of stream 6, where one of stream 5 is next",
+        ):
+            join_model(model)
+        assert not link.sizes
 
 
 @pytest.mark.parametrize("level", ["0", "0-batched"])
@@ -502,6 +477,16 @@ def test_a_stream_does_not_begin_anew_with_chunks_on_their_way() -> None:
             streamer.destination.begin(manager.streams[0])
 
 
+# ---- several sources ----
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ahead", [0, 1, 8])
+def test_two_sources_stream_to_one_sink(ahead: int, tmp_path: Path) -> None:
+    """Over links made of MPI's messages; three microbatches, at every level."""
+    assert output_of_ranks(tmp_path, "nccl_sources.py", ahead, ranks=3) == "all well\n"
+
+
 # ---- on GPUs ----
 
 
@@ -509,9 +494,9 @@ EVERY_STREAM = f"{len(KVLayout) * 2 * len(LEVELS)} streams, all well\n"
 """Output of mpi/nccl_stream.py: one stream per layout, size of the slots (2) and level."""
 
 
-def output_on_gpus(folder: Path, script: str, *args: object) -> str:
-    """Return the output of two ranks."""
-    return run(folder, 2, *args, driver=("-m", "mpi4py", str(DRIVERS / script))).stdout
+def output_of_ranks(folder: Path, script: str, *args: object, ranks: int = 2) -> str:
+    """Return the output of a script under mpirun."""
+    return run(folder, ranks, *args, driver=("-m", "mpi4py", str(DRIVERS / script))).stdout
 
 
 two_gpus = needs_gpus(2)
@@ -521,9 +506,12 @@ one_gpu = needs_gpus(1)
 @two_gpus
 @pytest.mark.gpu
 @pytest.mark.mpi
+@pytest.mark.parametrize("ahead", [0, 1, 8])
 @pytest.mark.parametrize("source", [0, 1])
-def test_every_byte_arrives_over_nccl_on_the_other_gpu(source: int, tmp_path: Path) -> None:
-    assert output_on_gpus(tmp_path, "nccl_stream.py", source) == EVERY_STREAM
+def test_every_byte_arrives_over_nccl_on_the_other_gpu(
+    source: int, ahead: int, tmp_path: Path
+) -> None:
+    assert output_of_ranks(tmp_path, "nccl_stream.py", source, ahead) == EVERY_STREAM
 
 
 @two_gpus
@@ -531,17 +519,19 @@ def test_every_byte_arrives_over_nccl_on_the_other_gpu(source: int, tmp_path: Pa
 @pytest.mark.mpi
 @pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)])
 def test_collectives_of_gpus_are_right(tensor: int, stages: int, tmp_path: Path) -> None:
-    assert output_on_gpus(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
+    assert output_of_ranks(tmp_path, "nccl_collectives.py", tensor, stages) == "all well\n"
 
 
 @two_gpus
 @pytest.mark.gpu
 @pytest.mark.mpi
-@pytest.mark.parametrize("level", ["3", "0", "0-batched"])
+@pytest.mark.parametrize(("level", "ahead"), [("3", 0), ("3", 8), ("0", 0), ("0-batched", 0)])
 @pytest.mark.parametrize("victim", ["source", "sink"])
-def test_the_other_side_ends_soon_after_a_death(victim: str, level: str, tmp_path: Path) -> None:
+def test_the_other_side_ends_soon_after_a_death(
+    victim: str, level: str, ahead: int, tmp_path: Path
+) -> None:
     """Without the launcher's help: the survivor's own deadline and abort end it."""
-    with Job(tmp_path, 2, victim, level, driver=(str(DRIVERS / "nccl_killed.py"),)) as job:
+    with Job(tmp_path, 2, victim, level, ahead, driver=(str(DRIVERS / "nccl_killed.py"),)) as job:
         job.until(lambda: "ended after" in job.stdout, "the survivor's end")
         survivor = "sink" if victim == "source" else "source"
         assert f"{survivor}: StreamingError" in job.stdout
@@ -552,13 +542,14 @@ def test_the_other_side_ends_soon_after_a_death(victim: str, level: str, tmp_pat
 @pytest.mark.gpu
 @pytest.mark.mpi
 def test_sharing_a_gpu_is_refused(tmp_path: Path) -> None:
-    assert "ranks 0 and 1 share one GPU" in output_on_gpus(
-        tmp_path, "nccl_stream.py", 0, "--refused"
+    assert "ranks 0 and 1 share one GPU" in output_of_ranks(
+        tmp_path, "nccl_stream.py", 0, 0, "--refused"
     )
 
 
 @one_gpu
 @pytest.mark.gpu
 @pytest.mark.mpi
-def test_two_ranks_stream_on_one_gpu_by_loopback(tmp_path: Path) -> None:
-    assert output_on_gpus(tmp_path, "nccl_stream.py", 0, "--loopback") == EVERY_STREAM
+@pytest.mark.parametrize("ahead", [0, 8])
+def test_two_ranks_stream_on_one_gpu_by_loopback(ahead: int, tmp_path: Path) -> None:
+    assert output_of_ranks(tmp_path, "nccl_stream.py", 0, ahead, "--loopback") == EVERY_STREAM

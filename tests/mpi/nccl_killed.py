@@ -1,4 +1,6 @@
-"""Stop one of 2 ranks within a stream, for test_nccl.py: ``nccl_killed.py source|sink LEVEL``.
+"""Stop one of 2 ranks within a stream, for test_nccl.py.
+
+``nccl_killed.py source|sink LEVEL AHEAD``: the sink issues AHEAD receives before announcements.
 
 The rank stops but stays, so that the launcher has nothing to clean up. Only its own deadline ends
 the other rank.
@@ -52,7 +54,7 @@ class Stopping:
             time.sleep(60)
 
 
-def main(stops: str, level: str) -> None:
+def main(stops: str, level: str, ahead: str) -> None:
     world = MPI.COMM_WORLD
     device = select_device(world, one_gpu=False)
     link, _ = connect(world, device, 0, loopback=False)
@@ -79,7 +81,7 @@ def main(stops: str, level: str) -> None:
             finally:
                 streamer.close()
         else:
-            endpoint = NCCLSinkEndpoint(comm, {peer: ends}, DEADLINE)
+            endpoint = NCCLSinkEndpoint(comm, {peer: ends}, DEADLINE, {peer: int(ahead)})
             receiver = CacheReceiver(cache, stream, LEVELS[level], endpoint)
             receiver.begin()
             receive_all([receiver])

@@ -1,6 +1,7 @@
-"""Stream two microbatches from GPU to GPU in every layout and level, for test_nccl.py with 2 ranks.
+"""Stream from GPU to GPU in every layout and level, for test_nccl.py with 2 ranks.
 
-``nccl_stream.py SOURCE [--loopback | --refused]``: SOURCE is the rank of the source; the options
+``nccl_stream.py SOURCE AHEAD [--loopback | --refused]``: SOURCE is the rank of the source; the sink
+issues AHEAD receives before announcements, of one microbatch, or of two if AHEAD is 0. The options
 put both ranks on one GPU.
 """
 
@@ -27,7 +28,6 @@ INPUT_LEN, STEPS, UNUSED = 33, 4, 3
 SLOTS = (1 << 16, 1 << 12)
 """Staging that holds layers whole, and that forces cuts along requests and positions."""
 
-MICROBATCHES = 2
 BUSY_CYCLES = 5_000_000
 """Cycles that keep the model's stream busy, so that chunks are announced long before they exist."""
 
@@ -96,7 +96,8 @@ def receive(
             )
 
 
-def main(source: int, one_gpu: bool, loopback: bool) -> None:
+def main(source: int, ahead: int, one_gpu: bool, loopback: bool) -> None:
+    microbatch_count = 1 if ahead else 2
     world = MPI.COMM_WORLD
     comm = world.Dup()
     device = select_device(world, one_gpu)
@@ -114,7 +115,7 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
             NCCLDestination(comm, {peer: link}, 30.0), device_staging(max(SLOTS), 3, device)
         )
     else:
-        endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0)
+        endpoint = NCCLSinkEndpoint(comm, {peer: link}, 30.0, {peer: ahead})
     for number, layout in enumerate(KVLayout):
         geometry = KVGeometry(
             layers=3,
@@ -127,10 +128,10 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
         )
         for slot in SLOTS:
             for level in LEVELS.values():
-                group = make_streams(geometry, peer, INPUT_LEN, STEPS, slot, MICROBATCHES)
+                group = make_streams(geometry, peer, INPUT_LEN, STEPS, slot, microbatch_count)
                 truth = [
                     random_cache(geometry, device, 10 * number + microbatch)
-                    for microbatch in range(MICROBATCHES)
+                    for microbatch in range(microbatch_count)
                 ]
                 if world.rank == source:
                     send(streamer, level, group, truth, comm)
@@ -148,4 +149,4 @@ def main(source: int, one_gpu: bool, loopback: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), len(sys.argv) > 2, "--loopback" in sys.argv)
+    main(int(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 3, "--loopback" in sys.argv)

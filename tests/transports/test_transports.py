@@ -31,6 +31,15 @@ from dejavubench.records.destination_info import (
 )
 from dejavubench.transports import registry
 
+NCCL_DEFAULTS = {
+    "nccl_loopback": False,
+    "nccl_receives_ahead": 0,
+    "handoff": False,
+    "pipeline_para_size": 1,
+    "sink_pipeline_para_size": None,
+    "sink_ubatch_size": None,
+}
+
 
 class Options:
     """The options that transports read of an experiment."""
@@ -40,7 +49,7 @@ class Options:
 
     def __init__(self, *streaming: str, **values: Any) -> None:
         self.streaming = streaming
-        self._values = {"peer": (), "nccl_loopback": False, **values}
+        self._values = {"peer": (), **NCCL_DEFAULTS, **values}
         self.device = self._values.pop("device", "cpu")
 
     def value(self, option: str) -> Any:
@@ -199,3 +208,25 @@ def test_neither_torch_nor_mpi_is_loaded(package: str) -> None:
         [sys.executable, "-c", HEAVY, package], capture_output=True, text=True, check=False
     )
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"handoff": True}, "cannot be combined with --handoff: a receive that waits takes"),
+        ({"nccl_loopback": True}, "cannot be combined with --nccl-loopback: a receive"),
+        ({"sink_ubatch_size": 2}, "cannot be combined with --sink-ubatch-size: a source then has"),
+        ({"sink_pipeline_para_size": 2}, "cannot be combined with --sink-pipeline-para-size: a so"),
+        ({"pipeline_para_size": 2}, "needs --pipeline-para-size 1: a source then has several"),
+    ],
+    ids=["model on the sink", "shared GPU", "parted microbatch", "sink stages", "stages"],
+)
+def test_receives_ahead_are_refused_where_they_wait_or_have_no_order(
+    values: dict[str, Any], words: str
+) -> None:
+    transport = registry.find_transport("nccl")
+    options = Options("nccl", device="cuda", nccl_receives_ahead=4, **values)
+    message = transport.conflict(options, [transport])
+    assert message is not None
+    assert message.startswith(f"--nccl-receives-ahead {words}")
+    assert transport.conflict(Options("nccl", device="cuda", **values), [transport]) is None

@@ -20,6 +20,7 @@ COMPARABLE_OPTIONS = (
     "flush_interval",
     "weights_data_type",
     "tcp_checksums",
+    "nccl_receives_ahead",
     "stream_dir",
     "link",
     "resident",

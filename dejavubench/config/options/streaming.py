@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator
 
-from dejavubench import units
+from dejavubench import units, values
 from dejavubench.config.options.field import OPTIONS_CONFIG, option
 from dejavubench.config.options.option_types import (
     CountOption,
@@ -91,6 +91,16 @@ class StreamingOptions(BaseModel):
         "Let ranks share a GPU: a source and its sink, and the parts of one model. Results are "
         "labelled loopback.",
         reset_on_restart=True,
+    )
+    nccl_receives_ahead: Annotated[int, BeforeValidator(partial(values.parse_count, least=0))] = (
+        _option(
+            0,
+            "N",
+            "Receives that a sink of nccl issues before their chunks are announced, at most. The "
+            "others wait for their announcements.",
+            added=True,  # hashes of older experiments were made without it
+            reset_on_restart=True,
+        )
     )
     stream_dir: FolderOption = _option(
         None,

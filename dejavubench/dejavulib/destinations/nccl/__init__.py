@@ -7,6 +7,11 @@ receive once it has room. The source issues the send only after the grant. So it
 occupy the GPU while they wait, and pairs cannot deadlock. A chunk is complete when the sink has
 scattered it and has acknowledged that by MPI.
 
+A grant after each announcement costs a round trip by MPI per chunk. Where a source has one stream
+to a sink, the schedule tells the order of its chunks. Such a sink may grant and issue some receives
+*ahead* of their announcements; these then only say that a chunk must come. The receives occupy part
+of the sink's GPU meanwhile, so nothing should compute there.
+
 NCCL itself comes in from outside, as a :class:`~.link.NCCLLink` to each rank of the other side.
 """
 

@@ -1,4 +1,4 @@
-"""The sink's side of ``nccl``: grants chunks as they are announced, receives and scatters them."""
+"""The sink's side of ``nccl``: grants chunks, receives them and scatters them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _PackedReceive:
         self._arrived_mark: StreamMark | None = None
         self._endpoint = endpoint
         self._stream = stream
-        self._issued_s = 0.0
+        self._due_s: float | None = None
 
     def issue(self, link: NCCLLink) -> None:
         """Issue the receive, and the scatter behind it."""
@@ -61,7 +61,10 @@ class _PackedReceive:
         with link.side_stream():
             self.scatter(self.packed)
             self._scattered_mark = link.mark_filled()
-        self._issued_s = MPI.Wtime()
+
+    def note_announced(self) -> None:
+        """Note that the chunk is announced: from now on it is due."""
+        self._due_s = MPI.Wtime()
 
     def poll(self) -> bool:
         """Take announcements; then return whether this chunk is in its place.
@@ -69,15 +72,17 @@ class _PackedReceive:
         Raises:
             StreamingError: it was announced, and did not come.
         """
-        self._endpoint.take(self._stream)
+        self._endpoint.take_announcements(self._stream)
         if self._scattered_mark is None or self._arrived_mark is None:
             return False
         if not self.received_ns and self._arrived_mark.query():
             self.received_ns = chunk_times.now()
-        # The scatter's mark lies behind the receive's, but on another stream: both are asked.
-        if self.received_ns and self._scattered_mark.query():
+        # The scatter's mark lies behind the receive's, but on another stream: both are asked. The
+        # announcement went first, and must be taken before the next chunk's.
+        if self.received_ns and self._scattered_mark.query() and self._due_s is not None:
             return True
-        self._endpoint.check_arrival(self._stream, MPI.Wtime() - self._issued_s)
+        waited_s = 0.0 if self._due_s is None else MPI.Wtime() - self._due_s
+        self._endpoint.check_arrival(self._stream, waited_s)
         return False
 
 
@@ -106,24 +111,35 @@ class _ExtentReceive:
 
 
 class NCCLSinkEndpoint:
-    """The sink's side: receives chunks in the order in which they are announced.
+    """The sink's side: receives chunks in the order of their announcements, or ahead of these.
 
     Args:
         comm: the communicator that the sources' :class:`NCCLDestination` has.
         links: the link to each source, by its rank in ``comm``.
         timeout: seconds within which an announced chunk must come.
+        most_ahead: by the rank of a source, receives of packed chunks that are issued before they
+            are announced, at most. A source that is not named has none. One that is named must have
+            one stream to this sink: the order of its chunks is known by the schedule alone.
     """
 
     by_address = True
 
     def __init__(
-        self, comm: MPI.Intracomm, links: Mapping[int, NCCLLink], timeout: float = 60.0
+        self,
+        comm: MPI.Intracomm,
+        links: Mapping[int, NCCLLink],
+        timeout: float = 60.0,
+        most_ahead: Mapping[int, int] | None = None,
     ) -> None:
         self._notifications = Notifications(comm)
         self._links = dict(links)
+        self._most_ahead = dict(most_ahead or {})
         self._timeout = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
-        self._waiting: dict[StreamKey, deque[_PackedReceive]] = {}
+        # By source and stream: receives that are not issued, in order.
+        self._waiting: defaultdict[tuple[int, int], deque[_PackedReceive]] = defaultdict(deque)
+        # By source: receives that are issued, and whose announcements are not taken, in order.
+        self._unannounced: dict[int, deque[_PackedReceive]] = {peer: deque() for peer in links}
         self._receives: defaultdict[StreamKey, deque[_PackedReceive | _ExtentReceive]]
         self._receives = defaultdict(deque)  # those not acknowledged yet, oldest first
         self._failed = False
@@ -131,37 +147,46 @@ class NCCLSinkEndpoint:
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> _PackedReceive:
-        """Receive the stream's next chunk into ``packed`` once it is announced; scatter it."""
-        receiving = _PackedReceive(self, stream, packed, scatter)
-        self._waiting.setdefault(stream.key, deque()).append(receiving)
-        self._receives[stream.key].append(receiving)
-        return receiving
+        """Receive the stream's next chunk into ``packed`` once it is polled for; scatter it."""
+        # Nothing is issued here: a kernel that waits for the source would hold up whatever the
+        # owner still does on this GPU before the source begins.
+        packed_receive = _PackedReceive(self, stream, packed, scatter)
+        self._waiting[stream.peer_rank, stream.id].append(packed_receive)
+        self._receives[stream.key].append(packed_receive)
+        return packed_receive
 
     def receive_extents(
         self, stream: Stream, extents: Sequence[tuple[int, int]], each_complete: bool
     ) -> _ExtentReceive:
         """Receive the next chunk's extents, given as (address, bytes), once they are announced."""
-        receiving = _ExtentReceive(self, stream, extents)
-        self._receives[stream.key].append(receiving)
-        return receiving
+        extent_receive = _ExtentReceive(self, stream, extents)
+        self._receives[stream.key].append(extent_receive)
+        return extent_receive
 
-    def take(self, stream: Stream) -> None:
-        """Grant and issue the packed chunks that are announced next and have a buffer."""
+    def take_announcements(self, stream: Stream) -> None:
+        """Take announcements of packed chunks; grant and issue the receives that may come next.
+
+        Raises:
+            StreamingError: the two sides do not have the same schedule.
+        """
         peer = stream.peer_rank
         announced = self._listen(peer)
-        link = self._links[peer]
+        unannounced = self._unannounced[peer]
         # Only the oldest announcement may be granted: NCCL matches messages by their order.
-        while (
-            announced
-            and announced[0].kind == PACKED
-            and (waiting := self._waiting.get((peer, announced[0].stream_id)))
-        ):
-            announcement = announced.popleft()
-            receiving = waiting.popleft()
-            _check_size(announcement, receiving.packed.numel(), peer)
-            # The grant goes first: until the source sends, the receive only occupies this GPU.
-            self._notifications.send(peer, GRANT)
-            receiving.issue(link)
+        while announced and announced[0].kind == PACKED:
+            stream_id = announced[0].stream_id
+            # Receives that are issued ahead stand before all others in NCCL's order. Then the
+            # announcement belongs to the oldest of these, and nothing is left to grant.
+            expected = unannounced or self._waiting[peer, stream_id]
+            if not expected:
+                break
+            _check_size(announced.popleft(), expected[0].packed.numel(), peer)
+            if not unannounced:
+                self._issue_next(peer, stream_id)
+            unannounced.popleft().note_announced()
+        most_ahead = self._most_ahead.get(peer, 0)
+        while len(unannounced) < most_ahead and self._waiting[peer, stream.id]:
+            self._issue_next(peer, stream.id)
 
     def has_announced_extents(self, stream: Stream) -> bool:
         """Return whether the source has announced extents of the stream next."""
@@ -180,10 +205,9 @@ class NCCLSinkEndpoint:
         announcement = self._announced[peer].popleft()
         link = self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
-        self._notifications.send(peer, GRANT)
-        earlier_mark: StreamMark | None = (
-            None  # a mark each block: a lost source is noticed within one
-        )
+        self._notifications.send(peer, GRANT, stream.id)
+        # A mark each block: a lost source is noticed within one.
+        earlier_mark: StreamMark | None = None
         # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
         block_extent_count = (
             MOST_EXTENTS_PER_GROUP
@@ -223,7 +247,7 @@ class NCCLSinkEndpoint:
             link.abort()
 
     def check_arrival(self, stream: Stream, waited_s: float) -> None:
-        """Check on a chunk that was granted ``waited_s`` seconds ago and is not there yet.
+        """Check on a chunk that was announced ``waited_s`` seconds ago and is not there yet.
 
         Raises:
             StreamingError: it is overdue or NCCL has failed; the links are aborted.
@@ -235,6 +259,14 @@ class NCCLSinkEndpoint:
                 f"rank {stream.peer} announced a chunk of stream {stream.id} "
                 f"that did not come within {waited_s:.0f} s"
             )
+
+    def _issue_next(self, peer: int, stream_id: int) -> None:
+        """Grant the next packed chunk of a source's stream, and issue its receive."""
+        packed_receive = self._waiting[peer, stream_id].popleft()
+        # The grant goes first: until the source sends, the receive only occupies this GPU.
+        self._notifications.send(peer, GRANT, stream_id)
+        packed_receive.issue(self._links[peer])
+        self._unannounced[peer].append(packed_receive)
 
     def _listen(self, peer: int) -> deque[Announcement]:
         announced = self._announced[peer]

@@ -35,6 +35,7 @@ class _SentChunk:
     """A chunk that has been announced.
 
     Attributes:
+        stream_id: the chunk's stream.
         packed: the chunk's buffer; None if its extents are sent.
         filled_mark: the mark after which ``packed`` holds the chunk.
         sent_mark: the mark after which it has left; None until it is issued.
@@ -42,6 +43,7 @@ class _SentChunk:
     """
 
     chunk: Chunk
+    stream_id: int
     packed: torch.Tensor | None = None
     filled_mark: Any = None
     sent_mark: StreamMark | None = None
@@ -60,14 +62,14 @@ class _SinkView:
 
     Attributes:
         announced: chunks that have not been issued, oldest first.
-        grant_count: chunks of ``announced`` that may be issued.
+        granted: the stream of each chunk that may be issued, in the sink's order.
         acknowledged: by stream, nanoseconds that the sink took for each chunk that is in its place
             and not yet counted.
     """
 
     link: NCCLLink
     announced: deque[_SentChunk] = field(default_factory=deque)
-    grant_count: int = 0
+    granted: deque[int] = field(default_factory=deque)
     acknowledged: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
 
 
@@ -118,7 +120,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         sink, sending = self._announce(stream, chunk, ONE_BY_ONE if each_complete else IN_GROUPS)
         self._wait(lambda: self._is_next(stream, sending), stream, chunk)
         sink.announced.popleft()
-        sink.grant_count -= 1
+        sink.granted.popleft()
         link = sink.link
         send = sink.link.send
         if each_complete:
@@ -181,7 +183,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
 
     def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_SinkView, _SentChunk]:
         sink = self._sink_of(stream)
-        sending = _SentChunk(chunk)
+        sending = _SentChunk(chunk, stream.id)
         sink.announced.append(sending)
         self._under_way[stream.key].append(sending)
         self._notifications.send(
@@ -190,15 +192,21 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         return sink, sending
 
     def _issue(self, stream: Stream) -> None:
-        """Send the packed chunks that the stream's sink has granted."""
+        """Send the packed chunks that the stream's sink has granted.
+
+        Raises:
+            StreamingError: the sink has granted the chunks in another order.
+        """
         sink = self._sink_of(stream)
         if not sink.announced or self._given_up.is_set():
             return
-        sink.grant_count += sum(1 for _ in self._notifications.receive(stream.peer_rank, GRANT))
+        sink.granted.extend(
+            stream_id for stream_id, *_ in self._notifications.receive(stream.peer_rank, GRANT)
+        )
         # An unbuffered chunk at the head stops this loop: flush_extents() sends that one itself.
-        while sink.grant_count and sink.announced and sink.announced[0].packed is not None:
+        while self._is_granted(sink, stream) and sink.announced[0].packed is not None:
             sending = sink.announced.popleft()
-            sink.grant_count -= 1
+            sink.granted.popleft()
             assert sending.packed is not None
             # The link's stream waits on the device for the gather; this thread does not.
             sink.link.wait_for_mark(sending.filled_mark)
@@ -206,10 +214,23 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             sending.sent_mark = sink.link.mark()
         sink.link.check()
 
+    @staticmethod
+    def _is_granted(sink: _SinkView, stream: Stream) -> bool:
+        """Return whether the chunk that was announced first may be sent."""
+        if not sink.granted or not sink.announced:
+            return False
+        # NCCL would put the chunk where the other stream's is expected, and nobody would notice.
+        if sink.granted[0] != sink.announced[0].stream_id:
+            raise StreamingError(
+                f"rank {stream.peer} granted a chunk of stream {sink.granted[0]}, where one of "
+                f"stream {sink.announced[0].stream_id} is next"
+            )
+        return True
+
     def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:
         self._issue(stream)
         sink = self._sink_of(stream)
-        return sink.announced[0] is sending and sink.grant_count > 0
+        return sink.announced[0] is sending and self._is_granted(sink, stream)
 
     def _wait(self, test: Callable[[], bool], stream: Stream, chunk: Chunk) -> None:
         try:
