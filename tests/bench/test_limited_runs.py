@@ -67,6 +67,20 @@ def test_slow_memory_is_named_as_the_limit(tmp_path: Path) -> None:
     assert "of memory-copy" in limit.numbers
 
 
+def run_undisturbed(folder: Path, ranks: int, *words: object) -> Run:
+    """Run a job, anew while other programs disturb its rounds, and return its records.
+
+    Skips the test if they disturb three runs: then they are what limits an arm.
+    """
+    for attempt in ("first", "second", "third"):
+        (folder / attempt).mkdir()
+        measured = run(folder / attempt, ranks, *words, driver=FAULTY).run
+        (host,) = read_host_rounds(measured)
+        if not any(host_round.is_disturbed for host_round in host.rounds.values()):
+            return measured
+    pytest.skip("other programs disturbed three runs")
+
+
 @pytest.mark.parametrize(
     ("poller", "ranks", "arm_name"), [("sink", 2, "mpi@3"), ("helper", 1, "host@3")]
 )
@@ -78,8 +92,7 @@ def test_a_sink_or_helper_that_polls_is_named_as_the_limit(
     lengths = args("--input-len 16 --output-len 16 --no-ceilings --no-verify")
     flags = args(f"--streaming none,{arm_name.partition('@')[0]} --warmup 0 --rounds 4")
     words = (f"polling-{poller}", "run", *TINY, *sizes, *lengths, *flags)
-    job = run(tmp_path, ranks, *words, driver=FAULTY)
-    limit = find_limits(job.run)[arm_name]
+    limit = find_limits(run_undisturbed(tmp_path, ranks, *words))[arm_name]
     assert limit.name == "polling", limit
     assert f"; the {poller} took " in limit.numbers
     assert limit.numbers.endswith(" of 1 core")
