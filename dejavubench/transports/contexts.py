@@ -128,12 +128,14 @@ class SinkContext:
         make_slots: makes the staging slots of each stream, in the same order, when it is first
             called.
         device: device that holds the caches.
+        timeout: seconds without progress after which a wait fails.
     """
 
     streams: Sequence[tuple[KVCache, Stream]]
     peers: Sequence[int]
     make_slots: Callable[[], list[list[torch.Tensor]]]
     device: torch.device
+    timeout: float
 
 
 @dataclass(frozen=True)

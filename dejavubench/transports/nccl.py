@@ -61,7 +61,7 @@ class NCCLConnector(RankConnector):
 
         receives_ahead = int(self.rank.options.value("nccl_receives_ahead"))
         most_ahead = dict.fromkeys(context.peers, receives_ahead)
-        return NCCLSinkEndpoint(self.comm, self.links, most_ahead=most_ahead)
+        return NCCLSinkEndpoint(self.comm, self.links, context.timeout, most_ahead)
 
     def probes(self, context: ProbeContext) -> Iterable[Probe]:
         """Return the MPI loops, and a raw NCCL loop if the two ranks are linked."""

@@ -126,7 +126,7 @@ def test_nixl_registers_slots_and_caches(
     (cache,), ((stream,),) = context.caches, context.streams
     slots = [[torch.zeros(8)], [torch.zeros(8)]]
     streams = [(cache, stream), (cache, replace(stream, id=1))]
-    connector.open_sink(SinkContext(streams, [0], lambda: slots, CPU))
+    connector.open_sink(SinkContext(streams, [0], lambda: slots, CPU, timeout=30.0))
     comm, peers, memory, in_place_streams = opened["sink"]
     assert (comm, peers, in_place_streams) == (connector.comm, [0], streams)
     assert len(memory) == 4  # of the one cache K and V once, and two slots

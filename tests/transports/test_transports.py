@@ -6,15 +6,17 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
+import torch
 
 from dejavubench.bench.recording.destination_infos import (
     describe_destination,
     describe_swap_destination,
 )
 from dejavubench.dejavulib import destinations
+from dejavubench.dejavulib.destinations import nccl as nccl_package
 from dejavubench.dejavulib.destinations.base import (
     Destination,
     ReadableDestination,
@@ -30,6 +32,7 @@ from dejavubench.records.destination_info import (
     find_destination,
 )
 from dejavubench.transports import registry
+from dejavubench.transports.contexts import RankContext, SinkContext
 
 NCCL_DEFAULTS = {
     "nccl_loopback": False,
@@ -230,3 +233,24 @@ def test_receives_ahead_are_refused_where_they_wait_or_have_no_order(
     assert message is not None
     assert message.startswith(f"--nccl-receives-ahead {words}")
     assert transport.conflict(Options("nccl", device="cuda", **values), [transport]) is None
+
+
+def test_an_nccl_sink_has_the_timeout_and_the_receives_ahead_of_the_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint_values: list[Any] = []
+    monkeypatch.setattr(
+        nccl_package, "NCCLSinkEndpoint", lambda *values: endpoint_values.extend(values)
+    )
+    rank = RankContext(
+        world=cast(Any, None),
+        host="one",
+        is_source=False,
+        worker=0,
+        device=torch.device("cuda"),
+        options=Options("nccl", nccl_receives_ahead=4),
+    )
+    connector: Any = registry.find_transport("nccl").connector(rank)
+    connector.comm, connector.links = "comm", "links"
+    connector.open_sink(SinkContext([], [2, 3], lambda: [], rank.device, timeout=7.0))
+    assert endpoint_values == ["comm", "links", 7.0, {2: 4, 3: 4}]

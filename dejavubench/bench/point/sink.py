@@ -205,6 +205,7 @@ class Sink:
                     self.view.peers(),
                     lambda: self._slots_of(mode),
                     self._device_of(mode),
+                    self.rank_at_point.experiment.drain_timeout,
                 )
             )
         return self._endpoints[mode]
