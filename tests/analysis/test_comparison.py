@@ -440,6 +440,18 @@ def test_arms_and_points_of_one_side_alone_are_named(tmp_path: Path) -> None:
     assert [row.arm for row in comparison.rows] == ["none", "mpi@3"]
 
 
+def test_an_arm_of_another_durability_is_named_with_it(tmp_path: Path) -> None:
+    cached_disk = DISK.model_copy(update={"durability": "page-cache"})
+    run_a = write_operand(tmp_path / "a", 1, arms=(NONE, AGAIN, MPI, DISK))
+    run_b = write_operand(tmp_path / "b", 2, arms=(NONE, AGAIN, MPI, cached_disk))
+    comparison = compare_runs(run_a, run_b)
+    assert comparison.unmatched_names == {"A": ["disk@3 (fdatasync)"], "B": ["disk@3 (page-cache)"]}
+    run_c = write_operand(tmp_path / "c", 3, arms=(NONE, AGAIN, HOST, cached_disk))
+    assert "mpi@3, disk@3 (fdatasync) against host@3, disk@3 (page-cache)" in usage_error(
+        call("compare", run_a, run_c)
+    )
+
+
 @pytest.mark.parametrize(
     ("run_a", "run_b", "words"),
     [

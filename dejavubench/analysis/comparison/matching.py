@@ -67,8 +67,8 @@ def match_operands(a: Operand, b: Operand) -> Matching:
     points, point_differences = _pair_points(a, b)
     arms, arm_differences = _pair_arms(a, b)
     unmatched_names = {
-        operand.name: _list_unmatched(operand, operand_index, points, arms)
-        for operand_index, operand in enumerate((a, b))
+        operand.name: _list_unmatched(operand, operand_index, points, arms, other)
+        for operand_index, (operand, other) in enumerate(((a, b), (b, a)))
     }
     _require_same_places(a, b, arms)
     # A user who names an arm asks for that arm alone.
@@ -151,8 +151,8 @@ def _pair_arms(a: Operand, b: Operand) -> tuple[list[tuple[ArmInfo, ArmInfo]], l
         return pairs, []
     if len(arms_a) != 1 or len(arms_b) != 1:
         raise NotComparableError(
-            f"A and B have no arm in common: {_join_arm_names(arms_a)} against "
-            f"{_join_arm_names(arms_b)}. Name one arm of each, as in FOLDER:mpi@3"
+            f"A and B have no arm in common: {_join_names(arms_a, b)} against "
+            f"{_join_names(arms_b, a)}. Name one arm of each, as in FOLDER:mpi@3"
         )
     differences = _list_differences("arm", arms_a[0], arms_b[0], ARM_COLUMNS)
     # Only a disk has a durability, and a baseline no level: another destination says it all.
@@ -170,8 +170,8 @@ def _key_of(arm: ArmInfo) -> tuple[object, ...]:
     return tuple(getattr(arm, name) for name in ARM_COLUMNS)
 
 
-def _join_arm_names(arms: Sequence[ArmInfo]) -> str:
-    return ", ".join(arm.name for arm in arms)
+def _join_names(arms: Sequence[ArmInfo], other: Operand) -> str:
+    return ", ".join(_name_beside(arm, other) for arm in arms)
 
 
 def _list_differences(
@@ -212,10 +212,19 @@ def _list_unmatched(
     operand_index: int,
     points: Sequence[tuple[PointInfo, PointInfo]],
     arms: Sequence[tuple[ArmInfo, ArmInfo]],
+    other: Operand,
 ) -> list[str]:
+    """Return the names of an operand's points and arms that the other one lacks."""
     paired_points = {pair[operand_index].id for pair in points}
     paired_arms = {pair[operand_index].name for pair in arms}
     return [
         *(point.id for point in operand.list_points() if point.id not in paired_points),
-        *(arm.name for arm in operand.list_arms() if arm.name not in paired_arms),
+        *(_name_beside(arm, other) for arm in operand.list_arms() if arm.name not in paired_arms),
     ]
+
+
+def _name_beside(arm: ArmInfo, other: Operand) -> str:
+    """Return an arm's name, with its durability if the other operand has an arm of that name."""
+    # A run with one durability leaves it out of the name.
+    is_shared = arm.name in {other_arm.name for other_arm in other.list_arms()}
+    return f"{arm.name} ({arm.durability})" if is_shared and arm.durability else arm.name
