@@ -29,7 +29,7 @@ NEW_TOKENS = 6
     ("ranks", "at_sink", "flags"),
     [
         pytest.param(2, 1, (), id="alike"),
-        pytest.param(2, 2, BF16, id="alike in bf16"),
+        pytest.param(2, 2, BF16, id="alike-in-bf16"),
         pytest.param(
             3,
             2,
@@ -82,13 +82,23 @@ def test_sinks_go_on_with_the_tokens_of_an_undisturbed_run(
         *flags,
     )
     assert count_verified(job) == {("p000", "mpi@0"): 1, ("p000", "mpi@3"): 1}
-    sinks = {rank for rank, info in job.run.records_of(RankInfo) if info.role == "sink"}
+    require_records_of_both_sides(job, tokens_at_sink=NEW_TOKENS - at_sink)
+    require_times_in_report(job)
+
+
+def require_records_of_both_sides(job: Job, tokens_at_sink: int) -> None:
+    """Hold that one source notes each of two hand-overs, and every sink the times of its tokens."""
     handovers = list(job.run.records_of(Handover))
-    at_sinks = list(job.run.records_of(HandoverAtSink))
     assert len(handovers) == 2
     assert len({rank for rank, _ in handovers}) == 1
+    at_sinks = list(job.run.records_of(HandoverAtSink))
+    sinks = {rank for rank, info in job.run.records_of(RankInfo) if info.role == "sink"}
     assert {rank for rank, _ in at_sinks} == sinks
-    assert {len(microbatch.token_ms) for _, microbatch in at_sinks} == {NEW_TOKENS - at_sink - 1}
+    # The sink's first token has a time of its own.
+    assert {len(microbatch.token_ms) for _, microbatch in at_sinks} == {tokens_at_sink - 1}
+
+
+def require_times_in_report(job: Job) -> None:
     rows = json.loads(process_folder(job.folder, "json"))[0]["rows"]
     assert all(row["handover_ms"] > 0 and row["sink_first_ms"] > 0 for row in rows)
     assert "hand-over ms" in job.stderr
