@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +14,24 @@ from mpi4py import MPI
 MOST_EXTENTS_PER_GROUP = 2048
 """Most extents of one operation (an NCCL group), if they are not waited for one by one."""
 
-PACKED, ONE_BY_ONE, IN_GROUPS = range(3)
-"""How a chunk comes; an announcement says it."""
+MOST_SINGLE_EXTENTS = MOST_EXTENTS_PER_GROUP // 8
+"""Most extents that are issued ahead outside a group, where each is a kernel of its own."""
 
-ANNOUNCE, GRANT, ACK = range(3)
-"""Tags of notifications."""
+
+class ChunkForm(IntEnum):
+    """How a chunk comes; an announcement says it."""
+
+    PACKED = 0
+    ONE_BY_ONE = 1
+    IN_GROUPS = 2
+
+
+class Tag(IntEnum):
+    """Tags of notifications."""
+
+    ANNOUNCE = 0
+    GRANT = 1
+    ACK = 2
 
 
 class StreamMark(Protocol):
@@ -78,14 +92,14 @@ class Notifications:
         self._comm = comm
         self._leaving: deque[MPI.Request] = deque()
 
-    def send(self, peer: int, tag: int, *payload: int) -> None:
+    def send(self, peer: int, tag: Tag, *payload: int) -> None:
         """Send up to four numbers; the others are 0."""
-        self.is_drained()
+        self._forget_sent()
         # A new array each time: mpi4py's request keeps it until the message has left.
         message = np.array([*payload, 0, 0, 0, 0][:4], dtype=np.int64)
         self._leaving.append(self._comm.Isend(message, peer, tag))
 
-    def receive(self, peer: int, tag: int) -> Iterator[tuple[int, int, int, int]]:
+    def receive(self, peer: int, tag: Tag) -> Iterator[tuple[int, int, int, int]]:
         """Yield the messages that have come, in order."""
         message = np.empty(4, dtype=np.int64)
         while self._comm.Iprobe(peer, tag):
@@ -94,7 +108,10 @@ class Notifications:
             yield first, second, third, fourth
 
     def is_drained(self) -> bool:
-        """Forget messages that have left; return whether all have."""
+        """Return whether all messages have left."""
+        self._forget_sent()
+        return not self._leaving
+
+    def _forget_sent(self) -> None:
         while self._leaving and self._leaving[0].Test():
             self._leaving.popleft()
-        return not self._leaving

@@ -13,15 +13,13 @@ from ... import chunk_times
 from ...waiting import wait_asleep
 from ..base import Stream, StreamingError, StreamKey
 from .link import (
-    ACK,
-    ANNOUNCE,
-    GRANT,
-    IN_GROUPS,
     MOST_EXTENTS_PER_GROUP,
-    PACKED,
+    MOST_SINGLE_EXTENTS,
+    ChunkForm,
     NCCLLink,
     Notifications,
     StreamMark,
+    Tag,
 )
 
 
@@ -31,7 +29,7 @@ class Announcement(NamedTuple):
     stream_id: int
     chunk: int
     nbytes: int
-    kind: int
+    form: ChunkForm
 
 
 class _PackedReceive:
@@ -173,7 +171,7 @@ class NCCLSinkEndpoint:
         announced = self._listen(peer)
         unannounced = self._unannounced[peer]
         # Only the oldest announcement may be granted: NCCL matches messages by their order.
-        while announced and announced[0].kind == PACKED:
+        while announced and announced[0].form == ChunkForm.PACKED:
             stream_id = announced[0].stream_id
             # Receives that are issued ahead stand before all others in NCCL's order. Then the
             # announcement belongs to the oldest of these, and nothing is left to grant.
@@ -192,7 +190,9 @@ class NCCLSinkEndpoint:
         """Return whether the source has announced extents of the stream next."""
         announced = self._listen(stream.peer_rank)
         return (
-            bool(announced) and announced[0].kind != PACKED and announced[0].stream_id == stream.id
+            bool(announced)
+            and announced[0].form != ChunkForm.PACKED
+            and announced[0].stream_id == stream.id
         )
 
     def fetch_extents(self, stream: Stream, extents: Sequence[tuple[int, int]]) -> None:
@@ -205,17 +205,13 @@ class NCCLSinkEndpoint:
         announcement = self._announced[peer].popleft()
         link = self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
-        self._notifications.send(peer, GRANT, stream.id)
+        self._notifications.send(peer, Tag.GRANT, stream.id)
         # A mark each block: a lost source is noticed within one.
         earlier_mark: StreamMark | None = None
-        # Outside a group, each extent is a kernel of its own: fewer are issued ahead.
-        block_extent_count = (
-            MOST_EXTENTS_PER_GROUP
-            if announcement.kind == IN_GROUPS
-            else MOST_EXTENTS_PER_GROUP // 8
-        )
+        is_grouped = announcement.form == ChunkForm.IN_GROUPS
+        block_extent_count = MOST_EXTENTS_PER_GROUP if is_grouped else MOST_SINGLE_EXTENTS
         for start in range(0, len(extents), block_extent_count):
-            _issue_block(link, extents[start : start + block_extent_count], announcement.kind)
+            _issue_block(link, extents[start : start + block_extent_count], announcement.form)
             newest_mark = link.mark()
             if earlier_mark is not None:  # one block is always issued ahead
                 self._wait(earlier_mark, stream)
@@ -226,7 +222,7 @@ class NCCLSinkEndpoint:
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
         sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received_ns
-        self._notifications.send(stream.peer_rank, ACK, stream.id, sink_ns)
+        self._notifications.send(stream.peer_rank, Tag.ACK, stream.id, sink_ns)
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
@@ -264,14 +260,14 @@ class NCCLSinkEndpoint:
         """Grant the next packed chunk of a source's stream, and issue its receive."""
         packed_receive = self._waiting[peer, stream_id].popleft()
         # The grant goes first: until the source sends, the receive only occupies this GPU.
-        self._notifications.send(peer, GRANT, stream_id)
+        self._notifications.send(peer, Tag.GRANT, stream_id)
         packed_receive.issue(self._links[peer])
         self._unannounced[peer].append(packed_receive)
 
     def _listen(self, peer: int) -> deque[Announcement]:
         announced = self._announced[peer]
-        notifications = self._notifications.receive(peer, ANNOUNCE)
-        announced.extend(Announcement(*fields) for fields in notifications)
+        for stream_id, chunk, nbytes, form in self._notifications.receive(peer, Tag.ANNOUNCE):
+            announced.append(Announcement(stream_id, chunk, nbytes, ChunkForm(form)))
         return announced
 
     def _wait(self, mark: StreamMark, stream: Stream) -> None:
@@ -286,9 +282,9 @@ class NCCLSinkEndpoint:
         wait_asleep(has_arrived, "extents")
 
 
-def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], kind: int) -> None:
+def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], form: ChunkForm) -> None:
     receive = link.recv
-    if kind == IN_GROUPS:
+    if form == ChunkForm.IN_GROUPS:
         with link.group():
             for address, nbytes in extents:
                 receive(address, nbytes)

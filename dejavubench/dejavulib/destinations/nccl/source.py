@@ -6,7 +6,6 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from mpi4py import MPI
@@ -17,21 +16,17 @@ from ...waiting import DeadlineError, wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError
 from ..registry import NCCL
 from .link import (
-    ACK,
-    ANNOUNCE,
-    GRANT,
-    IN_GROUPS,
     MOST_EXTENTS_PER_GROUP,
-    ONE_BY_ONE,
-    PACKED,
+    ChunkForm,
     NCCLLink,
     Notifications,
     StreamMark,
+    Tag,
 )
 
 
 @dataclass
-class _SentChunk:
+class _AnnouncedChunk:
     """A chunk that has been announced.
 
     Attributes:
@@ -45,7 +40,7 @@ class _SentChunk:
     chunk: Chunk
     stream_id: int
     packed: torch.Tensor | None = None
-    filled_mark: Any = None
+    filled_mark: StreamMark | None = None
     sent_mark: StreamMark | None = None
     moved_ns: int | None = None
 
@@ -68,12 +63,12 @@ class _SinkView:
     """
 
     link: NCCLLink
-    announced: deque[_SentChunk] = field(default_factory=deque)
+    announced: deque[_AnnouncedChunk] = field(default_factory=deque)
     granted: deque[int] = field(default_factory=deque)
     acknowledged: defaultdict[int, deque[int]] = field(default_factory=lambda: defaultdict(deque))
 
 
-class NCCLDestination(RemoteDestination[_SentChunk]):
+class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
     """The source's side.
 
     Args:
@@ -104,9 +99,9 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
         """Announce a packed chunk, and send it as soon as the sink grants it; never waits."""
-        sink, sending = self._announce(stream, chunk, PACKED)
-        sending.packed = packed
-        sending.filled_mark = sink.link.mark_filled()
+        sink, announced_chunk = self._announce(stream, chunk, ChunkForm.PACKED)
+        announced_chunk.packed = packed
+        announced_chunk.filled_mark = sink.link.mark_filled()
         self._issue(stream)
 
     def flush_extents(
@@ -117,8 +112,10 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         each_complete: bool,
     ) -> None:
         """Send extents, given as (address, bytes), each from its place in the cache."""
-        sink, sending = self._announce(stream, chunk, ONE_BY_ONE if each_complete else IN_GROUPS)
-        self._wait(lambda: self._is_next(stream, sending), stream, chunk)
+        sink, announced_chunk = self._announce(
+            stream, chunk, ChunkForm.ONE_BY_ONE if each_complete else ChunkForm.IN_GROUPS
+        )
+        self._wait(lambda: self._is_next(stream, announced_chunk), stream, chunk)
         sink.announced.popleft()
         sink.granted.popleft()
         link = sink.link
@@ -140,7 +137,7 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
                         send(address, nbytes)
             link.synchronize()
         self._check_going_on(stream, chunk)
-        sending.sent_mark = link.mark()
+        announced_chunk.sent_mark = link.mark()
 
     def poll_completed(self, stream: Stream) -> int:
         """Issue the sends that the sink has granted; then count acknowledged chunks.
@@ -152,16 +149,16 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         sink = self._sink_of(stream)
         under_way = self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
-        for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, ACK):
+        for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, Tag.ACK):
             sink.acknowledged[stream_id].append(sink_ns)
         sink_times_ns = sink.acknowledged[stream.id]
         # Both: it has left, so that its slot is free, and it is acknowledged.
         while under_way and under_way[0].has_left() and sink_times_ns:
-            sent_chunk = under_way.popleft()
+            announced_chunk = under_way.popleft()
             sink_ns = sink_times_ns.popleft()
             self._completed[stream.key] += 1
             if self.timed:
-                self._receipts[stream.key].append((sent_chunk.moved_ns, sink_ns))
+                self._receipts[stream.key].append((announced_chunk.moved_ns, sink_ns))
         return self._completed[stream.key]
 
     def give_up(self) -> None:
@@ -181,15 +178,17 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
     def _sink_of(self, stream: Stream) -> _SinkView:
         return self._sinks[stream.peer_rank]
 
-    def _announce(self, stream: Stream, chunk: Chunk, kind: int) -> tuple[_SinkView, _SentChunk]:
+    def _announce(
+        self, stream: Stream, chunk: Chunk, form: ChunkForm
+    ) -> tuple[_SinkView, _AnnouncedChunk]:
         sink = self._sink_of(stream)
-        sending = _SentChunk(chunk, stream.id)
-        sink.announced.append(sending)
-        self._under_way[stream.key].append(sending)
+        announced_chunk = _AnnouncedChunk(chunk, stream.id)
+        sink.announced.append(announced_chunk)
+        self._under_way[stream.key].append(announced_chunk)
         self._notifications.send(
-            stream.peer_rank, ANNOUNCE, stream.id, chunk.index, chunk.nbytes, kind
+            stream.peer_rank, Tag.ANNOUNCE, stream.id, chunk.index, chunk.nbytes, form
         )
-        return sink, sending
+        return sink, announced_chunk
 
     def _issue(self, stream: Stream) -> None:
         """Send the packed chunks that the stream's sink has granted.
@@ -201,17 +200,17 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
         if not sink.announced or self._given_up.is_set():
             return
         sink.granted.extend(
-            stream_id for stream_id, *_ in self._notifications.receive(stream.peer_rank, GRANT)
+            stream_id for stream_id, *_ in self._notifications.receive(stream.peer_rank, Tag.GRANT)
         )
         # An unbuffered chunk at the head stops this loop: flush_extents() sends that one itself.
         while self._is_granted(sink, stream) and sink.announced[0].packed is not None:
-            sending = sink.announced.popleft()
+            announced_chunk = sink.announced.popleft()
             sink.granted.popleft()
-            assert sending.packed is not None
+            assert announced_chunk.packed is not None
             # The link's stream waits on the device for the gather; this thread does not.
-            sink.link.wait_for_mark(sending.filled_mark)
-            sink.link.send(sending.packed.data_ptr(), sending.packed.numel())
-            sending.sent_mark = sink.link.mark()
+            sink.link.wait_for_mark(announced_chunk.filled_mark)
+            sink.link.send(announced_chunk.packed.data_ptr(), announced_chunk.packed.numel())
+            announced_chunk.sent_mark = sink.link.mark()
         sink.link.check()
 
     @staticmethod
@@ -227,10 +226,10 @@ class NCCLDestination(RemoteDestination[_SentChunk]):
             )
         return True
 
-    def _is_next(self, stream: Stream, sending: _SentChunk) -> bool:
+    def _is_next(self, stream: Stream, announced_chunk: _AnnouncedChunk) -> bool:
         self._issue(stream)
         sink = self._sink_of(stream)
-        return sink.announced[0] is sending and self._is_granted(sink, stream)
+        return sink.announced[0] is announced_chunk and self._is_granted(sink, stream)
 
     def _wait(self, test: Callable[[], bool], stream: Stream, chunk: Chunk) -> None:
         try:
