@@ -74,7 +74,6 @@ class BouncedExtents:
 
     def prepare(self, step: int) -> None:
         """Do nothing: a step's views are cut when they are asked for."""
-        return
 
     def of_step(self, step: int) -> list[memoryview]:
         """Return views of the buffer, in packed order; the step before must be in its place."""

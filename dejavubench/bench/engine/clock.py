@@ -147,7 +147,6 @@ class WaitingStage:
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
         """Pass nothing on: no other stage needs the output."""
-        return
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         """Wait for the step's tokens, and stop its clock."""
@@ -155,7 +154,6 @@ class WaitingStage:
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         """Do nothing: each step has ended in :meth:`after_streaming`."""
-        return
 
     def _end_step(self, microbatch: int, clock: MicrobatchClock) -> None:
         clock.tokens.append(self._steps.wait(microbatch))
@@ -200,7 +198,6 @@ class FirstStage:
 
     def after_streaming(self, step: int, microbatch: int, clock: MicrobatchClock) -> None:
         """Leave the clock running: the step ends when its tokens come back."""
-        return
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         """Wait for the tokens of the step under way, if there is one, and stop its clock."""
@@ -248,7 +245,6 @@ class LaterStage:
 
     def finish(self, microbatch: int, clock: MicrobatchClock) -> None:
         """Do nothing: each step has ended in :meth:`after_streaming`."""
-        return
 
 
 def make_stage(

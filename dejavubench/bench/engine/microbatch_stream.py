@@ -79,12 +79,9 @@ class NoStreaming:
 
     def layer_ready(self, layer: int) -> None:
         """Do nothing: no layer leaves."""
-        return
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
         """Do nothing: no step leaves."""
-        return
 
     def drain(self) -> None:
         """Return at once: nothing is under way."""
-        return

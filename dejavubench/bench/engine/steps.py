@@ -126,7 +126,6 @@ class HostSteps:
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:
         """Do nothing: every step is given all that it needs."""
-        return
 
     def wait(self, microbatch: int) -> Tensor:
         """Return the newest step's output at once."""
