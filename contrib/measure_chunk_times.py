@@ -107,10 +107,10 @@ def alternate() -> None:
         if arm.level is not None:
             is_timed = count[arm.name] % 4 in (0, 3)
             destinations = self.source.destinations
-            for manager in destinations.managers(arm, arm.level):
+            for manager in destinations.open_managers(arm, arm.level):
                 block = blocks.setdefault(manager, manager.times)
                 manager.times = block if is_timed else None
-            destinations.streamer(arm).destination.timed = is_timed
+            destinations.open_streamer(arm).destination.timed = is_timed
             count[arm.name] += 1
         prepare(self, arm, pattern)
 

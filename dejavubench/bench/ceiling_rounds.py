@@ -113,7 +113,7 @@ class CeilingRounds:
         """Return the last arm of each destination that has not failed."""
         streaming = filter(is_measured_without_compute, self._arms_left())
         # A dict keeps the last value of a key: the last arm of each destination.
-        return list({arm.opens: arm for arm in streaming}.values())
+        return list({arm.destination_key: arm for arm in streaming}.values())
 
     def _arms_left(self) -> list[Arm]:
         return self._iterations.failures.list_working_arms(self._arms)
@@ -193,7 +193,7 @@ class CeilingRounds:
             for stream in microbatch_streams
         )
         for level_arm in self._arms:
-            if level_arm.opens == arm.opens:
+            if level_arm.destination_key == arm.destination_key:
                 self._rank_at_point.write(
                     records.SourceAlone(
                         point=self._point.id,
@@ -209,7 +209,7 @@ class CeilingRounds:
         point = self._point
         nbytes = point.streamed_nbytes * point.pipeline_para_size
         for arm in self._arms:
-            if arm.opens == measured_arm.opens:
+            if arm.destination_key == measured_arm.destination_key:
                 self._rank_at_point.write(
                     records.StreamAlone(point=point.id, arm=arm.name, ms=ms, nbytes=nbytes)
                 )

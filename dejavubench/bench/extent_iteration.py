@@ -119,7 +119,7 @@ class SourceSampling:
         """Return one manager per cache, each with a sampler and a share of the samples."""
         destinations = self._source.destinations
         timeout = self._rank_at_point.experiment.drain_timeout
-        streamer = destinations.streamer(arm)
+        streamer = destinations.open_streamer(arm)
         streams = destinations.streams(arm)
         managers = []
         for cache, streams_of_cache, sampler in zip(

@@ -129,7 +129,7 @@ class Iterations:
 
     def agree_on_failure(self, arm: Arm) -> bool:
         """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
-        return self.failures.agree_on_failure(arm, self._scenarios.part_of(arm).failure(arm))
+        return self.failures.agree_on_failure(arm, self._scenarios.part_of(arm).find_failure(arm))
 
     def _choose_pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""

@@ -75,14 +75,14 @@ class Rounds:
         """
         arms = self._context.arms
         if registry.is_single_pass(arms):
-            self._find_expected()
+            self._run_reference()
             for place_in_round, arm in enumerate(arms):
                 self._iterations.run(arm, None, place_in_round)
             return
         # Probes are made after warm-up, when the model has taken its memory, and before the first
         # round, whose end they follow.
         with self._context.conditions.measuring():
-            self._find_expected()
+            self._run_reference()
             self._warm_up()
             self._ceiling_rounds.prepare()
             self._measure_rounds(half_width)
@@ -136,7 +136,7 @@ class Rounds:
         )
         return sleeping_bcast(self._context.world, is_over)
 
-    def _find_expected(self) -> None:
+    def _run_reference(self) -> None:
         """Run the requests undisturbed, where verification compares every arm's tokens."""
         if not self._context.experiment.verify:
             return

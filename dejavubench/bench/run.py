@@ -91,7 +91,7 @@ def _measure_all(
         models = Models(context, progress_bar)
         for point_index, point in enumerate(runnable.points):
             progress_bar.begin_point(point.id)
-            context.settle(point)
+            context.apply_settings(point)
             model = _load(context, point, models)
             rounds = Rounds(
                 context,
@@ -130,6 +130,6 @@ def _finish(context: RunContext, all_verified: bool, watchdog: WatchdogProcess |
     liveness.begin_phase("end")
     write_last_record(context, all_verified)
     context.sampler.close()
-    context.workspace.bring_together(context.ranks)
+    context.workspace.gather_files(context.ranks)
     if watchdog is not None:  # every rank has come here, so every one has said that it ended
-        watchdog.let_end()
+        watchdog.allow_exits()

@@ -105,7 +105,7 @@ def end_complete_job(
             print(f"nothing is missing in {folder}", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Barrier()
     if watchdog is not None:
-        watchdog.let_end()
+        watchdog.allow_exits()
 
 
 def _read_outcome(read_plan: Callable[[], Plan]) -> Plan | Exception:

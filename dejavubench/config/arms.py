@@ -64,7 +64,7 @@ class Arm:
         return find_transport(self.store or self.mode) if self.is_streaming else None
 
     @property
-    def opens(self) -> tuple[str, str | None]:
+    def destination_key(self) -> tuple[str, str | None]:
         """Mode and durability: a source opens this once, for the arms of all levels."""
         return self.mode, self.durability
 

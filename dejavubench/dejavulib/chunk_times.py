@@ -122,7 +122,7 @@ class TimesBlock:
         most_row_count: largest number of chunks that have a row each.
 
     Attributes:
-        finished: chunks that became complete since :meth:`reset`.
+        finished_count: chunks that became complete since :meth:`reset`.
         beyond: chunks among them that have no row.
         beyond_ns: summed nanoseconds from ``ready`` to each later stamp, over these chunks.
     """
@@ -136,7 +136,7 @@ class TimesBlock:
 
     def reset(self) -> None:
         """Forget the last microbatch. Called before any of the next one's chunks is submitted."""
-        self.finished = 0
+        self.finished_count = 0
         self.beyond = 0
         self.beyond_ns: dict[str, int] = dict.fromkeys(STAMPS[1:], 0)
 
@@ -152,7 +152,7 @@ class TimesBlock:
         Args:
             values: the array that :meth:`row` gave for this chunk.
         """
-        self.finished += 1
+        self.finished_count += 1
         if row_index >= self.row_count:
             self._add_to_sums(values)
 

@@ -39,26 +39,26 @@ class SideStream:
         self._stream = torch.cuda.Stream(device)
 
     @contextmanager
-    def gathering(
+    def pack_chunk(
         self, transfer: Transfer, packing: Packing, packed: torch.Tensor
     ) -> Iterator[None]:
         """Pack a chunk behind its ``ready`` event. Inside the context this is torch's stream."""
-        with self._behind(transfer):
+        with self._order_behind_ready(transfer):
             packing.gather(packed)
             if transfer.marks is not None:
                 transfer.marks.record("gathered", self._stream)
             yield
 
     @contextmanager
-    def passing(self, transfer: Transfer) -> Iterator[None]:
+    def follow_ready(self, transfer: Transfer) -> Iterator[None]:
         """Pack nothing. Inside the context this is torch's stream, behind the ``ready`` event."""
-        with self._behind(transfer) as begun:
+        with self._order_behind_ready(transfer) as begun:
             if transfer.marks is not None and begun is not None:
                 transfer.marks.add("gathered", begun)  # a second event would only take time
             yield
 
     @contextmanager
-    def _behind(self, transfer: Transfer) -> Iterator[torch.cuda.Event | None]:
+    def _order_behind_ready(self, transfer: Transfer) -> Iterator[torch.cuda.Event | None]:
         assert transfer.ready is not None
         with torch.cuda.stream(self._stream):
             # The device waits for the model's kernels; this thread does not.

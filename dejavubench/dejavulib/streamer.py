@@ -247,7 +247,7 @@ class Streamer:
             self._post(transfer, packed)
             self._nap_s = NAP_AFTER_POST_S
         elif self._side_stream is not None:
-            with self._side_stream.gathering(transfer, packing, packed):
+            with self._side_stream.pack_chunk(transfer, packing, packed):
                 self._post(transfer, packed)
         else:
             assert self.device is not None
@@ -303,7 +303,7 @@ def _post_direct(
         post(transfer, None)
     else:
         assert side_stream is not None, "a cache on a device needs staging there"
-        with side_stream.passing(transfer):
+        with side_stream.follow_ready(transfer):
             post(transfer, None)
 
 

@@ -129,7 +129,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
         slots_nbytes = plan_sink_staging(plan, point, count_arriving_streams(point)).host_nbytes
         arriving_nbytes = count_arriving_nbytes(point)
         sink = Needs(PROCESS_NBYTES + arriving_nbytes + slots_nbytes + successor_nbytes)
-    files = {arm.opens for arm in plan.arms if arm.on_disk}
+    files = {arm.destination_key for arm in plan.arms if arm.on_disk}
     return Memory(
         weights_nbytes=weights_nbytes,
         cache_nbytes=cache_nbytes,

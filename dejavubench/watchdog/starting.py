@@ -109,7 +109,7 @@ class WatchdogProcess:
             select.select([self._process.stdout], [], [], READY_TIMEOUT_S)  # until it watches
             self._send_command(b"note " + os.fsencode(file))
 
-    def let_end(self) -> None:
+    def allow_exits(self) -> None:
         """Tell the process that all records are written: ranks may end from now on."""
         self._send_command(b"ends")
 

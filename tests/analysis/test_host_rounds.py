@@ -494,7 +494,9 @@ def test_the_first_rank_of_each_host_writes_a_window_per_iteration(
 
 def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        this_member = Member.here("a", "m", frozenset({0}), None, [server.getsockname()[1]])
+        this_member = Member.of_this_process(
+            "a", "m", frozenset({0}), None, [server.getsockname()[1]]
+        )
         assert this_member.pids == {os.getpid()}
         program = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
         program += "print(s.getsockname()[1], flush=True); input()"
@@ -502,7 +504,7 @@ def test_a_sink_outside_the_job_is_part_of_what_is_measured() -> None:
         with subprocess.Popen([sys.executable, "-c", program], **pipes) as sink:
             assert sink.stdout is not None
             port = int(sink.stdout.readline())
-            this_member = Member.here("a", "m", frozenset({0}), None, [port])
+            this_member = Member.of_this_process("a", "m", frozenset({0}), None, [port])
             sink.communicate("\n", timeout=PATIENCE)
     assert this_member.pids == {os.getpid(), sink.pid}
 

@@ -25,10 +25,10 @@ WAIT, TICK = 0.5, 0.001
 class Journal(NoStreaming, EmptySteps):
     """Steps that do nothing, and the calls of their streaming. A step's token is its number."""
 
-    def __init__(self, ahead: bool, wait_at: int | None) -> None:
+    def __init__(self, runs_ahead: bool, wait_at: int | None) -> None:
         super().__init__()
         self.wait_at = wait_at
-        self.ahead = ahead
+        self.runs_ahead = runs_ahead
         self.check = 1.0
         self.calls: list[str] = []
         self.positions: list[int] = []
@@ -74,9 +74,9 @@ class Journal(NoStreaming, EmptySteps):
 
 
 def run_journal(
-    ahead: bool, new_tokens: int = NEW_TOKENS, wait_at: int | None = None, check: float = 1.0
+    runs_ahead: bool, new_tokens: int = NEW_TOKENS, wait_at: int | None = None, check: float = 1.0
 ) -> tuple[Journal, Any]:
-    journal = Journal(ahead, wait_at)
+    journal = Journal(runs_ahead, wait_at)
     journal.check = check
     full_model = cast(
         GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16)
@@ -89,7 +89,7 @@ def run_journal(
 
 
 def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
-    journal, _ = run_journal(ahead=False)
+    journal, _ = run_journal(runs_ahead=False)
     steps = [
         call
         for step in range(1, NEW_TOKENS)
@@ -109,7 +109,7 @@ def test_a_step_that_needs_its_tokens_waits_for_them() -> None:
 
 def test_a_step_that_feeds_itself_begins_before_the_last_token_is_known() -> None:
     """But phases do not overlap: the prompt's token is waited for first."""
-    journal, _ = run_journal(ahead=True)
+    journal, _ = run_journal(runs_ahead=True)
     assert journal.calls == [
         *("prompt", "run 0", "stream 0", "token 0"),
         *(
@@ -129,8 +129,8 @@ def test_a_step_that_feeds_itself_begins_before_the_last_token_is_known() -> Non
 
 
 def test_streaming_gets_the_tokens_of_each_step_and_the_clock_has_all_of_them() -> None:
-    for ahead in (False, True):
-        journal, clock = run_journal(ahead)
+    for runs_ahead in (False, True):
+        journal, clock = run_journal(runs_ahead)
         assert journal.known == [None, [0], [1], [2]]
         assert journal.positions == [0, PROMPT, PROMPT + 1, PROMPT + 2]
         assert torch.equal(torch.cat(clock.tokens), torch.arange(NEW_TOKENS))
@@ -139,32 +139,32 @@ def test_streaming_gets_the_tokens_of_each_step_and_the_clock_has_all_of_them() 
 
 
 def test_steps_that_run_ahead_are_clocked_one_behind_the_other() -> None:
-    _, clock = run_journal(ahead=True)
+    _, clock = run_journal(runs_ahead=True)
     assert abs(sum(clock.step_ms[2:]) - (clock.all_token_ms - clock.step_ms[1])) < 1e-6
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_waiting_for_a_steps_streaming_is_in_its_own_time(ahead: bool) -> None:
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_waiting_for_a_steps_streaming_is_in_its_own_time(runs_ahead: bool) -> None:
     """As at the levels that do not overlap."""
-    _, clock = run_journal(ahead, wait_at=2)
+    _, clock = run_journal(runs_ahead, wait_at=2)
     assert clock.step_ms[2] >= WAIT * 1e3
     assert max(clock.step_ms[:2] + clock.step_ms[3:]) < WAIT * 1e3
 
 
 def test_the_clock_of_one_token_has_no_steps() -> None:
-    for ahead in (False, True):
-        journal, clock = run_journal(ahead, new_tokens=1)
+    for runs_ahead in (False, True):
+        journal, clock = run_journal(runs_ahead, new_tokens=1)
         assert journal.calls == ["prompt", "run 0", "stream 0", "token 0", "drain", "drain"]
         assert clock.all_token_ms == 0.0
 
 
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("runs_ahead", [False, True])
 @pytest.mark.parametrize("check", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_no_numbers_end_the_iteration_and_are_located(
-    ahead: bool, check: float
+    runs_ahead: bool, check: float
 ) -> None:
     words = (
         rf"new token 1 of request 0 in microbatch 0 are NaN or infinite \({check}\).*range of fp16"
     )
     with pytest.raises(LogitsError, match=words):
-        run_journal(ahead, check=check)
+        run_journal(runs_ahead, check=check)

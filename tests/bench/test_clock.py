@@ -67,7 +67,7 @@ class Steps(EmptySteps):
     """A model that only takes time: on the host, or on a device that works through a queue."""
 
     def __init__(self, time: Time, on_device: bool = False) -> None:
-        self.ahead = on_device
+        self.runs_ahead = on_device
         self._time = time
         self._device_free = 0.0
         self._ends: deque[float] = deque()
@@ -80,7 +80,7 @@ class Steps(EmptySteps):
         on_layer: Callable[[int], None] | None,
     ) -> torch.Tensor:
         duration_s = TOKEN if position else PROMPT
-        if self.ahead:
+        if self.runs_ahead:
             self._device_free = max(self._device_free, self._time.now()) + duration_s
             self._ends.append(self._device_free)
         else:
@@ -88,7 +88,7 @@ class Steps(EmptySteps):
         return torch.zeros(1, dtype=torch.long)
 
     def wait(self, microbatch: int) -> torch.Tensor:
-        if self.ahead:
+        if self.runs_ahead:
             self._time.until(self._ends.popleft())
         return torch.zeros(1, dtype=torch.long)
 

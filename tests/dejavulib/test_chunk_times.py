@@ -263,7 +263,7 @@ def test_chunks_without_a_row_are_counted_and_summed() -> None:
                 stamps[offset + place] = 10 * row + delay
             stamps[offset + SINK_NS] = 4
             block.count(row, stamps)
-    assert block.finished == 4
+    assert block.finished_count == 4
     assert block.beyond == 2
     assert block.columns()["complete"] == [10, 20]
     assert "moved" not in block.columns()

@@ -218,7 +218,7 @@ def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -
         assert manager.times is not None
         assert manager._device_clock is not None
         error = manager._device_clock.error_ns
-        assert manager.times.finished == manager.times.chunk_count
+        assert manager.times.finished_count == manager.times.chunk_count
         for planned, times in zip(manager.chunks, manager.times.stamps_by_row(), strict=True):
             parts = manager.parts(planned.chunk.step)
             lengths = cut(parts, times)

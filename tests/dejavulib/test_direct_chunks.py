@@ -62,7 +62,7 @@ def test_direct_and_packed_chunks_make_one_stream(takes_prompt: bool, takes_toke
         play_model(source, cache, stream.schedule, manager)
         manager.drain()
         assert manager.times is not None
-        assert manager.times.finished == len(manager.chunks)
+        assert manager.times.finished_count == len(manager.chunks)
         for stamps in manager.times.stamps_by_row():
             assert all(stamps[name] is not None for name in ("begun", "gathered", "posted"))
     assert b"".join(destination.packed[stream.key]) == packed_stream(source, stream.schedule)

@@ -184,7 +184,7 @@ def test_every_microbatch_finds_what_it_left(
             for microbatch in range(microbatches):  # each chunk left from the cache of its own turn
                 first_manager, *other_managers = swapper.managers(microbatch)
                 assert first_manager.times is not None
-                assert first_manager.times.finished == len(first_manager.chunks)
+                assert first_manager.times.finished_count == len(first_manager.chunks)
                 assert all(manager.times is first_manager.times for manager in other_managers)
             written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
             for microbatch, source in enumerate(sources):

@@ -11,8 +11,8 @@ class EmptySteps:
     A test adds ``run`` and ``wait``.
     """
 
-    ahead = False
-    thorough = False
+    runs_ahead = False
+    keeps_all_checks = False
 
     def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")

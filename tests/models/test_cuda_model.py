@@ -145,7 +145,7 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
     steps = make_steps(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], None)
     cache.fill(0x11)
     generated = []
-    assert steps.ahead
+    assert steps.runs_ahead
     for step in range(STEPS):
         steps.run(
             0, prompt(spec) if step == 0 else torch.empty(0), PROMPT + step - 1 if step else 0, None
@@ -191,21 +191,21 @@ def test_replays_draw_the_tokens_that_single_steps_draw() -> None:
         assert torch.equal(steps.wait(0), tokens[:, 0].cpu()), step
 
 
-@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize("keeps_all_checks", [False, True])
 @pytest.mark.parametrize(
     "sampling", [None, SamplingOptions(temperature=1.2, top_k=40, top_p=0.9, seed=3)]
 )
 def test_checks_tell_of_logits_that_are_no_numbers(
-    sampling: SamplingOptions | None, thorough: bool
+    sampling: SamplingOptions | None, keeps_all_checks: bool
 ) -> None:
-    """Of the prompt's and the last step; while thorough of every step, also of an earlier one."""
+    """Of the prompt's and the last step; of every step if all are kept, also of an earlier one."""
     spec = SPECS["llama"]  # whose head is not the embedding as well
     model = build(spec, torch.float16)
     cache = KVCache.allocate(
         model.kv_geometry(requests=BATCH, positions=64, layout=KVLayout.HND), torch.float16, "cuda"
     )
     steps = make_steps(model, [cache], [Prompts(prompt(spec), torch.arange(BATCH))], sampling)
-    steps.thorough = thorough
+    steps.keeps_all_checks = keeps_all_checks
     assert model.output_head is not None
     weight = model.output_head.linear.weight
 
@@ -227,7 +227,7 @@ def test_checks_tell_of_logits_that_are_no_numbers(
         assert steps.checks(0) == []
         return is_finite
 
-    checked_steps = range(STEPS) if thorough else (0, STEPS - 1)
+    checked_steps = range(STEPS) if keeps_all_checks else (0, STEPS - 1)
     assert run(None) == dict.fromkeys(checked_steps, True)
     for spoilt in (0, STEPS // 2, STEPS - 1):
         assert run(spoilt) == {step: step != spoilt for step in checked_steps}

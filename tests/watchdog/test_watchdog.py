@@ -314,7 +314,7 @@ def test_compiling_does_not_stop_the_heartbeat(tmp_path: Path) -> None:
         f"with liveness.show_state(liveness.PATIENT):\n    exec({COMPILES!r})"
     ) as process:
         # Shorter than the compiling, and long enough for a thread of a loaded machine to run.
-        watch_process(process, tmp_path / "note.json", 3.0).let_end()
+        watch_process(process, tmp_path / "note.json", 3.0).allow_exits()
         assert process.wait(60) == 0, process.communicate()[1]
 
 
@@ -354,7 +354,7 @@ def test_a_job_goes_on_unwatched_if_no_watchdog_can_be_started(
     monkeypatch.setattr(subprocess, "Popen", cannot_start)
     watchdog = WatchdogProcess({0: RankProcess("here", os.getpid(), -1)}, 300.0, is_whole_job=True)
     watchdog.note_in(tmp_path / "note.json")
-    watchdog.let_end()
+    watchdog.allow_exits()
     assert capsys.readouterr().err == (
         "dejavubench: the ranks are not watched "
         "(no process can be started: Resource temporarily unavailable): "
@@ -366,5 +366,5 @@ def test_a_system_that_cannot_watch_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open")
-    WatchdogProcess({}, 300.0, is_whole_job=True).let_end()
+    WatchdogProcess({}, 300.0, is_whole_job=True).allow_exits()
     assert "the ranks are not watched (this system has no pidfd_open)" in capsys.readouterr().err

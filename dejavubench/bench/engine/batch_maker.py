@@ -149,7 +149,7 @@ class BatchMaker:
         self, step: int, microbatch: int, clock: MicrobatchClock, stream: MicrobatchStream
     ) -> None:
         """Take one microbatch one step further; see the drawings in :mod:`.clock`."""
-        x = self._stage.input(step, microbatch, clock)
+        x = self._stage.begin_step(step, microbatch, clock)
         position = self.prompts[microbatch].shape[1] + step - 1 if step else 0
         liveness.count_progress()
         if self._before_step is not None:

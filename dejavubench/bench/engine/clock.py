@@ -117,10 +117,10 @@ class Stage(Protocol):
     """One pipeline stage's way to get a step's input, pass on its output, and see that it is over.
 
     The batch maker calls these methods for each step in this order, with the model's step between
-    :meth:`input` and :meth:`after_launch`.
+    :meth:`begin_step` and :meth:`after_launch`.
     """
 
-    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+    def begin_step(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Wait for the step's tokens or hidden states, and start its clock."""
 
     def after_launch(self, microbatch: int, clock: MicrobatchClock, out: Tensor) -> None:
@@ -140,7 +140,7 @@ class WaitingStage:
         self._steps = steps
         self._prompts = prompts
 
-    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+    def begin_step(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Start the clock; return the prompt [B, P] or the newest tokens [B, 1]. Never waits."""
         clock.start_step()
         return clock.tokens[-1].unsqueeze(1) if step else self._prompts[microbatch]
@@ -186,7 +186,7 @@ class FirstStage:
         self._collectives = collectives
         self._prompts = prompts
 
-    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+    def begin_step(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """End the step before, and start the clock; return the prompt [B, P] or tokens [B, 1]."""
         self.finish(microbatch, clock)  # this step's input is the token of the step before
         clock.start_step()
@@ -220,7 +220,7 @@ class LaterStage:
         self._collectives = collectives
         self._prompts = prompts
 
-    def input(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
+    def begin_step(self, step: int, microbatch: int, clock: MicrobatchClock) -> Tensor:
         """Wait for hidden states [B, n, hidden], and start the clock once they are here."""
         request_count, position_count = self._prompts[microbatch].shape
         shape = (request_count, 1 if step else position_count, self._hidden_size)
@@ -252,7 +252,7 @@ def make_stage(
 ) -> Stage:
     """Return the case of this worker; ``prompts``: token ids [B, P] of each microbatch."""
     if model.is_first_stage and model.is_last_stage:
-        return AheadStage(steps, prompts) if steps.ahead else WaitingStage(steps, prompts)
+        return AheadStage(steps, prompts) if steps.runs_ahead else WaitingStage(steps, prompts)
     if model.is_first_stage:
         return FirstStage(collectives, prompts)
     return LaterStage(model, steps, collectives, prompts)

@@ -23,23 +23,23 @@ class DeviceSteps:
 
     Args:
         caches: one per microbatch. A swapper replaces the items of the list as caches take turns.
-        turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+        rotating_caches: those that every microbatch takes in turn; empty if each keeps its own.
     """
 
-    thorough = False
+    keeps_all_checks = False
 
     def __init__(
         self,
         model: GPT,
         caches: Sequence[KVCache],
         samplers: list[Sampler],
-        turns: Sequence[KVCache] = (),
+        rotating_caches: Sequence[KVCache] = (),
     ) -> None:
         self._model = model
-        self.ahead = model.is_first_stage and model.is_last_stage
+        self.runs_ahead = model.is_first_stage and model.is_last_stage
         self._caches = caches
         self._in_flight = [
-            _InFlight.capture(model, turns or [cache], sampler)
+            _InFlight.capture(model, rotating_caches or [cache], sampler)
             for cache, sampler in zip(caches, samplers, strict=True)
         ]
 
@@ -97,12 +97,12 @@ class DeviceSteps:
 
     def _replay(self, in_flight: _InFlight, cache: KVCache, x: Tensor, position: int) -> Tensor:
         graph = in_flight.graphs[id(cache)]
-        if not self.ahead:  # else the graph has fed its tokens back itself
+        if not self.runs_ahead:  # else the graph has fed its tokens back itself
             in_flight.input.x.copy_(x, non_blocking=True)
         graph.replay()
         if graph.check is not None:
             in_flight.last_check = (position + 1, graph.check)
-            if self.thorough:  # the next replay overwrites the check
+            if self.keeps_all_checks:  # the next replay overwrites the check
                 in_flight.checks.append((position + 1, graph.check.clone()))
         return graph.out
 
@@ -123,7 +123,7 @@ class DeviceSteps:
         return [begin_event.elapsed_time(end_event) for begin_event, end_event in events]
 
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
-        """Return the checks of the prompt and of the newest step; of all while ``thorough``."""
+        """Return the checks of the prompt and of the newest step, or of all that were kept."""
         in_flight = self._in_flight[microbatch]
         checks, in_flight.checks = in_flight.checks, []
         newest_check, in_flight.last_check = in_flight.last_check, None

@@ -23,13 +23,13 @@ class Steps(Protocol):
     """The steps of the microbatches in flight, which are told apart by their numbers.
 
     Attributes:
-        ahead: a decode step takes its tokens from the step before by itself. So it may begin before
-            they are known on the host, and should.
-        thorough: keep the checks of all steps, which takes time on a device.
+        runs_ahead: a decode step takes its tokens from the step before by itself. So it may begin
+            before they are known on the host, and should.
+        keeps_all_checks: keep the checks of all steps, which takes time on a device.
     """
 
-    ahead: bool
-    thorough: bool
+    runs_ahead: bool
+    keeps_all_checks: bool
 
     def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
         """Begin a step of ``x`` (tokens or hidden states), whose first position is ``position``.
@@ -60,8 +60,8 @@ class Steps(Protocol):
     def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of steps' logits since the last call, with the positions of the tokens.
 
-        A CPU has all steps, and so has a device while ``thorough``; else it has the prompt and the
-        last step. Only the last stage has any. This takes time outside the clock.
+        A CPU has all steps, and so has a device with ``keeps_all_checks``; else it has the prompt
+        and the last step. Only the last stage has any. This takes time outside the clock.
         """
 
 
@@ -70,12 +70,12 @@ def make_steps(
     caches: Sequence[KVCache],
     prompts: Sequence[Prompts],
     sampling: SamplingOptions | None,
-    turns: Sequence[KVCache] = (),
+    rotating_caches: Sequence[KVCache] = (),
 ) -> Steps:
     """Return the steps for the model's device; caches and prompts are those in flight.
 
     Args:
-        turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+        rotating_caches: those that every microbatch takes in turn; empty if each keeps its own.
     """
     samplers = [
         # By the requests' own numbers, so that a draw does not depend on the microbatch.
@@ -83,7 +83,7 @@ def make_steps(
         for prompt in prompts
     ]
     if model.device.type == "cuda":
-        return DeviceSteps(model, caches, samplers, turns)
+        return DeviceSteps(model, caches, samplers, rotating_caches)
     return HostSteps(model, caches, samplers, [prompt.prompt_start for prompt in prompts])
 
 
@@ -94,8 +94,8 @@ class HostSteps:
         caches: one per microbatch. A swapper replaces the items of the list as caches take turns.
     """
 
-    ahead = False
-    thorough = True
+    runs_ahead = False
+    keeps_all_checks = True
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class Member:
     gpu: str | None
 
     @classmethod
-    def here(
+    def of_this_process(
         cls, host: str, machine: str, cores: frozenset[int], gpu: str | None, ports: Sequence[int]
     ) -> Member:
         """Describe this process.

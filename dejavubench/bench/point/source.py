@@ -14,7 +14,7 @@ from dejavubench.bench.engine.steps import make_steps
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.source_destinations import SourceDestinations
 from dejavubench.bench.point.source_staging import SourceStaging
-from dejavubench.bench.profiling.nvtx import choose_kind
+from dejavubench.bench.profiling.nvtx import choose_ranged_class
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -54,19 +54,19 @@ class Source:
         self,
         caches: Sequence[KVCache],
         before_step: Callable[[int, int], None] | None = None,
-        turns: Sequence[KVCache] = (),
+        rotating_caches: Sequence[KVCache] = (),
     ) -> BatchMaker:
         """Return a batch maker whose microbatches use ``caches``; see :class:`BatchMaker`.
 
         Args:
-            turns: the caches that every microbatch takes in turn; empty if each keeps its own.
+            rotating_caches: those that every microbatch takes in turn; empty if each keeps its own.
         """
         context = self.rank_at_point.context
         plan, collectives = context.plan, context.collectives
         assert collectives is not None
-        steps = make_steps(self.model, caches, self.prompts, plan.sampling, turns)
+        steps = make_steps(self.model, caches, self.prompts, plan.sampling, rotating_caches)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
-        return choose_kind(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
+        return choose_ranged_class(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
             collectives,
@@ -79,16 +79,16 @@ class Source:
         """Run one iteration without streaming; its tokens are what every arm must give."""
         # The checks of every step are kept, which takes time, but nothing is measured yet.
         steps = self.maker.steps
-        steps.thorough = True
+        steps.keeps_all_checks = True
         clocks, _ = self.maker.run(self.make_silent_streams(), mark)
-        steps.thorough = False
+        steps.keeps_all_checks = False
         return clocks
 
     def microbatch_streams(self, arm: Arm, level_name: str | None) -> list[MicrobatchStream]:
         """Return the streaming of each microbatch in flight, to the arm's destination."""
         if level_name is None:
             return self.make_silent_streams()
-        return list[MicrobatchStream](self.destinations.managers(arm, level_name))
+        return list[MicrobatchStream](self.destinations.open_managers(arm, level_name))
 
     def make_silent_streams(self) -> list[MicrobatchStream]:
         """Return streams that stream nothing."""

@@ -72,13 +72,14 @@ class SourceDestinations:
         self._caches = caches
         self._staging = staging
         self._files = files
-        self._open_destinations: dict[tuple[str, str | None], OpenDestination] = {}  # by Arm.opens
+        # By Arm.destination_key.
+        self._open_destinations: dict[tuple[str, str | None], OpenDestination] = {}
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
         return self._view.remote_streams() if arm.remote else self._view.local_streams()
 
-    def managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
+    def open_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
         open_destination = self._find_or_open(arm)
         # Levels of a destination share its helper thread, but not the lists of chunks.
@@ -97,7 +98,7 @@ class SourceDestinations:
             ]
         return open_destination.managers[level_name]
 
-    def streamer(self, arm: Arm) -> Streamer:
+    def open_streamer(self, arm: Arm) -> Streamer:
         """Return the helper thread of the arm's destination."""
         return self._find_or_open(arm).streamer
 
@@ -106,7 +107,7 @@ class SourceDestinations:
 
         Called after the streams have begun, outside the clock.
         """
-        streamer = self.streamer(arm)
+        streamer = self.open_streamer(arm)
         # A stale byte in a slot or at the destination would look like one that was streamed.
         for slot in streamer.staging():
             slot.fill_(pattern)
@@ -124,7 +125,7 @@ class SourceDestinations:
             Milliseconds from the first chunk until the last one is complete.
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
-        managers = self.managers(arm, level_name)
+        managers = self.open_managers(arm, level_name)
         view = self._view
         began_s = time.perf_counter()
         for manager in managers:
@@ -138,12 +139,12 @@ class SourceDestinations:
 
     def cpu_seconds(self, arm: Arm) -> float:
         """Return the CPU seconds so far of the arm's helper thread."""
-        open_destination = self._open_destinations.get(arm.opens)
+        open_destination = self._open_destinations.get(arm.destination_key)
         return open_destination.streamer.cpu_seconds() if open_destination else 0.0
 
-    def failure(self, arm: Arm) -> str | None:
+    def find_failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
-        open_destination = self._open_destinations.get(arm.opens)
+        open_destination = self._open_destinations.get(arm.destination_key)
         return open_destination.streamer.failure if open_destination else None
 
     def fetch_buffer(self) -> torch.Tensor:
@@ -169,7 +170,7 @@ class SourceDestinations:
 
     def close_failed(self, arm: Arm) -> None:
         """Close the destination of an arm that has failed; other arms of it open it anew."""
-        open_destination = self._open_destinations.pop(arm.opens, None)
+        open_destination = self._open_destinations.pop(arm.destination_key, None)
         if open_destination is not None:
             with contextlib.suppress(StorageError):  # its failure was reported already
                 open_destination.streamer.close()
@@ -180,13 +181,13 @@ class SourceDestinations:
             open_destination.streamer.close()
 
     def _find_or_open(self, arm: Arm) -> OpenDestination:
-        if arm.opens not in self._open_destinations:
+        if arm.destination_key not in self._open_destinations:
             # Opened outside the clock, when an arm is first prepared: it may connect or allocate.
             destination = self._connect_destination(arm)
             holds_failure = arm.on_disk and self._files.outlives_failure
             streamer = self._staging.make_streamer(destination, holds_failure)
-            self._open_destinations[arm.opens] = OpenDestination(streamer)
-        return self._open_destinations[arm.opens]
+            self._open_destinations[arm.destination_key] = OpenDestination(streamer)
+        return self._open_destinations[arm.destination_key]
 
     def _connect_destination(self, arm: Arm) -> Destination:
         """Connect the arm's destination, with files only where it has a durability option."""

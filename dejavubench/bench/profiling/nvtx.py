@@ -33,7 +33,7 @@ class NvtxRanges:
         torch.cuda.nvtx.range_pop()
 
 
-def choose_kind(
+def choose_ranged_class(
     experiment: Experiment,
     make_plain: Callable[ArgumentsT, ResultT],
     make_ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],

@@ -70,19 +70,19 @@ class RangedSteps:
         self, steps: Steps, input_lens: Sequence[int], layer_count: int, ranges: Ranges
     ) -> None:
         self._steps = steps
-        self.ahead = steps.ahead
+        self.runs_ahead = steps.runs_ahead
         self._input_lens = input_lens
         self._layer_count = layer_count
         self._ranges = ranges
 
     @property
-    def thorough(self) -> bool:
+    def keeps_all_checks(self) -> bool:
         """Whether the wrapped steps keep all checks."""
-        return self._steps.thorough
+        return self._steps.keeps_all_checks
 
-    @thorough.setter
-    def thorough(self, value: bool) -> None:
-        self._steps.thorough = value
+    @keeps_all_checks.setter
+    def keeps_all_checks(self, value: bool) -> None:
+        self._steps.keeps_all_checks = value
 
     def run(self, microbatch: int, x: Tensor, position: int, on_layer: OnLayer | None) -> Tensor:
         """Begin a step within a range, and each layer of a prompt within one of its own."""

@@ -143,8 +143,8 @@ def _make_chunk_times(
     """Return a microbatch's times. Raises ValueError: a chunk is not complete yet."""
     times = manager.times
     assert times is not None
-    if times.finished != times.chunk_count:
-        raise ValueError(f"{times.finished} of {times.chunk_count} chunks are complete")
+    if times.finished_count != times.chunk_count:
+        raise ValueError(f"{times.finished_count} of {times.chunk_count} chunks are complete")
     # Counted from the prompt's submission: small numbers, and the same zero as the steps have.
     began_ns = round(clock.steps_began_s[0] * 1e9)
     return records.ChunkTimes.model_validate(

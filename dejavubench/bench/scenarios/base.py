@@ -43,7 +43,7 @@ class RecordedIteration:
 class StreamingArms(Protocol):
     """The arms that a source streams in. Where the device of one fails, the others go on."""
 
-    def failure(self, arm: Arm) -> str | None:
+    def find_failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
 
     def close_failed(self, arm: Arm) -> None:
@@ -104,9 +104,9 @@ class ScenarioPart(ABC):
         # A sink that takes over has the last tokens only; all others generate every token.
         return self.expected[..., -self.generated.shape[-1] :]
 
-    def failure(self, arm: Arm) -> str | None:
+    def find_failure(self, arm: Arm) -> str | None:
         """Return why the arm streams no more, if its device has failed."""
-        return None if self._streaming_arms is None else self._streaming_arms.failure(arm)
+        return None if self._streaming_arms is None else self._streaming_arms.find_failure(arm)
 
     def close_failed(self, arm: Arm) -> None:
         """Close what an arm that has failed holds, if this rank streams."""

@@ -125,14 +125,14 @@ class StreamingSource(ScenarioPart):
     ) -> None:
         """Write the times of the chunks of an iteration with these clocks, if the arm has any."""
         if arm.level is not None:
-            managers = self.source.destinations.managers(arm, arm.level)
+            managers = self.source.destinations.open_managers(arm, arm.level)
             self.rank_at_point.context.chunk_file.write(arm, iteration_id, clocks, managers)
 
     def verify(self, arm: Arm) -> str | None:
         """Compare a local destination with the caches; for a remote one, send them to the sinks."""
         if arm.level is None:
             return None
-        managers = self.source.destinations.managers(arm, arm.level)
+        managers = self.source.destinations.open_managers(arm, arm.level)
         if arm.remote:  # the sinks compare, and this side sends what it has
             cache_and_stream = [
                 (manager.cache, stream) for manager in managers for stream in manager.streams
@@ -145,7 +145,7 @@ class StreamingSource(ScenarioPart):
         """Return the first difference between a local destination and the caches."""
         connector = self.rank_at_point.connector(arm)
         destinations = self.source.destinations
-        destination = destinations.streamer(arm).destination
+        destination = destinations.open_streamer(arm).destination
         buffer = destinations.fetch_buffer()
         for microbatch, manager in enumerate(managers):
             difference = check_destination(

@@ -71,7 +71,7 @@ class Swaps:
                     for _ in range(self._experiment.resident)
                 ]
             streams = [stream for (stream,) in source.view.local_streams()]
-            streamer = self._stores.streamer(arm)
+            streamer = self._stores.open_streamer(arm)
             timeout = self._experiment.drain_timeout
             swapper = Swapper(self._resident_caches, streams, streamer, timeout)
             maker = source.make_maker(swapper.current, swapper.step_begins, self._resident_caches)
@@ -93,9 +93,9 @@ class Swaps:
         swap_cpu_s = swap.swapper.cpu_seconds() if swap else 0.0
         return self._stores.cpu_seconds(arm) + swap_cpu_s
 
-    def failure(self, arm: Arm) -> str | None:
+    def find_failure(self, arm: Arm) -> str | None:
         """Return the helper's storage error, once it has one."""
-        return self._stores.failure(arm)
+        return self._stores.find_failure(arm)
 
     def close_failed(self, arm: Arm) -> None:
         """End the swapper's thread before its store is closed."""

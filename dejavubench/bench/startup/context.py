@@ -97,7 +97,7 @@ class RunContext:
         """Return the part of this rank, or of another one, at a point."""
         return view_of(point, self.ranks.topology, rank)
 
-    def settle(self, point: Point) -> None:
+    def apply_settings(self, point: Point) -> None:
         """Give this process the threads and cores of a point. Called before its model is loaded."""
         self.process_settings.apply(point.settings)
         # A point with more threads may leave a busy-waiting rank no core of its own.

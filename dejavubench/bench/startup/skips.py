@@ -64,7 +64,9 @@ def count_stored_nbytes(
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
     streams_of_microbatches = view_of(point, ranks.topology).local_streams()
-    writers = {arm.opens: arm.destination.name for arm in runnable.on_disk if arm.destination}
+    writers = {
+        arm.destination_key: arm.destination.name for arm in runnable.on_disk if arm.destination
+    }
     return sum(
         connectors[name].stored_nbytes(stream)
         for name in writers.values()

@@ -147,6 +147,6 @@ def _find_sampler(
         gpu = str(torch.cuda.get_device_properties(devices.number).uuid)
     # A sink outside the job that listens on this host is part of what is measured.
     ports = [units.parse_address(peer)[1] for peer in runnable.experiment.peer]
-    member = Member.here(ranks.host, hash_machine().hex(), ranks.cores, gpu, ports)
+    member = Member.of_this_process(ranks.host, hash_machine().hex(), ranks.cores, gpu, ports)
     members = ranks.world.allgather(member)
     return make_sampler(workspace.folder, workspace.run_id, ranks.rank, members, workspace.session)

@@ -43,7 +43,7 @@ prints a second, less useful error.
 """
 
 
-class Write(Protocol):
+class WriteHandle(Protocol):
     """NIXL's handle of a write."""
 
     def release(self) -> None:
@@ -210,7 +210,7 @@ class Agent:
     @_report_lost_peer
     def write(
         self, stream: Stream, source: Pieces, target: Pieces, chunk_number: int | None = None
-    ) -> Write:
+    ) -> WriteHandle:
         """Begin one write of pieces of memory; return its handle, for :meth:`has_finished`.
 
         Args:
@@ -226,7 +226,7 @@ class Agent:
         targets = self._agent.get_xfer_descs(self._make_table(target, peer), self._kind)
         return self._begin(self._agent.initialize_xfer("WRITE", sources, targets, peer, message))
 
-    def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[Write]:
+    def write_each(self, stream: Stream, source: Pieces, target: Pieces) -> Iterator[WriteHandle]:
         """Yield a write per piece, begun when it is asked for. NIXL prepares all beforehand."""
         peer = str(stream.peer)
         sources = self._agent.prep_xfer_dlist(
@@ -243,12 +243,12 @@ class Agent:
         return np.array([(address, nbytes, device) for address, nbytes in extents], dtype=np.uint64)
 
     @_report_lost_peer
-    def _begin(self, write: Write) -> Write:
+    def _begin(self, write: WriteHandle) -> WriteHandle:
         self._agent.transfer(write)  # NIXL's name for starting a prepared operation
         return write
 
     @_report_lost_peer
-    def has_finished(self, write: Write) -> bool:
+    def has_finished(self, write: WriteHandle) -> bool:
         """Return whether a write's bytes are in the peer's memory.
 
         Raises:

@@ -16,7 +16,7 @@ from ...schedule import Chunk, StreamSchedule
 from ...waiting import wait_asleep
 from ..base import RemoteDestination, Stream, StreamingError, StreamKey
 from ..registry import NIXL
-from .agent import Agent, Notification, Write
+from .agent import Agent, Notification, WriteHandle
 
 MOST_EXTENTS_PER_WRITE = 2048
 """Most extents of one NIXL write, if they are not waited for one by one."""
@@ -42,7 +42,7 @@ class _SentChunk:
     number: int
     packed: torch.Tensor | None = None
     filled_event: torch.cuda.Event | None = None
-    write: Write | None = None
+    write: WriteHandle | None = None
     is_written: bool = False
     moved_ns: int | None = None
     sink_ns: int | None = None
@@ -193,7 +193,7 @@ class NIXLDestination(RemoteDestination[_SentChunk]):
             self._remote_extents[stream.key] = ExtentAddresses(bases, schedule)
         return self._remote_extents[stream.key]
 
-    def _finish(self, write: Write, stream: Stream, chunk: Chunk) -> None:
+    def _finish(self, write: WriteHandle, stream: Stream, chunk: Chunk) -> None:
         """Wait for one write without sleeping: level 0 has nothing else to do meanwhile."""
         while not self.agent.has_finished(write):
             self._check_going_on(stream, chunk)
