@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ import torch
 from dejavubench.bench.engine.batch_maker import BatchMaker
 from dejavubench.bench.engine.logits import LogitsError
 from dejavubench.bench.engine.microbatch_stream import NoStreaming
-from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import Collectives
-from helpers.fake_steps import EmptySteps
+from helpers.fake_steps import EmptySteps, collectives_of_one_rank, model_of_one_stage
 
 PROMPT, NEW_TOKENS = 5, 4
 WAIT, TICK = 0.5, 0.001
@@ -78,12 +75,9 @@ def run_journal(
 ) -> tuple[Journal, Any]:
     journal = Journal(runs_ahead, wait_at)
     journal.check = check
-    full_model = cast(
-        GPT, SimpleNamespace(is_first_stage=True, is_last_stage=True, dtype=torch.float16)
-    )
-    no_collectives = cast(Collectives, SimpleNamespace(finish=lambda: None))
+    model, alone = model_of_one_stage(), collectives_of_one_rank()
     prompt = torch.zeros(1, PROMPT, dtype=torch.long)
-    maker = BatchMaker(full_model, journal, no_collectives, [prompt], new_tokens, now=journal.now)
+    maker = BatchMaker(model, journal, alone, [prompt], new_tokens, now=journal.now)
     (clock,), _ = maker.run([journal], journal.calls.append)
     return journal, clock
 

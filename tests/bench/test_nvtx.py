@@ -12,8 +12,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -34,8 +32,6 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
 from dejavubench.dejavulib.ranged_streamer import RangedStreamer, push_range
-from dejavubench.models.gpt import GPT
-from dejavubench.parallel.collectives import Collectives
 from dejavubench.records import lanes, read_chunk_times
 from helpers.caches import random_cache
 from helpers.cli_calls import usage_error_of
@@ -47,7 +43,7 @@ from helpers.fake_destination import (
     FakeDestination,
     make_small_stream,
 )
-from helpers.fake_steps import EmptySteps
+from helpers.fake_steps import EmptySteps, collectives_of_one_rank, model_of_one_stage
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import QUICK, args, run
 from helpers.paths import DRIVERS
@@ -98,15 +94,6 @@ class FakeSteps(EmptySteps):
         return torch.zeros(2, dtype=torch.long)
 
 
-MODEL = cast(
-    GPT,
-    SimpleNamespace(
-        is_first_stage=True, is_last_stage=True, dtype=torch.float16, layers=range(LAYERS)
-    ),
-)
-ALONE = cast(Collectives, SimpleNamespace(finish=lambda: None))
-
-
 def trace_microbatch(
     destination: Destination, level: str, tmp_path: Path
 ) -> tuple[FakeRanges, dict[str, set[str]]]:
@@ -118,7 +105,8 @@ def trace_microbatch(
         cache = random_cache(stream.schedule.geometry)
         manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)
         prompt = torch.zeros(2, INPUT_LEN, dtype=torch.long)
-        maker = RangedBatchMaker(ranges, MODEL, FakeSteps(), ALONE, [prompt], STEPS + 1)
+        model, alone = model_of_one_stage(LAYERS), collectives_of_one_rank()
+        maker = RangedBatchMaker(ranges, model, FakeSteps(), alone, [prompt], STEPS + 1)
         manager.begin()
         (clock,), _ = maker.run([manager], lambda phase: None)
     finally:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import torch
+
+from dejavubench.models.gpt import GPT
+from dejavubench.parallel.collectives import Collectives
+
+
+def model_of_one_stage(layers: int = 0) -> GPT:
+    """Return what a batch maker reads of a whole model, which cannot compute."""
+    facts = SimpleNamespace(
+        is_first_stage=True, is_last_stage=True, dtype=torch.float16, layers=range(layers)
+    )
+    return cast(GPT, facts)
+
+
+def collectives_of_one_rank() -> Collectives:
+    """Return the collectives of a rank that is alone: nothing is sent."""
+    return cast(Collectives, SimpleNamespace(finish=lambda: None))
 
 
 class EmptySteps:
