@@ -47,36 +47,43 @@ def test_an_arm_whose_disk_fails_is_out_and_the_others_go_on(
     tmp_path: Path, phase: str, error_name: str, message: str
 ) -> None:
     job = run_with_fault(tmp_path, f"disk-fails:{phase}:{error_name}")
-    ((_, failure),) = job.run.records_of(ArmFailure)
-    error = message.format(
-        job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv"
-    )
-    assert (failure.arm, failure.iteration, failure.rank, failure.error) == (
-        "disk@3",
-        STRIKES,
-        0,
-        error,
-    )
+    path = job.folder / f"{job.run.header.run_id}-p000-rank0000-fdatasync-stream0.kv"
+    error = message.format(path)
     # The model computes its request to the end, so the failure shows in the drain.
-    assert failure.phase == ("drain" if phase == "tokens" else phase)
+    failed_phase = "drain" if phase == "tokens" else phase
+    require_failure_in_records(job, failed_phase, error)
     assert f"dejavubench: p000 disk@3 FAILED on rank 0: {error}\n" in job.stderr
+    require_failed_arm_in_rows(job, failed_phase, error)
+    reason = f"FAILED: iteration {STRIKES}, phase {failed_phase}, rank 0: cannot"
+    assert reason in process_folder(job.folder)
+
+
+def require_failure_in_records(job: Job, phase: str, error: str) -> None:
+    """Hold that one arm failed, on rank 0 in the round of the fault, and that all bytes are right.
+
+    Args:
+        job: a finished job whose disk failed.
+        phase, error: where in the round the arm failed, and of what.
+    """
+    ((_, failure),) = job.run.records_of(ArmFailure)
+    assert (failure.arm, failure.iteration, failure.rank) == ("disk@3", STRIKES, 0)
+    assert (failure.phase, failure.error) == (phase, error)
+    assert all(check.ok for _, check in job.run.records_of(Verification))
+
+
+def require_failed_arm_in_rows(job: Job, phase: str, error: str) -> None:
+    """Hold that the failed arm has a reason and no time, and another arm all of its rounds."""
     table = read_rows(job)
-    statuses = {arm: row["status"] for arm, row in table.items()}
-    assert statuses == {
+    assert {arm: row["status"] for arm, row in table.items()} == {
         "none": "ok",
         "none#2": "ok",
         "host@3": "ok",
         "disk@3": "FAILED",
     }
     assert table["host@3"]["samples"] == ROUNDS
-    assert (
-        table["disk@3"]["reason"] == f"iteration {STRIKES}, phase {failure.phase}, rank 0: {error}"
-    )
-    assert table["disk@3"]["total_ms"] is None
-    assert all(check.ok for _, check in job.run.records_of(Verification))
-    assert f"FAILED: iteration {STRIKES}, phase {failure.phase}, rank 0: cannot" in process_folder(
-        job.folder
-    )
+    failed_row = table["disk@3"]
+    assert failed_row["reason"] == f"iteration {STRIKES}, phase {phase}, rank 0: {error}"
+    assert failed_row["total_ms"] is None
 
 
 def test_all_ranks_agree_that_an_arm_failed_on_one_of_them(tmp_path: Path) -> None:
