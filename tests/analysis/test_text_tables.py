@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dejavubench.analysis.reports import formats
-from dejavubench.analysis.reports.report import make_log_report, make_report
+from dejavubench.analysis.reports.report import RunReport, make_log_report, make_report
 from dejavubench.analysis.tables.text_tables import Block, make_lines, wrap
 from dejavubench.records import read_run
 from helpers.committed_runs import committed_runs, report_of
@@ -20,6 +21,18 @@ def lines_of(block: Block, width: int) -> list[str]:
 
 def make_table(columns: list[str], *rows: list[str], leading: int = 1) -> Block:
     return Block("", columns, leading, [[row] for row in rows])
+
+
+def cells_of(report: RunReport) -> Iterator[str]:
+    """Yield the cells of all tables of a report."""
+    for block in report.blocks:
+        for group in block.groups:
+            for row in group:
+                yield from row
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in text.split()}
 
 
 def test_a_table_that_fits_is_one_part() -> None:
@@ -87,23 +100,15 @@ LONG_WORDS = {
 def test_reports_of_all_committed_runs_fit(width: int) -> None:
     reports = [report_of(run) for run in committed_runs().runs]
     assert len(reports) > 20
-    words_shown = set()
+    words_shown: set[str] = set()
     for run_report in reports:
         text_lines = [line.text for line in formats.make_lines(run_report, width)]
         # A path is one word, which is never broken: it can be copied from the terminal.
         assert max(len(line) for line in text_lines if "/" not in line.strip()[:1]) <= width, (
             run_report.title
         )
-        words_shown |= {word for line in text_lines for word in line.split()}
-        cells = {
-            word
-            for block in run_report.blocks
-            for group in block.groups
-            for row in group
-            for cell in row
-            for word in cell.split()
-        }
-        assert cells <= words_shown
+        words_shown |= words_of(text_lines)
+        assert words_of(cells_of(run_report)) <= words_shown
     assert words_shown >= LONG_WORDS
 
 
