@@ -13,8 +13,8 @@ from typing import Any
 
 import dejavubench
 
-PACKAGE_PARENT = Path(dejavubench.__file__).resolve().parents[1]
-"""Folder that holds this package."""
+PACKAGE_PARENT = Path(dejavubench.__file__).parents[1]
+"""Folder from which this process imports the package; the processes that it starts do so too."""
 
 WAIT_FOR_KILLED_S = 0.5
 """Seconds for a killed process to end. One that waits for a device may stay for ever."""

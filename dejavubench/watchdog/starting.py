@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dejavubench.machine.probe_process import PACKAGE_PARENT
 from dejavubench.watchdog.heartbeat import Heartbeat
 from dejavubench.watchdog.process import choose_heartbeat_s
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-PACKAGE_PARENT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 10.0
 """The longest time to wait for the process; the job goes on without it."""
 
