@@ -7,6 +7,9 @@ import re
 
 from dejavubench.values import format_value, text_of
 
+MIB = 1 << 20
+"""Bytes of a MiB."""
+
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes per element of each data type."""
 

@@ -17,7 +17,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.machine import cpu
 from dejavubench.planning.memory import make_worker_geometry
-from dejavubench.planning.staging import MIB
+from dejavubench.units import MIB
 
 PROMPT_SHARE = 0.75
 """Share of the peak of matmul that the model reaches in a prompt."""

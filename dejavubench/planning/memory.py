@@ -18,8 +18,9 @@ from dejavubench.dejavulib.schedule import MOST_FETCHED_NBYTES
 from dejavubench.models.hub.model_spec import ModelSpec, cut_evenly
 from dejavubench.models.hub.shard import count_most_parameters
 from dejavubench.planning.devices import DeviceNumbers
-from dejavubench.planning.staging import MIB, Staging, plan_sink_staging, plan_source_staging
+from dejavubench.planning.staging import Staging, plan_sink_staging, plan_source_staging
 from dejavubench.planning.traffic import count_common_requests
+from dejavubench.units import MIB
 
 PROCESS_NBYTES = 250 * MIB
 """Resident memory of a rank with torch and MPI imported and nothing allocated, as measured."""

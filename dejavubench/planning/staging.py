@@ -9,9 +9,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
-
-MIB = 1 << 20
-"""Bytes of a MiB."""
+from dejavubench.units import MIB
 
 
 @dataclass(frozen=True)

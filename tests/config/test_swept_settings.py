@@ -19,8 +19,8 @@ from dejavubench.errors import UsageError
 from dejavubench.machine.memory import measure_available_nbytes
 from dejavubench.planning.duration import Rates, estimate_compute_s
 from dejavubench.planning.memory import estimate_memory
-from dejavubench.planning.staging import MIB
 from dejavubench.records import POINT_SETTINGS, RUN_FILE, PointInfo
+from dejavubench.units import MIB
 from helpers.cli_calls import call
 from helpers.killed_runs import write_killed_run
 

@@ -24,8 +24,8 @@ from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.devices import DeviceNumbers, explain_too_few_devices, number_devices
 from dejavubench.planning.fit import HostResources
 from dejavubench.planning.memory import Memory
-from dejavubench.planning.staging import MIB
 from dejavubench.transports.registry import find_transport
+from dejavubench.units import MIB
 from helpers.fake_gpu import H200, refuse_question
 from helpers.machine_files import write_machine
 
