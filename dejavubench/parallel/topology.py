@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+
+class ShardPlace(NamedTuple):
+    """Stage and tensor rank of one worker, and how many its side has of each.
+
+    The fields are in the order of those of a model's ``Shard``, which is made of them.
+    """
+
+    stage: int
+    stage_count: int
+    tensor_rank: int
+    tensor_size: int
 
 
 @dataclass(frozen=True)
@@ -102,8 +114,13 @@ class Topology:
             return Topology(self.source_count, self.worker, self.tensor_size, self.stages)
         return Topology(self.sink_count, self.worker, self._width, self.sink_stages or self.stages)
 
-    def shard(self) -> tuple[int, int, int, int]:
-        """Return (stage, stages, tensor rank, tensor size) of this worker's part of the model."""
+    def shard(self) -> ShardPlace:
+        """Return which part of the model this worker has."""
         # A sink's part is cut by its own side's setup, which may differ from the sources'.
         side = self.own_side()
-        return side.stage, side.stages, side.tensor_rank, side.tensor_size
+        return ShardPlace(
+            stage=side.stage,
+            stage_count=side.stages,
+            tensor_rank=side.tensor_rank,
+            tensor_size=side.tensor_size,
+        )

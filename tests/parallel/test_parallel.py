@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dejavubench.parallel.topology import Topology
+from dejavubench.parallel.topology import ShardPlace, Topology
 from helpers.jobs import run
 from helpers.paths import DRIVERS
 
@@ -33,7 +33,7 @@ def test_the_first_ranks_are_sources_and_the_others_sinks() -> None:
     assert ranks[0].has_sinks
     assert list(ranks[0].sources) == [0, 1, 2, 3]
     assert list(ranks[0].sinks) == [4, 5, 6, 7]
-    assert ranks[2].shard() == (1, 2, 0, 2)
+    assert ranks[2].shard() == ShardPlace(stage=1, stage_count=2, tensor_rank=0, tensor_size=2)
 
 
 def test_sinks_of_another_setup_have_roles_of_their_own() -> None:
