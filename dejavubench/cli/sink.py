@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import click
 
 from dejavubench import units, values
 from dejavubench.errors import UsageError
-from dejavubench.transports.tcp_token import TOKEN_VARIABLE
+from dejavubench.transports.tcp_token import read_token
 
 DEFAULT_ADDRESS = "127.0.0.1:7601"
 """Address that the sink takes unless it is told another one: of this host alone."""
@@ -63,12 +62,7 @@ def sink(listen: str, max_gib: str | None, timeout: str) -> None:
     address = _parse_option("--listen", units.parse_address, listen)
     timeout_s = _parse_option("--timeout", units.parse_seconds, timeout)
     most_gib = None if max_gib is None else _parse_option("--max-gib", _parse_gib, max_gib)
-    token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
-    if not token:
-        raise UsageError(
-            f"{TOKEN_VARIABLE} is not set. Set it to the same secret text here and for the run: a "
-            "sink receives only from peers that know it"
-        )
+    token = read_token()
     from dejavubench.dejavulib.destinations.tcp.handshake import format_address
     from dejavubench.dejavulib.destinations.tcp.sink import TCPSinkServer
     from dejavubench.machine.memory import measure_available_nbytes

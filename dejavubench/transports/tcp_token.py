@@ -20,6 +20,7 @@ def read_token() -> bytes:
     token = os.fsencode(os.environ.get(TOKEN_VARIABLE, ""))
     if not token:
         raise UsageError(
-            f"{TOKEN_VARIABLE} is not set: streaming tcp needs the token that the sink has"
+            f"{TOKEN_VARIABLE} is not set. Set it to the same secret text for the run and for its "
+            "sink: a sink receives only from peers that know it"
         )
     return token
