@@ -241,7 +241,7 @@ def _list_probe_files(rank_at_point: RankAtPoint) -> dict[str, list[FileContext]
     """Return the files of each durability of the arms, by destination, in the arms' order."""
     files: dict[str, dict[str, FileContext]] = {}
     for arm in rank_at_point.context.arms:
-        if arm.destination is not None and arm.durability is not None:
-            by_durability = files.setdefault(arm.destination.name, {})
+        if arm.transport is not None and arm.durability is not None:
+            by_durability = files.setdefault(arm.transport.name, {})
             by_durability[arm.durability] = rank_at_point.probe_files(arm.durability)
     return {name: list(by_durability.values()) for name, by_durability in files.items()}

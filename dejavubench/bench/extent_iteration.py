@@ -49,9 +49,9 @@ def sample_extents(
 
 def _moves_extents_singly(arm: Arm, name: str) -> bool:
     """Return whether single extents have a time of their own in this arm."""
-    assert arm.destination is not None
+    assert arm.transport is not None
     level = LEVELS[name]
-    entry = arm.destination.entry
+    entry = arm.transport.entry
     return not level.buffered and (level.each_complete or not entry.issues_groups)
 
 

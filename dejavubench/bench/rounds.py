@@ -17,7 +17,7 @@ from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.scenarios import registry
 from dejavubench.bench.scenarios.registry import Scenarios
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.hooks import HalfWidth
+from dejavubench.bench.startup.hooks import MeasureHalfWidth
 from dejavubench.config.points import Point
 from dejavubench.models.gpt import GPT
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast
@@ -64,11 +64,11 @@ class Rounds:
         """The names of the arms that have failed."""
         return self._iterations.failures.failed_names
 
-    def measure(self, half_width: HalfWidth | None) -> None:
+    def measure(self, measure_half_width: MeasureHalfWidth | None) -> None:
         """Measure the point.
 
         Args:
-            half_width: called on rank 0 after each round; None: rounds are counted.
+            measure_half_width: called on rank 0 after each round; None: rounds are counted.
 
         Raises:
             VerificationError: on every rank, as soon as an iteration's bytes or tokens are wrong.
@@ -85,7 +85,7 @@ class Rounds:
             self._run_reference()
             self._warm_up()
             self._ceiling_rounds.prepare()
-            self._measure_rounds(half_width)
+            self._measure_rounds(measure_half_width)
             self._ceiling_rounds.record()
 
     def _warm_up(self) -> None:
@@ -95,7 +95,7 @@ class Rounds:
             for place_in_round, arm_index in enumerate(next(arm_orders)):
                 self._iterations.run(arms[arm_index], None, place_in_round)
 
-    def _measure_rounds(self, half_width: HalfWidth | None) -> None:
+    def _measure_rounds(self, measure_half_width: MeasureHalfWidth | None) -> None:
         """Run rounds until :meth:`_agree_on_end`; ceilings follow the first ones."""
         # A failed arm keeps its place in the orders: every rank skips it.
         arms = self._context.arms
@@ -105,7 +105,9 @@ class Rounds:
         began_s = time.monotonic()
         measured_round_count = 0
         time_left.begin_rounds()
-        while not self._agree_on_end(measured_round_count, time.monotonic() - began_s, half_width):
+        while not self._agree_on_end(
+            measured_round_count, time.monotonic() - began_s, measure_half_width
+        ):
             for place_in_round, arm_index in enumerate(next(arm_orders)):
                 self._iterations.run(
                     arms[arm_index], self._start.round + measured_round_count, place_in_round
@@ -116,17 +118,20 @@ class Rounds:
             measured_round_count += 1
 
     def _agree_on_end(
-        self, measured_round_count: int, elapsed_s: float, half_width: HalfWidth | None
+        self,
+        measured_round_count: int,
+        elapsed_s: float,
+        measure_half_width: MeasureHalfWidth | None,
     ) -> bool:
         """Return whether no further round is needed. Collective, where precision is asked for."""
         experiment, arms = self._context.experiment, self._context.arms
         if not self._iterations.failures.list_working_arms(arms):
             return True
-        if half_width is None or experiment.precision is None:
+        if measure_half_width is None or experiment.precision is None:
             return measured_round_count >= self._start.rounds
         width = None
         if measured_round_count and self._context.rank == 0:
-            width = half_width(self._iterations.completed, self.failed_arm_names)
+            width = measure_half_width(self._iterations.completed, self.failed_arm_names)
             self._progress_bar.time_left.reach(width)
         if measured_round_count < self._start.rounds:
             return False

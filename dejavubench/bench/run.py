@@ -17,7 +17,7 @@ from dejavubench.bench.rounds import Rounds
 from dejavubench.bench.scenarios.registry import has_computing_sinks
 from dejavubench.bench.start_message import count_ceiling_rounds, make_progress_bar, say_start
 from dejavubench.bench.startup.context import RunContext
-from dejavubench.bench.startup.hooks import HalfWidth, RunHooks
+from dejavubench.bench.startup.hooks import MeasureHalfWidth, RunHooks
 from dejavubench.bench.startup.last_record import write_last_record
 from dejavubench.bench.startup.start import start
 from dejavubench.config.plan import Plan
@@ -67,7 +67,7 @@ def run(
         continues=plan.restart_request is None,
     )
     try:
-        all_verified = _measure_all(context, progress_bar, hooks.half_width)
+        all_verified = _measure_all(context, progress_bar, hooks.measure_half_width)
         _finish(context, all_verified, watchdog)
         if ranks.rank == 0 and hooks.on_end is not None:
             with liveness.show_state(liveness.PATIENT):
@@ -81,7 +81,7 @@ def run(
 
 
 def _measure_all(
-    context: RunContext, progress_bar: ProgressBar, half_width: HalfWidth | None
+    context: RunContext, progress_bar: ProgressBar, measure_half_width: MeasureHalfWidth | None
 ) -> bool:
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
     runnable = context.runnable
@@ -101,7 +101,7 @@ def _measure_all(
                 ceiling_round_count=count_ceiling_rounds(point_index),
             )
             try:
-                rounds.measure(half_width)
+                rounds.measure(measure_half_width)
             except VerificationError as error:
                 progress_bar.say(f"dejavubench: verification failed: {error}")
                 rounds.close()

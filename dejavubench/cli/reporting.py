@@ -26,7 +26,7 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
 
     arms = [describe_arm(arm) for arm in plan.running]
 
-    def half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
+    def measure_half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
         remaining_arms = [arm for arm in arms if arm.name not in failed_arms]
         widths = [
             compute_half_width(series, remaining_arms)
@@ -34,7 +34,7 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
         ]
         return widths[0] if len(widths) == 1 else None  # these are the iterations of one point
 
-    return half_width
+    return measure_half_width
 
 
 def make_tables(folder: Path) -> str:

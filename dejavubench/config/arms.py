@@ -58,8 +58,8 @@ class Arm:
         return self.scenario == "swap"
 
     @property
-    def destination(self) -> Transport | None:
-        """The destination of the cache; None for a baseline."""
+    def transport(self) -> Transport | None:
+        """The transport of its destination; None for a baseline."""
         # The mode of a swap arm names the swap; its store is the destination.
         return find_transport(self.store or self.mode) if self.is_streaming else None
 
@@ -71,22 +71,22 @@ class Arm:
     @property
     def on_disk(self) -> bool:
         """Whether the cache goes to files."""
-        return self.destination is not None and self.destination.entry.on_storage
+        return self.transport is not None and self.transport.entry.on_storage
 
     @property
     def remote(self) -> bool:
         """Whether other ranks receive the cache."""
-        return self.destination is not None and self.destination.entry.remote
+        return self.transport is not None and self.transport.entry.remote
 
     @property
     def has_cache_to_verify(self) -> bool:
         """Whether what arrives can be compared with a cache; a yardstick moves other bytes."""
-        return self.destination is None or self.destination.entry.moves_cache
+        return self.transport is None or self.transport.entry.moves_cache
 
     @property
     def to_device(self) -> bool:
         """Whether the cache of a GPU goes to another GPU without passing host memory."""
-        return self.destination is not None and self.destination.entry.device_memory
+        return self.transport is not None and self.transport.entry.device_memory
 
     @property
     def fills_sink_devices(self) -> bool:
@@ -124,13 +124,13 @@ def _list_streaming_arms(
     for mode in experiment.streaming:
         if mode == NO_STREAMING:
             continue
-        destination = find_transport(mode)
-        loopback = destination.loopback if destination.is_loopback(experiment) else None
+        transport = find_transport(mode)
+        loopback = transport.loopback if transport.is_loopback(experiment) else None
         # A loopback shows its own name: within one GPU no link is measured.
         shown_mode = loopback.name if loopback else mode
         # Kept as a skipped arm: its row says why it did not run.
         why_unavailable = unavailable.get(mode)
-        durabilities = experiment.durability if destination.entry.durabilities else (None,)
+        durabilities = experiment.durability if transport.entry.durabilities else (None,)
         for level_name, durability in product(experiment.level, durabilities):
             # The first given durability keeps the short name; a suffix tells the others apart.
             suffix = f"/{durability}" if durability not in (None, durabilities[0]) else ""
@@ -144,10 +144,8 @@ def _list_streaming_arms(
                 scenario=scenario,
             )
     # In the registry's order, so that two spellings of --swap give equal runs.
-    for destination in list_usable_transports():
-        if destination.name in experiment.swap:
-            durability = experiment.durability[0] if destination.entry.durabilities else None
-            name = f"{SWAP_PREFIX}{destination.name}"
-            yield Arm(
-                name, name, DEFAULT_LEVEL, durability, scenario="swap", store=destination.name
-            )
+    for transport in list_usable_transports():
+        if transport.name in experiment.swap:
+            durability = experiment.durability[0] if transport.entry.durabilities else None
+            name = f"{SWAP_PREFIX}{transport.name}"
+            yield Arm(name, name, DEFAULT_LEVEL, durability, scenario="swap", store=transport.name)

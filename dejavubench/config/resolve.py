@@ -239,13 +239,13 @@ def _read_given_prompts(given_experiment: GivenExperiment) -> tuple[tuple[int, .
 def _find_missing(mode: str, experiment: Experiment) -> Unavailable | None:
     if mode == NO_STREAMING:
         return None
-    destination = find_transport(mode)
-    loopback = () if destination.loopback is None else (destination.loopback.option,)
+    transport = find_transport(mode)
+    loopback = () if transport.loopback is None else (transport.loopback.option,)
     # Checked here, before the plan asks for the values: a plugin may be of another version.
-    for option in (*destination.options, *loopback):
+    for option in (*transport.options, *loopback):
         if option not in OPTIONS:
             raise UsageError(
                 f"--streaming {mode}: its plugin names an option {option!r}, which dejavubench "
                 "does not have. Fix or uninstall the plugin"
             )
-    return destination.missing(experiment)
+    return transport.missing(experiment)

@@ -69,9 +69,9 @@ def explain_too_few_devices(
     first_arm = min(arms_between_gpus, key=lambda arm: arm.mode)
     loopback = next(
         (
-            arm.destination.loopback
+            arm.transport.loopback
             for arm in arms_between_gpus
-            if arm.destination and arm.destination.loopback
+            if arm.transport and arm.transport.loopback
         ),
         None,
     )

@@ -84,8 +84,8 @@ def estimate_compute_s(point: Point, rates: Rates, thread_count: int) -> tuple[f
 
 def estimate_naive_s(point: Point, arm: Arm) -> float:
     """Return a microbatch's wait for copies of single extents; 0 if the level is buffered."""
-    destination = arm.destination
-    if destination is None or arm.level is None or LEVELS[arm.level].buffered:
+    transport = arm.transport
+    if transport is None or arm.level is None or LEVELS[arm.level].buffered:
         return 0.0
     geometry = make_worker_geometry(point)
 
@@ -98,13 +98,13 @@ def estimate_naive_s(point: Point, arm: Arm) -> float:
     copy_count = count_extents(point.input_len)
     copy_count += sum(count * count_extents(tokens) for tokens, count in point.flush_groups)
     flush_count = 1 + sum(count for _, count in point.flush_groups)
-    is_on_storage = destination.waits_for_storage(arm.durability)
+    is_on_storage = transport.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
         # On storage the sync of each extent is the wait; the copy before it hardly counts.
-        copy_s = destination.sync_s if is_on_storage else destination.copy_s
+        copy_s = transport.sync_s if is_on_storage else transport.copy_s
         return copy_count * copy_s
-    return copy_count * destination.copy_s / BATCHED_SPEEDUP + (
-        flush_count * destination.sync_s if is_on_storage else 0.0
+    return copy_count * transport.copy_s / BATCHED_SPEEDUP + (
+        flush_count * transport.sync_s if is_on_storage else 0.0
     )
 
 

@@ -103,7 +103,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     )
     # Arms of one destination reuse its buffer, whatever their level.
     host_modes = {
-        arm.mode for arm in plan.running if arm.destination and arm.destination.entry.in_host_memory
+        arm.mode for arm in plan.running if arm.transport and arm.transport.entry.in_host_memory
     }
     buffers_nbytes = streamed_nbytes * len(host_modes)
     if experiment.device == "cuda":

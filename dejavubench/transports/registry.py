@@ -30,21 +30,21 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _registered: dict[str, Transport] = {}
 
 
-def register(destination: Transport) -> None:
+def register(transport: Transport) -> None:
     """Add a destination: to this registry, and to the library's.
 
     Raises:
         ValueError: its name cannot be used, or another destination has it.
     """
-    name = destination.name
+    name = transport.name
     if not _NAME.fullmatch(name) or name == NO_STREAMING or name.startswith(SWAP_PREFIX):
         raise ValueError(f"{name!r} cannot be the name of a destination")
     # The same module may be imported twice, under two names or by two tests: that is no conflict.
-    if name in _registered and type(_registered[name]) is not type(destination):
+    if name in _registered and type(_registered[name]) is not type(transport):
         raise ValueError(f"there is a destination {name!r} already")
     # The library first: it refuses a name whose entry differs, and then nothing is registered here.
-    library.register(destination.entry)
-    _registered[name] = destination
+    library.register(transport.entry)
+    _registered[name] = transport
 
 
 def list_modes() -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def list_modes() -> tuple[str, ...]:
     Raises:
         UsageError: a plugin cannot be loaded.
     """
-    return tuple(destination.name for destination in list_transports())
+    return tuple(transport.name for transport in list_transports())
 
 
 def list_transports() -> tuple[Transport, ...]:
@@ -71,9 +71,9 @@ def list_usable_transports() -> tuple[Transport, ...]:
         return tuple(sorted(_registered.values(), key=_sort_key))
 
 
-def _sort_key(destination: Transport) -> tuple[int, str]:
+def _sort_key(transport: Transport) -> tuple[int, str]:
     # The name decides between plugins that chose one order, so that tables of two runs agree.
-    return destination.order, destination.name
+    return transport.order, transport.name
 
 
 def find_transport(mode: str) -> Transport:
@@ -166,9 +166,7 @@ def _load_plugin(name: str, origin: str) -> ModuleType:
             "Fix or uninstall the plugin, or take its name out"
         ) from None
     own_names = {
-        destination.name
-        for destination in _registered.values()
-        if type(destination).__module__ == name
+        transport.name for transport in _registered.values() if type(transport).__module__ == name
     }
     if set(_registered) == registered_before and not own_names:
         raise UsageError(f"{origin}, which registers no destination: it must call register()")

@@ -136,7 +136,7 @@ def test_each_rule_fires_on_its_evidence(number: int) -> None:
     assert limit.name == name
     assert limit.remedy
     # Two numbers at least say so.
-    assert sum(word[:1].isdigit() for word in limit.numbers.replace("+", "").split()) >= 2
+    assert sum(word[:1].isdigit() for word in limit.evidence_text.replace("+", "").split()) >= 2
 
 
 def test_there_is_a_case_for_every_rule() -> None:
@@ -178,9 +178,9 @@ def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
 
 def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     probed = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
-    assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).numbers
+    assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).evidence_text
     packed = Evidence(replace(STALLED, packed_ms=20.0), LEVEL_0)
-    assert "the same bytes packed cost 20.00 ms" in limit_of(packed).numbers
+    assert "the same bytes packed cost 20.00 ms" in limit_of(packed).evidence_text
     assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the stall, and a packed arm that costs as much, say nothing.
     cheap_extents = Evidence(replace(STALLED, packed_ms=95.0), replace(LEVEL_0, naive_us=0.01))
@@ -190,7 +190,7 @@ def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
 def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
     """36,864 extents at 345 µs are 12.7 s, and the stall was 23.3 s: a median is no mean."""
     limit = limit_of(CASES["extents by chunks"][1])
-    assert limit.numbers.endswith("1,000 extents at 8 µs each in the median chunk")
+    assert limit.evidence_text.endswith("1,000 extents at 8 µs each in the median chunk")
 
 
 def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
@@ -203,7 +203,7 @@ def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
 
 def test_more_cpu_time_beside_streaming_is_named_as_that_of_other_processes() -> None:
     machine = MachineFacts(cores=2, busy_cores=0.68, other_cores=1.27, other_ms=298.0)
-    assert limit_of(Evidence(SLOWER, machine=machine)).numbers.endswith(
+    assert limit_of(Evidence(SLOWER, machine=machine)).evidence_text.endswith(
         "; other processes took 1.27 and this job 0.68 of 2 cores; the other processes, kernel "
         "threads included, took 298.0 ms more CPU time per iteration than without streaming"
     )
@@ -224,7 +224,7 @@ def test_the_parts_of_a_cost_add_up_to_the_total_beside_them(
     cost = CostFacts(total_ms, stalled_ms, drain_ms=0.0, request_ms=1000.0)
     limit = limit_of(Evidence(cost))
     assert limit.name == NOT_KNOWN
-    assert limit.numbers == numbers.format(slower="the model itself running slower")
+    assert limit.evidence_text == numbers.format(slower="the model itself running slower")
 
 
 def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
@@ -238,7 +238,7 @@ def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
 
 def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
     limit = limit_of(Evidence(SLOWER, machine=POLLED_MACHINE))
-    assert limit.numbers == (
+    assert limit.evidence_text == (
         "of 100.0 ms of cost, 95.0 ms are the model itself running slower (prompt +30.0 %, tokens "
         "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which "
         "its bytes need 20.00 ms at most; the model alone takes 1.90 of 2 cores"
@@ -271,11 +271,11 @@ def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
 def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
     draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), make_facts(PartKind.WIRE, *RISING))
     assert limit_of(draining).remedy.startswith("longer requests")
-    assert limit_of(draining).numbers.startswith(
+    assert limit_of(draining).evidence_text.startswith(
         "of 100.0 ms of cost, 95.0 ms are drain; wire is 80 %"
     )
     behind = replace(draining, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
-    assert "the stream alone takes 1100.0 ms" in limit_of(behind).numbers
+    assert "the stream alone takes 1100.0 ms" in limit_of(behind).evidence_text
     assert "longer requests" not in limit_of(behind).remedy
 
 

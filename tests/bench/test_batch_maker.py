@@ -49,7 +49,7 @@ class Journal(NoStreaming, EmptySteps):
         self._waited += 1
         return torch.tensor([self._waited - 1])
 
-    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         token_logits = [1.0, self.check, 1.0, 1.0]  # of the new token 1 of request 0
         return [
             (PROMPT + step, torch.tensor([token_logits[step]]))

@@ -193,7 +193,7 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
     def arm(name: str, durability: str | None) -> SimpleNamespace:
         destination = SimpleNamespace(name=name)
         return SimpleNamespace(
-            destination_key=(name, durability), destination=destination, durability=durability
+            destination_key=(name, durability), transport=destination, durability=durability
         )
 
     arms = [arm("disk", "direct"), arm("disk", "direct"), arm("disk", "fdatasync"), arm("tape", "")]

@@ -64,7 +64,7 @@ def test_slow_memory_is_named_as_the_limit(tmp_path: Path) -> None:
     job = run(tmp_path, 2, "slow-memory", "run", *TINY, *sizes, *flags, driver=FAULTY)
     limit = find_limits(job.run)["host@1"]
     assert limit.name == "memory bandwidth"
-    assert "of memory-copy" in limit.numbers
+    assert "of memory-copy" in limit.evidence_text
 
 
 def run_undisturbed(folder: Path, ranks: int, *words: object) -> Run:
@@ -94,8 +94,8 @@ def test_a_sink_or_helper_that_polls_is_named_as_the_limit(
     words = (f"polling-{poller}", "run", *TINY, *sizes, *lengths, *flags)
     limit = find_limits(run_undisturbed(tmp_path, ranks, *words))[arm_name]
     assert limit.name == "polling", limit
-    assert f"; the {poller} took " in limit.numbers
-    assert limit.numbers.endswith(" of 1 core")
+    assert f"; the {poller} took " in limit.evidence_text
+    assert limit.evidence_text.endswith(" of 1 core")
 
 
 def test_copies_in_a_memory_that_bounds_tokens_are_named(tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_copies_in_a_memory_that_bounds_tokens_are_named(tmp_path: Path) -> None
     # The rule is the last one. On a busy machine, that of other programs could hold before it.
     limit = find_limits(job.run, with_conditions=False)["host@3"]
     assert limit.name == "memory bandwidth", limit
-    assert "the stream's copies take at least " in limit.numbers
+    assert "the stream's copies take at least " in limit.evidence_text
     assert limit.remedy.startswith("a sink on another host")

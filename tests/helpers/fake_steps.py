@@ -36,8 +36,8 @@ class EmptySteps:
     def prepare_decode(self, microbatch: int, position: int, tokens: torch.Tensor | None) -> None:
         raise AssertionError("no request begins in the middle")
 
-    def event_ms(self, microbatch: int) -> list[float]:
+    def take_event_ms(self, microbatch: int) -> list[float]:
         return []
 
-    def checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, torch.Tensor]]:
         return []

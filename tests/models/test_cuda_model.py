@@ -154,8 +154,8 @@ def test_replays_give_the_tokens_of_single_steps_whatever_was_captured_over(
         if step:
             generated.append(steps.wait(0))
     generated.append(steps.wait(0))
-    assert len(steps.event_ms(0)) == STEPS
-    assert not steps.event_ms(0)
+    assert len(steps.take_event_ms(0)) == STEPS
+    assert not steps.take_event_ms(0)
     tokens = model.greedy(model.forward(prompt(spec).cuda(), stepped_cache, 0)).tokens
     for step in range(STEPS):
         assert torch.equal(generated[step], tokens.cpu()), step
@@ -222,9 +222,10 @@ def test_checks_tell_of_logits_that_are_no_numbers(
             weight[7, 7] = weight_value
             steps.wait(0)
         is_finite = {
-            position - PROMPT: bool(values.isfinite().all()) for position, values in steps.checks(0)
+            position - PROMPT: bool(values.isfinite().all())
+            for position, values in steps.take_checks(0)
         }
-        assert steps.checks(0) == []
+        assert steps.take_checks(0) == []
         return is_finite
 
     checked_steps = range(STEPS) if keeps_all_checks else (0, STEPS - 1)

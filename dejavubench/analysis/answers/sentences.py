@@ -152,13 +152,13 @@ def limit_sentence(
     if limit.name == NOT_KNOWN:
         owner_texts = (f"for {example_arm_name}" if example_arm_name else "", where_text)
         prefix = " ".join(filter(None, owner_texts))
-        evidence_text = f"{prefix}, {limit.numbers}" if prefix else limit.numbers
+        evidence_text = f"{prefix}, {limit.evidence_text}" if prefix else limit.evidence_text
         subject = _name_tokens(arm_names) or arms
         return f"{subject}: cause not known. {evidence_text[0].upper()}{evidence_text[1:]}.{remedy}"
     owner_texts = (f"numbers of {example_arm_name}" if example_arm_name else "", where_text)
     owner = " ".join(filter(None, owner_texts))
     bracketed_owner = f" ({owner})" if owner else ""
-    return f"limited by {limit.name}: {arms}{bracketed_owner}: {limit.numbers}.{remedy}"
+    return f"limited by {limit.name}: {arms}{bracketed_owner}: {limit.evidence_text}.{remedy}"
 
 
 def _name_tokens(marked_names: Sequence[str]) -> str | None:

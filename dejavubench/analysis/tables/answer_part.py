@@ -89,7 +89,7 @@ def _make_cost_row(run: str, answer: ArmAnswer) -> AnswerRow:
         row.token_judgement = str(answer.token_cost.judgement)
     if answer.limit is not None:
         row.limited_by = answer.limit.name
-        row.limit_evidence = answer.limit.numbers
+        row.limit_evidence = answer.limit.evidence_text
         row.limit_remedy = answer.limit.remedy or None
     return row
 

@@ -57,6 +57,6 @@ class RunnablePlan:
 
     @cached_property
     def transports(self) -> dict[str, Transport]:
-        """The destinations of the arms that run, by name, in the order of their arms."""
-        destinations = [arm.destination for arm in self.arms if arm.destination is not None]
-        return {destination.name: destination for destination in destinations}
+        """The transports of the arms that run, by name, in the order of their arms."""
+        transports = [arm.transport for arm in self.arms if arm.transport is not None]
+        return {transport.name: transport for transport in transports}

@@ -109,7 +109,7 @@ class BatchMaker:
         # Outside the clock: this only waits for the buffers of messages that others still receive.
         self.collectives.finish()
         for microbatch, clock in enumerate(clocks):
-            clock.event_ms = self.steps.event_ms(microbatch)
+            clock.event_ms = self.steps.take_event_ms(microbatch)
         check_logits(self.steps, self.prompts, self.model.dtype)
         return clocks, makespan_ms
 
@@ -135,7 +135,7 @@ class BatchMaker:
         self._finish_steps(clocks)
         self.collectives.finish()
         for microbatch, clock in enumerate(clocks):
-            clock.event_ms += self.steps.event_ms(microbatch)
+            clock.event_ms += self.steps.take_event_ms(microbatch)
         check_logits(self.steps, self.prompts, self.model.dtype)
 
     def drain(self, clocks: list[MicrobatchClock], streams: list[MicrobatchStream]) -> None:

@@ -112,7 +112,7 @@ class DeviceSteps:
         end_event.synchronize()  # recorded behind the copy of the tokens, so they are here as well
         return tokens.clone()  # the step after next overwrites this buffer
 
-    def event_ms(self, microbatch: int) -> list[float]:
+    def take_event_ms(self, microbatch: int) -> list[float]:
         """Wait for the last step; return the milliseconds between the events of each step."""
         in_flight = self._in_flight[microbatch]
         events, in_flight.events = in_flight.events, []
@@ -122,7 +122,7 @@ class DeviceSteps:
             events[-1][1].synchronize()
         return [begin_event.elapsed_time(end_event) for begin_event, end_event in events]
 
-    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of the prompt and of the newest step, or of all that were kept."""
         in_flight = self._in_flight[microbatch]
         checks, in_flight.checks = in_flight.checks, []

@@ -25,7 +25,7 @@ def check_logits(steps: Steps, prompts: Sequence[Tensor], dtype: torch.dtype) ->
     """
     cause = f"Numbers outgrew the range of {name_of(dtype)}, or the weights are damaged"
     for microbatch, prompt_tokens in enumerate(prompts):
-        checks = steps.checks(microbatch)
+        checks = steps.take_checks(microbatch)
         if not checks:  # another stage has them
             continue
         # One number of each request was kept: unusable logits make it NaN or infinite.

@@ -54,10 +54,10 @@ class Steps(Protocol):
             On the host: its new tokens [B], on the last stage.
         """
 
-    def event_ms(self, microbatch: int) -> list[float]:
+    def take_event_ms(self, microbatch: int) -> list[float]:
         """Return the device's own times of all steps since the last call; none on a CPU."""
 
-    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of steps' logits since the last call, with the positions of the tokens.
 
         A CPU has all steps, and so has a device with ``keeps_all_checks``; else it has the prompt
@@ -131,11 +131,11 @@ class HostSteps:
         """Return the newest step's output at once."""
         return self._out[microbatch]
 
-    def event_ms(self, microbatch: int) -> list[float]:
+    def take_event_ms(self, microbatch: int) -> list[float]:
         """Return nothing: a CPU has no events of its own."""
         return []
 
-    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return and forget the checks of all steps since the last call."""
         checks, self._checks[microbatch] = self._checks[microbatch], []
         return checks

@@ -79,8 +79,8 @@ class RankAtPoint:
 
     def connector(self, arm: Arm) -> Connector:
         """Return this rank's part in the destination of a streaming arm."""
-        assert arm.destination is not None
-        return self.context.connectors[arm.destination.name]
+        assert arm.transport is not None
+        return self.context.connectors[arm.transport.name]
 
     def stream_files(self, durability: str, prefix: str, keep: bool) -> FileContext:
         """Describe the files of this source's streams.

@@ -105,13 +105,13 @@ class RangedSteps:
         """Wait for the oldest step; the wait has no range of its own."""
         return self._steps.wait(microbatch)
 
-    def event_ms(self, microbatch: int) -> list[float]:
+    def take_event_ms(self, microbatch: int) -> list[float]:
         """Return the device's times of the wrapped steps, in milliseconds."""
-        return self._steps.event_ms(microbatch)
+        return self._steps.take_event_ms(microbatch)
 
-    def checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
+    def take_checks(self, microbatch: int) -> list[tuple[int, Tensor]]:
         """Return the checks of the wrapped steps."""
-        return self._steps.checks(microbatch)
+        return self._steps.take_checks(microbatch)
 
 
 class _Layers:

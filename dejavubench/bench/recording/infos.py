@@ -64,9 +64,9 @@ def describe_point(
 def describe_destinations(arms: Sequence[Arm], on_gpu: bool) -> dict[str, DestinationInfo]:
     """Return the facts on the arms' destinations that analysis needs, by mode."""
     return {
-        arm.mode: describe_swap_destination(arm.destination)
+        arm.mode: describe_swap_destination(arm.transport)
         if arm.is_swapping
-        else describe_destination(arm.destination, on_gpu)
+        else describe_destination(arm.transport, on_gpu)
         for arm in arms
-        if arm.destination is not None
+        if arm.transport is not None
     }

@@ -64,9 +64,7 @@ def count_stored_nbytes(
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
     streams_of_microbatches = view_of(point, ranks.topology).local_streams()
-    writers = {
-        arm.destination_key: arm.destination.name for arm in runnable.on_disk if arm.destination
-    }
+    writers = {arm.destination_key: arm.transport.name for arm in runnable.on_disk if arm.transport}
     return sum(
         connectors[name].stored_nbytes(stream)
         for name in writers.values()
@@ -77,5 +75,5 @@ def count_stored_nbytes(
 
 def count_probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
-    files = {(arm.destination.name, arm.durability) for arm in runnable.on_disk if arm.destination}
+    files = {(arm.transport.name, arm.durability) for arm in runnable.on_disk if arm.transport}
     return sum(runnable.transports[name].probe_nbytes for name, _ in files)

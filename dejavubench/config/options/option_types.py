@@ -130,8 +130,8 @@ def as_modes(value: Any) -> Any:
 def describe_destinations() -> str:
     """Return the names of all destinations for the help, each with a few words."""
     descriptions = (
-        f"{destination.name} ({destination.help})" if destination.help else destination.name
-        for destination in registry.list_usable_transports()
+        f"{transport.name} ({transport.help})" if transport.help else transport.name
+        for transport in registry.list_usable_transports()
     )
     return ", ".join((NO_STREAMING, *descriptions))
 
@@ -140,8 +140,8 @@ def as_durabilities(value: Any) -> Any:
     """Read durabilities that some destination offers."""
     durabilities = [
         name
-        for destination in registry.list_usable_transports()
-        for name in destination.entry.durabilities
+        for transport in registry.list_usable_transports()
+        for name in transport.entry.durabilities
     ]
     return _require_among(durabilities, as_list(value))
 
@@ -172,9 +172,7 @@ def as_peers(value: Any) -> Any:
 def as_stores(value: Any) -> Any:
     """Read names of places that swapped caches may lie in. None at all is allowed."""
     stores = [
-        destination.name
-        for destination in registry.list_usable_transports()
-        if destination.swapped_label
+        transport.name for transport in registry.list_usable_transports() if transport.swapped_label
     ]
     return () if value in ((), []) else _require_among(stores, as_list(value))
 

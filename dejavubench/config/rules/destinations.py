@@ -23,9 +23,7 @@ def _find_sink_key(plan: Plan) -> str | None:
 
 
 def _list_names_with_sinks() -> list[str]:
-    return [
-        destination.name for destination in list_usable_transports() if destination.entry.remote
-    ]
+    return [transport.name for transport in list_usable_transports() if transport.entry.remote]
 
 
 def _find_sink_key_without_sinks(plan: Plan) -> str | None:
@@ -157,9 +155,9 @@ def _find_unverifiable_destination(plan: Plan) -> str | None:
         return None
     # A yardstick is not verified at all.
     entries = [
-        destination.entry
-        for destination in list_chosen_destinations(plan)
-        if destination.entry.moves_cache
+        transport.entry
+        for transport in list_chosen_destinations(plan)
+        if transport.entry.moves_cache
     ]
     return next((entry.name for entry in entries if not (entry.remote or entry.readable)), None)
 

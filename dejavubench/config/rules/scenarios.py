@@ -49,7 +49,7 @@ def _advise_on_rounding(plan: Plan) -> str:
 
 
 def _list_names_that_hand_over() -> list[str]:
-    return [destination.name for destination in list_usable_transports() if destination.hands_over]
+    return [transport.name for transport in list_usable_transports() if transport.hands_over]
 
 
 HANDOVER = (

@@ -43,12 +43,12 @@ class Limit:
 
     Attributes:
         name: such as ``link rate``.
-        numbers: the two measured numbers that say so.
+        evidence_text: the two measured numbers that say so.
         remedy: what to try; empty where nothing is to be done.
     """
 
     name: str
-    numbers: str
+    evidence_text: str
     remedy: str
 
 
@@ -58,12 +58,12 @@ class Rule:
 
     Attributes:
         holds: condition over the evidence.
-        numbers: writes the two numbers of the evidence that say so.
+        describe_evidence: writes the two numbers of the evidence that say so.
     """
 
     name: str
     holds: Callable[[Evidence], bool]
-    numbers: Callable[[Evidence], str]
+    describe_evidence: Callable[[Evidence], str]
     remedy: str
 
 
@@ -219,14 +219,16 @@ def limit_of(evidence: Evidence) -> Limit:
     """Return the limit of an arm with a shown cost; it may be not known."""
     for rule in RULES:
         if rule.holds(evidence):
-            return Limit(rule.name, rule.numbers(evidence), _choose_remedy(rule, evidence))
+            return Limit(
+                rule.name, rule.describe_evidence(evidence), _choose_remedy(rule, evidence)
+            )
     return Limit(NOT_KNOWN, describe_parts(evidence), "")
 
 
 def _choose_remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
     # Packing comes before overlapping: its rule names the levels that pack.
-    if not evidence.stream.overlapped and rule.numbers is not describe_extents:
+    if not evidence.stream.overlapped and rule.describe_evidence is not describe_extents:
         return f"{OVERLAP}; {rule.remedy}"
     is_drain_bound = evidence.cost.is_mostly_stalled and is_only_drain(evidence)
     if evidence.stream.overlapped and is_drain_bound and not evidence.falls_behind:
