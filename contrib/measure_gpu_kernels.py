@@ -80,7 +80,7 @@ def with_splits(block: int, warps: int, stages: int, blocks_per_processor: int) 
     """Return patches by which attention cuts positions in another way."""
 
     def cut_positions(
-        pairs: int, positions: int, multiprocessors: int, grouped_vectors: bool
+        pairs: int, head_size: int, positions: int, multiprocessors: int, grouped_vectors: bool
     ) -> PositionSplit:
         return PositionSplit(
             block=block,

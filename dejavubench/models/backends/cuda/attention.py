@@ -313,12 +313,11 @@ def attend(
     """
     if q.dtype not in KERNEL_TYPES:
         raise ValueError(f"no decode kernel for attention in {q.dtype}")
-    requests, kv_heads = k.shape[:2]
+    requests, kv_heads, head_size = k.shape
+    multiprocessors = count_processors(q.device)
+    grouped_vectors = _vector_size(cache) > 0 and q.shape[1] > kv_heads
     position_split = cut_positions(
-        requests * kv_heads,
-        cache.geometry.positions,
-        count_processors(q.device),
-        grouped_vectors=_vector_size(cache) > 0 and q.shape[1] > kv_heads,
+        requests * kv_heads, head_size, cache.geometry.positions, multiprocessors, grouped_vectors
     )
     return run_attend(q, k, v, cache, layer, position, slopes, position_split)
 
