@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from dejavubench.transports.base import (
     LINK_HELD_AGAINST,
     LINK_OVERHEAD_OF,
     Crossing,
+    LoopbackVariant,
     PlotStyle,
     ProbeNames,
     Transport,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 NOT_INSTALLED = "nixl is not installed: pip install 'dejavubench[nixl]'"
 """Reason of a SKIPPED arm."""
+
+LOOPBACK_OPTION = "nccl_loopback"
+"""The experiment's option that lets ranks share a GPU."""
 
 
 def has_nixl() -> bool:
@@ -98,8 +102,12 @@ class NIXLTransport(Transport):
     label = "NIXL"
     help = "by NVIDIA's NIXL: a remote CPU, or GPU to GPU"
     style = PlotStyle("#0072B2", "++")
+    options = (LOOPBACK_OPTION,)
     copy_s = 1.5e-5  # a one-sided write by UCX, until it is done
     hands_over = True
+    loopback = LoopbackVariant(
+        LOOPBACK_OPTION, "nixl-loopback", "loopback on one GPU (NIXL)", PlotStyle("#44AA99", "+.")
+    )
     probe_names = ProbeNames(
         ceiling="nixl-raw",
         ceiling_on_gpu="nixl-raw",
@@ -111,6 +119,21 @@ class NIXLTransport(Transport):
     def connector(self, rank: RankContext) -> NIXLConnector:
         """Return this rank's part; NIXL is loaded later, by ``load``."""
         return NIXLConnector(rank)
+
+    def conflict(self, options: Options, chosen: Sequence[Transport]) -> str | None:
+        """Refuse a loopback that nobody uses: between host memories no GPU is shared."""
+        others = (transport for transport in chosen if transport is not self)
+        if (
+            options.value(LOOPBACK_OPTION)
+            and options.device != "cuda"
+            and not any(LOOPBACK_OPTION in transport.options for transport in others)
+        ):
+            return "--nccl-loopback with --streaming nixl needs --device cuda. Drop --nccl-loopback"
+        return super().conflict(options, chosen)
+
+    def is_loopback(self, options: Options) -> bool:
+        """Whether this run's sources and sinks share a GPU; between host memories they cannot."""
+        return options.device == "cuda" and super().is_loopback(options)
 
     def missing(self, options: Options) -> Unavailable | None:
         """Refuse unless the package ``nixl`` is installed."""

@@ -15,6 +15,7 @@ import pytest
 from helpers.faults import STRIKES, has_struck, phase_of, require_failure, start_faulty
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import GONE_WITHIN, args, process_folder
+from helpers.nixl_mark import needs_nixl
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +30,7 @@ ON_GPU = args(
     "--device cuda --inference-data-type fp16 --size-per-head 32 --nccl-loopback --kv-layout ft "
     "--staging-slots 2"
 )
-MODES = ("cuda-ipc", "nccl")
+MODES = ("cuda-ipc", "nccl", pytest.param("nixl", marks=needs_nixl))
 IN_SINK = {"load": None, "prompt": "receive", "tokens": "receive", "drain": "receive"}
 """The phase of the sink by that in which the source lingers."""
 

@@ -16,6 +16,7 @@ from dejavubench.records import Handover, HandoverAtSink, RankInfo, Verification
 from helpers.fake_gpu import pretend_cupy
 from helpers.gpu_marks import SINKS_OF_ANOTHER_SETUP, needs_gpus
 from helpers.jobs import BF16, QUICK, Job, args, process_folder, read_tokens, run
+from helpers.nixl_mark import needs_nixl
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
 
@@ -255,7 +256,7 @@ def test_a_sink_goes_on_over_a_cache_that_came_to_its_gpu_through_host_memory(
 @needs_gpus(1)
 @pytest.mark.gpu
 @pytest.mark.mpi
-@pytest.mark.parametrize("mode", ["nccl", "cuda-ipc"])
+@pytest.mark.parametrize("mode", ["nccl", "cuda-ipc", pytest.param("nixl", marks=needs_nixl)])
 def test_a_sink_goes_on_over_a_cache_that_came_from_memory_of_the_same_gpu(
     mode: str, tmp_path: Path
 ) -> None:
@@ -293,7 +294,9 @@ def test_one_sink_takes_over_from_two_stages_on_its_gpu(tmp_path: Path) -> None:
 @needs_gpus(2)
 @pytest.mark.gpu
 @pytest.mark.mpi
-@pytest.mark.parametrize("mode", ["mpi", "nccl", "cuda-ipc"])
+@pytest.mark.parametrize(
+    "mode", ["mpi", "nccl", "cuda-ipc", pytest.param("nixl", marks=needs_nixl)]
+)
 def test_a_sink_goes_on_on_the_other_gpu(mode: str, tmp_path: Path) -> None:
     flags = ("--streaming", mode, *args("--level 0,1,3 --sink-ubatch-size 1"))
     job = run(tmp_path, 2, "run", *QUICK, *ON_GPU, *flags)

@@ -20,18 +20,15 @@ from dejavubench.planning.devices import DeviceNumbers, explain_too_few_devices,
 from dejavubench.records import Ceiling, RankInfo, SinkActivity, Skipped
 from dejavubench.transports import nixl as transport
 from dejavubench.transports.nixl import NOT_INSTALLED as NO_NIXL
-from dejavubench.transports.nixl import has_nixl
 from helpers.caches import random_cache
 from helpers.fake_destination import schedule_of, small_geometry
 from helpers.fake_gpu import H200
 from helpers.faults import FAULTY, has_struck, require_failure, start_faulty
 from helpers.gpu_marks import needs_gpus
 from helpers.jobs import GONE_WITHIN, QUICK, TINY, args, process_folder, run
+from helpers.nixl_mark import needs_nixl
 from helpers.paths import DRIVERS
 from helpers.verifications import count_verified
-
-needs_nixl = pytest.mark.skipif(not has_nixl(), reason=NO_NIXL)
-two_gpus = needs_gpus(2)
 
 PAIR = ("-m", "mpi4py", str(DRIVERS / "nixl_pair.py"))
 LEVELS = ("0", "0-batched", "1", "2", "3")
@@ -146,19 +143,24 @@ def test_a_sink_without_free_slots_stops_its_source_and_both_wait_asleep(tmp_pat
     assert lines == ["2 of 5 begun, 0 complete", "all 5 complete", "refused", "idle"]
 
 
-@two_gpus
 @needs_nixl
 @pytest.mark.gpu
 @pytest.mark.mpi
-def test_every_byte_arrives_over_nixl_on_the_other_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        pytest.param("nixl", (), marks=needs_gpus(2), id="the-other"),
+        pytest.param("nixl-loopback", ("--nccl-loopback",), marks=needs_gpus(1), id="the-same"),
+    ],
+)
+def test_every_byte_arrives_over_nixl_on_a_gpu(
+    name: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     sizes = args("--layer-num 2 --head-num 4 --size-per-head 64 --vocab-size 512 --ubatch-size 2")
-    flags = (
-        *args("--input-len 8 --output-len 6 --kv-layout ft,hnd,nhd"),
-        "--level",
-        ",".join(LEVELS),
-    )
-    job = run(tmp_path, 2, "run", *sizes, *flags, *ONCE, *args("--device cuda --streaming nixl"))
-    arms = ("none", "none#2", *(f"nixl@{level}" for level in LEVELS))
+    lengths = args("--input-len 8 --output-len 6 --kv-layout ft,hnd,nhd")
+    modes = ("--level", ",".join(LEVELS), *args("--device cuda --streaming nixl"), *flags)
+    job = run(tmp_path, 2, "run", *sizes, *lengths, *modes, *ONCE)
+    arms = ("none", "none#2", *(f"{name}@{level}" for level in LEVELS))
     assert count_verified(job) == {(f"p{point:03d}", arm): 1 for point in range(3) for arm in arms}
 
 
@@ -267,20 +269,31 @@ def test_a_rank_that_lacks_nixl_is_named_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu", "installed")
-def test_nixl_needs_a_gpu_for_each_rank() -> None:
+def test_nixl_needs_a_gpu_for_each_rank_without_a_loopback() -> None:
     plan = load(None, {"model": "gpt2", "device": "cuda", "streaming": "none,nixl"}, {})
-    message = "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU"
+    message = (
+        "--streaming nixl needs one GPU per rank: this host has 2 ranks and 1 GPU. "
+        "--nccl-loopback lets a source and its sink share one"
+    )
     assert explain_too_few_devices(plan, (H200,)) == message
     assert explain_too_few_devices(plan, (H200, H200)) is None
     assert number_devices(plan, source_count=1, sink_count=1, device_count=2) == DeviceNumbers(
         (0,), (1,)
     )
-    with pytest.raises(
-        UsageError, match="--nccl-loopback cannot be combined with --streaming nixl"
-    ):
-        load(None, {"device": "cuda", "streaming": "nccl,nixl", "nccl_loopback": "true"}, {})
     on_cpu = load(None, {"model": "gpt2", "device": "cpu", "streaming": "none,nixl"}, {})
     assert explain_too_few_devices(on_cpu, (H200,)) is None
+
+
+@pytest.mark.usefixtures("gpu", "installed")
+def test_a_loopback_of_nixl_is_labelled_on_a_gpu_and_refused_on_a_cpu() -> None:
+    flags = {"model": "gpt2", "streaming": "nixl", "nccl_loopback": "true"}
+    plan = load(None, {**flags, "device": "cuda"}, {})
+    assert [(arm.name, arm.loopback) for arm in plan.arms] == [("nixl-loopback@3", True)]
+    assert explain_too_few_devices(plan, (H200,)) is None
+    with pytest.raises(UsageError, match="--nccl-loopback with --streaming nixl needs --device cu"):
+        load(None, {**flags, "device": "cpu"}, {})
+    sweep = load(None, {**flags, "device": "cpu", "streaming": "none,nccl,nixl"}, {})
+    assert [arm.name for arm in sweep.running] == ["none", "none#2", "nixl@3"]
 
 
 # ---- what both sides must agree on ----
