@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from dejavubench.analysis.tables import text_tables
-from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS, format_setting
+from dejavubench.analysis.tables.headings import SETTING_HEADINGS, format_setting
 from dejavubench.analysis.tables.text_tables import Block, TextLine, wrap
 from dejavubench.cli import host_lines
 from dejavubench.cli.console import make_console

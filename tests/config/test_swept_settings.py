@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dejavubench.analysis.tables.headings import SETTING_HEADINGS
 from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
-from dejavubench.analysis.tables.text_cells import SETTING_HEADINGS
 from dejavubench.bench.recording.infos import describe_point
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import SETTINGS, PointSettings

@@ -15,8 +15,8 @@ from dejavubench.analysis.figures.left_out import left_out_sentence
 from dejavubench.analysis.figures.shared_columns import is_loopback
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables import ending_part
+from dejavubench.analysis.tables.headings import HEADINGS, format_setting
 from dejavubench.analysis.tables.process_columns import SETTING_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 from dejavubench.units import format_count_of
 

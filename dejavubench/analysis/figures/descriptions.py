@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from dejavubench.analysis.figures import captions
 from dejavubench.analysis.number_texts import format_noise_range
+from dejavubench.analysis.tables.headings import HEADINGS, format_setting
 from dejavubench.analysis.tables.process_columns import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawEr
 from dejavubench.analysis.figures.registry import figure_of
 from dejavubench.analysis.figures.registry import load_figure as figure_named
 from dejavubench.analysis.figures.shared_columns import destinations_of
+from dejavubench.analysis.tables.headings import HEADINGS, format_setting
 from dejavubench.analysis.tables.process_columns import POINT_COLUMNS
-from dejavubench.analysis.tables.text_cells import HEADINGS, format_setting
 from dejavubench.records import Run
 
 if TYPE_CHECKING:

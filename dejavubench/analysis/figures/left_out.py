@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from dejavubench.analysis.tables import run_rows
-from dejavubench.analysis.tables.text_cells import POINT_CELL, make_varying_cells
+from dejavubench.analysis.tables.row_blocks import make_varying_cells
+from dejavubench.analysis.tables.text_cells import POINT_CELL
 from dejavubench.records import Run
 from dejavubench.units import format_count_of
 

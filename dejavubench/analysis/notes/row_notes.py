@@ -5,9 +5,9 @@ from __future__ import annotations
 from dejavubench.analysis.breakdown.tails import FEWEST_TOKENS
 from dejavubench.analysis.number_texts import format_ms, format_rate
 from dejavubench.analysis.numbers import stats
+from dejavubench.analysis.tables.cell_texts import format_ceiling_share, has_alone
 from dejavubench.analysis.tables.process_columns import NO_ROUNDS, TOO_SHORT, Row
 from dejavubench.analysis.tables.report_part import RunData, RunPart, make_notes_alone
-from dejavubench.analysis.tables.text_cells import format_ceiling_share, has_alone
 from dejavubench.records import Note, NoteKind, Restart
 from dejavubench.records.destination_info import NO_STREAMING
 from dejavubench.units import format_count_of

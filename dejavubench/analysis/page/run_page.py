@@ -22,7 +22,7 @@ from dejavubench.analysis.page.sortable import Meanings, make_tables, page_headi
 from dejavubench.analysis.page.svg_pictures import Pictures, draw_common_pictures, draw_pictures
 from dejavubench.analysis.page.trace_download import make_trace_download
 from dejavubench.analysis.reports.report import RunReport
-from dejavubench.analysis.tables.text_cells import describe_common_sizes
+from dejavubench.analysis.tables.row_blocks import describe_common_sizes
 from dejavubench.records import Run
 from dejavubench.units import format_count_of
 

@@ -13,12 +13,8 @@ from dejavubench.analysis.notes.row_notes import (
 from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart
-from dejavubench.analysis.tables.text_cells import (
-    SPREAD_CELLS,
-    STATISTIC_CELL,
-    TIME_CELLS,
-    make_block,
-)
+from dejavubench.analysis.tables.row_blocks import make_block
+from dejavubench.analysis.tables.text_cells import SPREAD_CELLS, STATISTIC_CELL, TIME_CELLS
 from dejavubench.records import NoteKind
 from dejavubench.records.text_log import TextLog
 

@@ -15,7 +15,7 @@ Tables, markdown, csv, json, ``process --table`` and docs/reference/columns.md f
 A table with one row per point and arm takes its numbers from columns: add a group of columns at
 the end of :class:`~dejavubench.analysis.tables.process_columns.Row`, name the cells in
 :data:`~dejavubench.analysis.tables.text_cells.SHOWN_CELLS`, and let
-:func:`~dejavubench.analysis.tables.text_cells.make_block` make the block. Any other table makes its
+:func:`~dejavubench.analysis.tables.row_blocks.make_block` make the block. Any other table makes its
 :class:`~dejavubench.analysis.tables.text_tables.Block` itself. Its leading columns name the row:
 the point (if the run has several), the arm, the phase.
 

@@ -15,8 +15,9 @@ from dejavubench.analysis.number_texts import format_3_digits, format_ms, format
 from dejavubench.analysis.tables import ending_part
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData
+from dejavubench.analysis.tables.row_blocks import make_varying_cells
 from dejavubench.analysis.tables.spreads import scale_estimate
-from dejavubench.analysis.tables.text_cells import POINT_CELL, make_varying_cells
+from dejavubench.analysis.tables.text_cells import POINT_CELL
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.records import Run
 from dejavubench.records.destination_info import NO_STREAMING

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.row_blocks import (
+    describe_common_sizes,
+    make_block,
+    make_varying_cells,
+)
 from dejavubench.analysis.tables.text_cells import (
     EVENT_CELLS,
     HANDOVER_CELLS,
@@ -18,9 +23,6 @@ from dejavubench.analysis.tables.text_cells import (
     SWAP_CELLS,
     TIME_CELLS,
     TITLES,
-    describe_common_sizes,
-    make_block,
-    make_varying_cells,
 )
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind

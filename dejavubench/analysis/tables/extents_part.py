@@ -13,7 +13,7 @@ from dejavubench.analysis.number_texts import format_4_digits, format_count, for
 from dejavubench.analysis.tables.arm_groups import group_by_arm
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns, Sizes
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
-from dejavubench.analysis.tables.text_cells import make_varying_cells, sources_of
+from dejavubench.analysis.tables.row_blocks import make_varying_cells, sources_of
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import ExtentTimes, RecordError
 

@@ -17,9 +17,9 @@ from dejavubench.analysis.normal.verdicts import (
     describe_arms,
     normality_of,
 )
+from dejavubench.analysis.tables.cell_texts import has_alone
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart, RunData, RunPart
-from dejavubench.analysis.tables.text_cells import has_alone
 from dejavubench.records import Run
 from dejavubench.records.sessions import continue_command
 

@@ -19,8 +19,9 @@ from dejavubench.analysis.number_texts import format_percent_with_interval
 from dejavubench.analysis.tables.arm_columns import ArmPhase
 from dejavubench.analysis.tables.process_columns import Row, SettingColumns
 from dejavubench.analysis.tables.report_part import PartContent, RunData, RunPart
+from dejavubench.analysis.tables.row_blocks import make_varying_cells, sources_of
 from dejavubench.analysis.tables.spreads import scale_estimate
-from dejavubench.analysis.tables.text_cells import ARM_CELL, make_varying_cells, sources_of
+from dejavubench.analysis.tables.text_cells import ARM_CELL
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records import Note, NoteKind, Run
 

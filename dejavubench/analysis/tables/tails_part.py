@@ -9,7 +9,8 @@ from dejavubench.analysis.number_texts import (
 )
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, RunPart
-from dejavubench.analysis.tables.text_cells import Cell, make_block, make_varying_cells
+from dejavubench.analysis.tables.row_blocks import make_block, make_varying_cells
+from dejavubench.analysis.tables.text_cells import Cell
 from dejavubench.analysis.tables.text_tables import Block
 from dejavubench.records.destination_info import NO_STREAMING
 
