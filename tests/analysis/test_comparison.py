@@ -110,7 +110,7 @@ def test_one_confidence_beside_95_percent_is_printed_and_explained(tmp_path: Pat
     )
     text = " ".join(call("compare", run_a, run_b, "--fail-above", "0").stdout.split())
     assert (
-        "Several rows are judged, and each could err. So each [ ] is wider, an interval of 97.5 %: "
+        "Several rows are judged, and each could err. So each interval is wider, one of 97.5 %: "
         "all 2 are right together in 95 % of comparisons."
     ) in text
     confidences = set(re.findall(r"(\d\d(?:\.\d+)?) %(?= of comparisons|:)", text))
@@ -307,8 +307,8 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
     # The overhead change stands beside it, so the heading names what is judged.
     headings = block_of(comparison).columns
     assert [headings[3], *headings[-2:]] == [
-        "time change % [ ]",
-        "overhead change % [ ]",
+        "time change %",
+        "overhead change %",
         "verdict on time",
     ]
     assert any("Times are judged" in text for text in texts_of(comparison))

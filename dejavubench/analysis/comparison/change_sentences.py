@@ -187,7 +187,9 @@ def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
         unit = "pairs of runs" if short_rows[0].pairing == Pairing.TURNS else "rounds"
         # All rows have one confidence, so each needs as many rounds as the first one.
         needed_count = count_needed_samples(short_rows[0])
-        ranges = f"In rows with fewer than {needed_count} {unit}, [ ] is a range, no interval."
+        ranges = (
+            f"In rows with fewer than {needed_count} {unit}, brackets hold a range, no interval."
+        )
         if len(short_rows) == len(rows):
             return ranges
         return f"{ranges} {_explain_intervals(rows, judged_count)}"
@@ -196,10 +198,10 @@ def _explain_confidence(rows: Sequence[ComparisonRow]) -> str:
 
 def _explain_intervals(rows: Sequence[ComparisonRow], judged_count: int) -> str:
     if judged_count < 2:
-        return "[ ] is a 95 % interval."
+        return "Brackets hold a 95 % interval."
     confidence = rows[0].gate.confidence_pct or 0.0
     return (
-        f"Several rows are judged, and each could err. So each [ ] is wider, an interval of "
+        "Several rows are judged, and each could err. So each interval is wider, one of "
         f"{confidence:.4g} %: all {judged_count} are right together in 95 % of comparisons."
     )
 

@@ -43,7 +43,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
     # Paired round by round, both changes are the same number.
     with_changes = with_overheads and comparison.pairing is not Pairing.ROUNDS
     by_overhead = any(row.gate.judged_by == "overhead" for row in rows)
-    time_change, overhead_change = "time change % [ ]", "overhead change % [ ]"
+    time_change, overhead_change = "time change %", "overhead change %"
     headings = [
         *(["point"] if is_sweep else []),
         "arm",

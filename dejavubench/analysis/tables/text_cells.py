@@ -65,7 +65,7 @@ TIME_CELLS = (
 )
 SPREAD_CELLS = (
     Cell(
-        "total [ ] ms",
+        "total interval ms",
         ("total_low_ms", "total_high_ms"),
         lambda row: format_ms_interval(row.times.total_low_ms, row.times.total_high_ms),
     ),

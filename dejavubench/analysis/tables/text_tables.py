@@ -98,8 +98,8 @@ def make_lines(block: Block, width: int) -> list[TextLine]:
 
 
 def _split_words(text: str) -> list[tuple[str, str]]:
-    """Return each word with the blanks before it. ``[ ]`` is one word, a number with its %, too."""
-    return re.findall(r"(\s*)(\[ \]|\S+(?: %\S*)?)", text)
+    """Return each word with the blanks before it. A number with its % is one word."""
+    return re.findall(r"(\s*)(\S+(?: %\S*)?)", text)
 
 
 class _Column:
