@@ -64,9 +64,9 @@ class NCCLPair:
         event.record(torch.cuda.current_stream(self._communicator.device))
         return event
 
-    def wait_for_mark(self, event: torch.cuda.Event) -> None:
-        """Begin the operations that are issued from now on after ``event``."""
-        self.stream.wait_event(event)
+    def wait_for_mark(self, mark: torch.cuda.Event) -> None:
+        """Begin the operations that are issued from now on after a mark."""
+        self.stream.wait_event(mark)
 
     def side_stream(self) -> AbstractContextManager[object]:
         """Make a stream beside the pair's torch's current one, after all receives issued so far."""

@@ -86,8 +86,8 @@ class MemoryLink:
     def mark_filled(self) -> Mark:
         return self.mark()
 
-    def wait_for_mark(self, filled: Any) -> None:
-        assert isinstance(filled, Mark)
+    def wait_for_mark(self, mark: Any) -> None:
+        assert isinstance(mark, Mark)
 
     def side_stream(self) -> Any:
         return nullcontext()

@@ -76,8 +76,8 @@ class MPILink:
     def mark_filled(self) -> Mark:
         return self.mark()
 
-    def wait_for_mark(self, filled: Any) -> None:
-        assert isinstance(filled, Mark)
+    def wait_for_mark(self, mark: Any) -> None:
+        assert isinstance(mark, Mark)
 
     def side_stream(self) -> AbstractContextManager[object]:
         return nullcontext()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -26,12 +26,36 @@ class ChunkForm(IntEnum):
     IN_GROUPS = 2
 
 
-class Tag(IntEnum):
-    """Tags of notifications."""
+class Announcement(NamedTuple):
+    """A source wants to send a chunk."""
 
-    ANNOUNCE = 0
-    GRANT = 1
-    ACK = 2
+    stream_id: int
+    chunk_index: int
+    nbytes: int
+    form: int
+    """A :class:`ChunkForm`."""
+
+
+class Grant(NamedTuple):
+    """The sink lets the source send the next chunk of a stream."""
+
+    stream_id: int
+
+
+class Acknowledgement(NamedTuple):
+    """A chunk of a stream is in its place, ``sink_ns`` nanoseconds after it was seen to come."""
+
+    stream_id: int
+    sink_ns: int
+
+
+NCCLNotification = Announcement | Grant | Acknowledgement
+"""A message from one side to the other. All fields are integers."""
+
+_TAGS: dict[type[NCCLNotification], int] = {Announcement: 0, Grant: 1, Acknowledgement: 2}
+"""MPI's tag of each kind."""
+
+_NotificationT = TypeVar("_NotificationT", Announcement, Grant, Acknowledgement)
 
 
 class StreamMark(Protocol):
@@ -59,8 +83,12 @@ class NCCLLink(Protocol):
     def mark_filled(self) -> StreamMark:
         """Mark what has been issued so far on torch's current stream."""
 
-    def wait_for_mark(self, filled: Any) -> None:
-        """Let what is issued on the link from now on begin after a mark of :meth:`mark_filled`."""
+    def wait_for_mark(self, mark: Any) -> None:
+        """Let what is issued on the link from now on begin after a mark of :meth:`mark_filled`.
+
+        Args:
+            mark: of this kind of link: each kind knows its own marks alone.
+        """
 
     def side_stream(self) -> AbstractContextManager[object]:
         """Return a context in which torch's current stream follows everything received so far."""
@@ -82,7 +110,7 @@ class NCCLLink(Protocol):
 
 
 class Notifications:
-    """Small messages of four integers to and from the other side.
+    """Notifications to and from the other sides.
 
     Args:
         comm: nothing else may use it.
@@ -92,20 +120,20 @@ class Notifications:
         self._comm = comm
         self._leaving: deque[MPI.Request] = deque()
 
-    def send(self, peer: int, tag: Tag, *payload: int) -> None:
-        """Send up to four numbers; the others are 0."""
+    def send(self, peer: int, notification: NCCLNotification) -> None:
+        """Send a notification; never waits."""
         self._forget_sent()
         # A new array each time: mpi4py's request keeps it until the message has left.
-        message = np.array([*payload, 0, 0, 0, 0][:4], dtype=np.int64)
-        self._leaving.append(self._comm.Isend(message, peer, tag))
+        message = np.array(notification, dtype=np.int64)
+        self._leaving.append(self._comm.Isend(message, peer, _TAGS[type(notification)]))
 
-    def receive(self, peer: int, tag: Tag) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the messages that have come, in order."""
-        message = np.empty(4, dtype=np.int64)
-        while self._comm.Iprobe(peer, tag):
-            self._comm.Recv(message, peer, tag)  # returns at once: Iprobe has seen this message
-            first, second, third, fourth = message.tolist()
-            yield first, second, third, fourth
+    def receive(self, peer: int, kind: type[_NotificationT]) -> Iterator[_NotificationT]:
+        """Yield the notifications of one kind that have come, in order."""
+        message = np.empty(len(kind._fields), dtype=np.int64)
+        while self._comm.Iprobe(peer, _TAGS[kind]):
+            # Returns at once: Iprobe has seen this message.
+            self._comm.Recv(message, peer, _TAGS[kind])
+            yield kind._make(message.tolist())
 
     def is_drained(self) -> bool:
         """Return whether all messages have left."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from mpi4py import MPI
@@ -15,21 +14,14 @@ from ..base import Stream, StreamingError, StreamKey
 from .link import (
     MOST_EXTENTS_PER_GROUP,
     MOST_SINGLE_EXTENTS,
+    Acknowledgement,
+    Announcement,
     ChunkForm,
+    Grant,
     NCCLLink,
     Notifications,
     StreamMark,
-    Tag,
 )
-
-
-class Announcement(NamedTuple):
-    """A chunk that a source wants to send."""
-
-    stream_id: int
-    chunk: int
-    nbytes: int
-    form: ChunkForm
 
 
 class _PackedReceive:
@@ -205,7 +197,7 @@ class NCCLSinkEndpoint:
         announcement = self._announced[peer].popleft()
         link = self._links[peer]
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
-        self._notifications.send(peer, Tag.GRANT, stream.id)
+        self._notifications.send(peer, Grant(stream.id))
         # A mark each block: a lost source is noticed within one.
         earlier_mark: StreamMark | None = None
         is_grouped = announcement.form == ChunkForm.IN_GROUPS
@@ -222,7 +214,7 @@ class NCCLSinkEndpoint:
     def acknowledge(self, stream: Stream) -> None:
         """Tell the source that the stream's oldest chunk not yet acknowledged is in its place."""
         sink_ns = chunk_times.now() - self._receives[stream.key].popleft().received_ns
-        self._notifications.send(stream.peer_rank, Tag.ACK, stream.id, sink_ns)
+        self._notifications.send(stream.peer_rank, Acknowledgement(stream.id, sink_ns))
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
@@ -260,14 +252,13 @@ class NCCLSinkEndpoint:
         """Grant the next packed chunk of a source's stream, and issue its receive."""
         packed_receive = self._waiting[peer, stream_id].popleft()
         # The grant goes first: until the source sends, the receive only occupies this GPU.
-        self._notifications.send(peer, Tag.GRANT, stream_id)
+        self._notifications.send(peer, Grant(stream_id))
         packed_receive.issue(self._links[peer])
         self._unannounced[peer].append(packed_receive)
 
     def _listen(self, peer: int) -> deque[Announcement]:
         announced = self._announced[peer]
-        for stream_id, chunk, nbytes, form in self._notifications.receive(peer, Tag.ANNOUNCE):
-            announced.append(Announcement(stream_id, chunk, nbytes, ChunkForm(form)))
+        announced.extend(self._notifications.receive(peer, Announcement))
         return announced
 
     def _wait(self, mark: StreamMark, stream: Stream) -> None:
@@ -282,7 +273,7 @@ class NCCLSinkEndpoint:
         wait_asleep(has_arrived, "extents")
 
 
-def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], form: ChunkForm) -> None:
+def _issue_block(link: NCCLLink, extents: Sequence[tuple[int, int]], form: int) -> None:
     receive = link.recv
     if form == ChunkForm.IN_GROUPS:
         with link.group():
@@ -297,6 +288,7 @@ def _check_size(announcement: Announcement, nbytes: int, peer: int) -> None:
     """Raise StreamingError if the two sides do not have the same schedule."""
     if announcement.nbytes != nbytes:
         raise StreamingError(
-            f"rank {peer} announced {announcement.nbytes} bytes as chunk {announcement.chunk} of "
-            f"stream {announcement.stream_id}, where {nbytes} are expected"
+            f"rank {peer} announced {announcement.nbytes} bytes as chunk "
+            f"{announcement.chunk_index} of stream {announcement.stream_id}, "
+            f"where {nbytes} are expected"
         )

@@ -17,11 +17,13 @@ from ..base import RemoteDestination, Stream, StreamingError
 from ..registry import NCCL
 from .link import (
     MOST_EXTENTS_PER_GROUP,
+    Acknowledgement,
+    Announcement,
     ChunkForm,
+    Grant,
     NCCLLink,
     Notifications,
     StreamMark,
-    Tag,
 )
 
 
@@ -149,8 +151,8 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
         sink = self._sink_of(stream)
         under_way = self._under_way[stream.key]
         # A sink's acknowledgements come for any of its streams: counted for all, used for this one.
-        for stream_id, sink_ns, *_ in self._notifications.receive(stream.peer_rank, Tag.ACK):
-            sink.acknowledged[stream_id].append(sink_ns)
+        for acknowledgement in self._notifications.receive(stream.peer_rank, Acknowledgement):
+            sink.acknowledged[acknowledgement.stream_id].append(acknowledgement.sink_ns)
         sink_times_ns = sink.acknowledged[stream.id]
         # Both: it has left, so that its slot is free, and it is acknowledged.
         while under_way and under_way[0].has_left() and sink_times_ns:
@@ -185,9 +187,8 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
         announced_chunk = _AnnouncedChunk(chunk, stream.id)
         sink.announced.append(announced_chunk)
         self._under_way[stream.key].append(announced_chunk)
-        self._notifications.send(
-            stream.peer_rank, Tag.ANNOUNCE, stream.id, chunk.index, chunk.nbytes, form
-        )
+        announcement = Announcement(stream.id, chunk.index, chunk.nbytes, form)
+        self._notifications.send(stream.peer_rank, announcement)
         return sink, announced_chunk
 
     def _issue(self, stream: Stream) -> None:
@@ -199,9 +200,8 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
         sink = self._sink_of(stream)
         if not sink.announced or self._given_up.is_set():
             return
-        sink.granted.extend(
-            stream_id for stream_id, *_ in self._notifications.receive(stream.peer_rank, Tag.GRANT)
-        )
+        grants = self._notifications.receive(stream.peer_rank, Grant)
+        sink.granted.extend(grant.stream_id for grant in grants)
         # An unbuffered chunk at the head stops this loop: flush_extents() sends that one itself.
         while self._is_granted(sink, stream) and sink.announced[0].packed is not None:
             announced_chunk = sink.announced.popleft()
