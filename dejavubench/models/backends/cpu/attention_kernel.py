@@ -19,7 +19,7 @@ from dejavubench.models.backends.cpu.code_cache import Kernel
 from dejavubench.models.backends.cpu.dot_kernels import (
     AHEAD_NBYTES,
     LANES,
-    STREAMS,
+    PART_COUNT,
     format_sizes,
     make_blend,
     make_dots,
@@ -175,38 +175,41 @@ def _make_score(dtype: torch.dtype, in_vectors: bool) -> CompiledFunction:
     query.
     """
     itemsize = dtype.itemsize
-    # In ``ft``, neighbouring keys' pieces lie in one line: they are no streams of their own.
-    keys_per_line = STREAMS if in_vectors else 1
+    # In ``ft``, neighbouring keys' pieces lie in one line: they are no parts of their own.
+    keys_per_line = PART_COUNT if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
-    stream_dots = make_dots(dtype, STREAMS, 1, lanes, prefetched_rows=1 if in_vectors else STREAMS)
+    part_dots = make_dots(
+        dtype, PART_COUNT, 1, lanes, prefetched_rows=1 if in_vectors else PART_COUNT
+    )
     single_dots = make_dots(dtype, 1, 1, lanes)
 
     @compiled
     def score(q, k, k_stride, count, piece_size, scores, next_address):  # type: ignore[no-untyped-def]
-        """Add up the products of all keys, STREAMS keys at a time, then the rest singly."""
-        stream_keys = count // STREAMS  # keys of each stream; in ``ft`` groups of neighbours
+        """Add up the products of all keys, one of each part at a time, then the rest singly."""
+        # Keys of each part; in ``ft`` groups of neighbours.
+        part_keys = count // PART_COUNT
         switch_row, ahead, ahead_after_switch = _plan_fetching(
-            k, stream_keys * keys_per_line, k_stride, piece_size * itemsize, next_address
+            k, part_keys * keys_per_line, k_stride, piece_size * itemsize, next_address
         )
-        # Row-wise layouts: four streams, a quarter of the keys each, keep four lines in flight.
-        # ``ft``: the four neighbours share a line, so one stream of groups of four.
-        stream_distance = 1 if in_vectors else stream_keys
-        for s in range(0, stream_keys * keys_per_line, keys_per_line):
+        # Row-wise layouts: four parts, a quarter of the keys each, keep four lines in flight.
+        # ``ft``: the four neighbours share a line, so one part of groups of four.
+        part_distance = 1 if in_vectors else part_keys
+        for s in range(0, part_keys * keys_per_line, keys_per_line):
             if s >= switch_row:
                 ahead = ahead_after_switch
-            stream_dots(
+            part_dots(
                 k + s * k_stride,
-                stream_distance * k_stride,
+                part_distance * k_stride,
                 q,
                 0,
                 piece_size,
                 scores + s * 4,
                 0,
-                stream_distance * 4,
+                part_distance * 4,
                 ahead,
             )
-        # The rest of the division, at most STREAMS − 1 keys; too few to fetch ahead for.
-        for s in range(stream_keys * STREAMS, count):
+        # The rest of the division, at most PART_COUNT − 1 keys; too few to fetch ahead for.
+        for s in range(part_keys * PART_COUNT, count):
             single_dots(k + s * k_stride, 0, q, 0, piece_size, scores + s * 4, 0, 4, 0)
 
     return score
@@ -218,22 +221,22 @@ def _make_weighted_sum(dtype: torch.dtype) -> CompiledFunction:
     It writes the sum of ``count`` values, each by its factor, to ``out``.
     """
     itemsize = dtype.itemsize
-    blend_streams, blend_row = (make_blend(dtype, streams) for streams in (STREAMS, 1))
+    blend_parts, blend_row = (make_blend(dtype, count) for count in (PART_COUNT, 1))
 
     @compiled
     def weighted_sum(p, v, v_stride, count, head_size, out, next_address):  # type: ignore[no-untyped-def]
         carray(as_floats(out), head_size)[:] = np.float32(0)
-        stream_rows = count // STREAMS
+        part_rows = count // PART_COUNT
         switch_row, ahead, ahead_after_switch = _plan_fetching(
-            v, stream_rows, v_stride, head_size * itemsize, next_address
+            v, part_rows, v_stride, head_size * itemsize, next_address
         )
         # Rows up to ``switch_row`` ask for later values, the rest for what follows all values. One
         # call in a loop, so that the inlined kernel is in the code once.
         begin, stop = 0, switch_row
         for _ in range(2):
-            blend_streams(p, v, v_stride, stream_rows, begin, stop, head_size, out, ahead)
-            begin, stop, ahead = switch_row, stream_rows, ahead_after_switch
-        blend_row(p, v, v_stride, 0, stream_rows * STREAMS, count, head_size, out, 0)
+            blend_parts(p, v, v_stride, part_rows, begin, stop, head_size, out, ahead)
+            begin, stop, ahead = switch_row, part_rows, ahead_after_switch
+        blend_row(p, v, v_stride, 0, part_rows * PART_COUNT, count, head_size, out, 0)
 
     return weighted_sum
 

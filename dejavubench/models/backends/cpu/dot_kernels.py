@@ -9,8 +9,8 @@ Arguments of the kernels. A distance named ``…_stride`` leads from one row to 
                   x [columns, n], ``x_stride``    the inputs or query, in the CPU's caches
                   out [columns, rows], ``out_stride`` between columns, ``out_step`` between
                   rows                                                                     fp32
-    blend         p [streams · part_rows]         a factor for each row, contiguous        fp32
-                  v [streams · part_rows, n], ``v_stride``
+    blend         p [part_count · part_rows]      a factor for each row, contiguous        fp32
+                  v [part_count · part_rows, n], ``v_stride``
                   out [n], contiguous                                                     fp32
     both          ``ahead``: bytes from what is read to the line that memory is asked for
 """
@@ -44,8 +44,8 @@ LANES = 16 if AVX512 else 8
 MOST_TOTALS = 16 if AVX512 else 8
 """Sums that fit in registers beside what is read."""
 
-STREAMS = 4
-"""Rows that are read side by side; more would not fit in registers."""
+PART_COUNT = 4
+"""Parts of the rows, of which one row each is read at once; more would not fit in registers."""
 
 AHEAD_NBYTES = 4096
 """Least distance from what is read to what memory is asked for.
@@ -58,7 +58,7 @@ BLENDED_VECTORS = 64 // LANES
 
 def format_sizes() -> str:
     """Return the sizes that kernels are built with, which depend on this CPU."""
-    return f"lanes {LANES} totals {MOST_TOTALS} ahead {AHEAD_NBYTES} streams {STREAMS}"
+    return f"lanes {LANES} totals {MOST_TOTALS} ahead {AHEAD_NBYTES} parts {PART_COUNT}"
 
 
 def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
@@ -189,10 +189,10 @@ class _DotsWriter:
                     emit.add_product(totals[q, r], w_vectors[r], x_vector, lanes)
 
 
-def make_blend(dtype: torch.dtype, streams: int) -> CompiledFunction:
+def make_blend(dtype: torch.dtype, part_count: int) -> CompiledFunction:
     """Return ``f(p, v, v_stride, part_rows, begin, stop, n, out, ahead)``, for compiled code.
 
-    It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``streams`` parts of ``part_rows``
+    It adds Σₛ p[s] · v[s, d] to out[d], d < n. v is cut into ``part_count`` parts of ``part_rows``
     rows; the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``,
     of p and out fp32. Each read prefetches the line ``ahead`` bytes later.
     """
@@ -216,8 +216,8 @@ def make_blend(dtype: torch.dtype, streams: int) -> CompiledFunction:
         p, v, v_stride, part_rows, begin, stop, _, out, ahead = arguments
         totals = [emit.make_total(lanes) for _ in range(width // lanes)]
         with emit.loop(begin, stop, 1) as first_part_row:
-            for stream in range(streams):
-                s = emit.add_offsets(first_part_row, (part_rows, stream))
+            for part in range(part_count):
+                s = emit.add_offsets(first_part_row, (part_rows, part))
                 factor = emit.load_spread(emit.add_offsets(p, (s, 4)), lanes)
                 row_address = emit.add_offsets(v, (v_stride, s), (d, dtype.itemsize))
                 for offset in range(0, width * dtype.itemsize, LINE_NBYTES):

@@ -18,7 +18,7 @@ from dejavubench.models.backends.cpu.code_cache import Kernel
 from dejavubench.models.backends.cpu.dot_kernels import (
     AHEAD_NBYTES,
     MOST_TOTALS,
-    STREAMS,
+    PART_COUNT,
     format_sizes,
     make_dots,
     multiplies_pairs,
@@ -91,10 +91,9 @@ class CpuTiling:
             and amx.can_multiply(rows, in_features)
         ):
             return CpuTiling(amx.TILE_ROWS, amx.TILE_ROWS, takes_turns=False, amx=True)
-        tile_rows = min(
-            TILE_ROWS, 1 << max(1, rows).bit_length() - 1
-        )  # a power of two, not above ``rows``
-        return CpuTiling(tile_rows, min(STREAMS, MOST_TOTALS // tile_rows), rows > TILE_ROWS)
+        # A power of two, not above ``rows``.
+        tile_rows = min(TILE_ROWS, 1 << max(1, rows).bit_length() - 1)
+        return CpuTiling(tile_rows, min(PART_COUNT, MOST_TOTALS // tile_rows), rows > TILE_ROWS)
 
 
 def choose_kernel(rows: int, in_features: int, dtype: torch.dtype, x_dtype: torch.dtype) -> Kernel:
@@ -167,21 +166,21 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
 
     @compiled
     def product(x, rows, in_features, weight, columns, sums, sums_stride):  # type: ignore[no-untyped-def]
-        # The weight is cut into as many parts as there are streams: one row of each at a time.
-        stream_rows, row_nbytes = columns // weight_rows, in_features * itemsize
-        for n in range(stream_rows):
+        # The weight is cut into ``weight_rows`` parts: one row of each at a time.
+        part_rows, row_nbytes = columns // weight_rows, in_features * itemsize
+        for n in range(part_rows):
             multiply_in_turns(
                 weight + n * row_nbytes,
-                stream_rows * row_nbytes,
+                part_rows * row_nbytes,
                 x,
                 rows,
                 in_features,
                 sums + n * 4,
                 sums_stride,
-                stream_rows * 4,
+                part_rows * 4,
             )
         # Rows of the weight that are left over, one by one.
-        for n in range(stream_rows * weight_rows, columns):
+        for n in range(part_rows * weight_rows, columns):
             for m in range(rows):
                 x_row = x + m * in_features * x_itemsize
                 single_dots(
@@ -202,7 +201,7 @@ def _make_product(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -
 def _make_multiplication_in_turns(
     dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling
 ) -> CompiledFunction:
-    """Return the compiled loop over all rows of x, a tile at a time, for one row of each stream."""
+    """Return the compiled loop over all rows of x, a tile at a time, for one row of each part."""
     tile_rows, weight_rows, takes_turns = tiling.x_rows, tiling.weight_rows, tiling.takes_turns
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
     prefetched_rows = weight_rows // 2 if takes_turns else weight_rows
@@ -217,7 +216,7 @@ def _make_multiplication_in_turns(
 
     @compiled
     def multiply_in_turns(w, w_stride, x, rows, in_features, sums, sums_stride, sums_step):  # type: ignore[no-untyped-def]
-        """Multiply all rows of x, ``tile_rows`` rows a turn, with one row of each stream."""
+        """Multiply all rows of x, ``tile_rows`` rows a turn, with one row of each part."""
         x_row_nbytes, m = in_features * x_itemsize, 0
         ahead = max(AHEAD_NBYTES, 2 * in_features * itemsize) if takes_turns else AHEAD_NBYTES
         # The first turn asks memory for the first half of these rows, the second for the others.
@@ -304,8 +303,8 @@ def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> Loa
         """Multiply x by this thread's rows of the weight, and finish its columns."""
         job = carray(jobs, 1)[0]
         x, rows, in_features, out_features = job.x, job.rows, job.in_features, job.out_features
-        # Whole groups of STREAMS rows, so that a thread has single rows left over at the end only.
-        first_column, end_column = take_share(out_features, STREAMS)
+        # Whole groups of rows, one per part: a thread has single rows left over at the end only.
+        first_column, end_column = take_share(out_features, PART_COUNT)
         columns = end_column - first_column  # this thread's rows of the weight
         sums_nbytes = _sums_nbytes(rows, columns, is_bf16)
         memory = take_scratch(sums_nbytes + _widened_nbytes(rows, in_features, widens))
