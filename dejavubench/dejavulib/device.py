@@ -36,7 +36,7 @@ class SideStream:
     """A stream on which chunks are packed into slots on the device, beside the model's stream."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._cuda_stream = torch.cuda.Stream(device)
 
     @contextmanager
     def pack_chunk(
@@ -46,7 +46,7 @@ class SideStream:
         with self._order_behind_ready(transfer):
             packing.gather(packed)
             if transfer.marks is not None:
-                transfer.marks.record("gathered", self._stream)
+                transfer.marks.record("gathered", self._cuda_stream)
             yield
 
     @contextmanager
@@ -60,11 +60,11 @@ class SideStream:
     @contextmanager
     def _order_behind_ready(self, transfer: Transfer) -> Iterator[torch.cuda.Event | None]:
         assert transfer.ready is not None
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             # The device waits for the model's kernels; this thread does not.
-            self._stream.wait_event(transfer.ready)
+            self._cuda_stream.wait_event(transfer.ready)
             marks = transfer.marks
-            yield None if marks is None else marks.record("begun", self._stream)
+            yield None if marks is None else marks.record("begun", self._cuda_stream)
 
 
 class _Copy(NamedTuple):
@@ -93,7 +93,7 @@ class DeviceStaging:
     ) -> None:
         self.slot_nbytes = min(slot.numel() for slot in slots)
         self._slots = deque(slots)
-        self._stream = torch.cuda.Stream(slots[0].device)
+        self._cuda_stream = torch.cuda.Stream(slots[0].device)
         self._copies: deque[_Copy] = deque()
         self._choices: dict[Kind, WayChoice] = {
             "prompt": WayChoice("kernel"),
@@ -141,24 +141,24 @@ class DeviceStaging:
             packed: pinned buffer of the chunk's bytes.
         """
         assert transfer.ready is not None
-        self._stream.wait_event(transfer.ready)
+        self._cuda_stream.wait_event(transfer.ready)
         slot = None
         marks = transfer.marks
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             if marks is not None:
-                marks.record("begun", self._stream)
+                marks.record("begun", self._cuda_stream)
             # Strided DMA needs no slot: it reads the cache, which stays as it is until complete.
             if self._choices[_name_kind(transfer.planned_chunk.chunk)].way == "strided DMA":
-                self._strided_copy(packing).to_host(packed, self._stream)
+                self._strided_copy(packing).to_host(packed, self._cuda_stream)
             else:
                 slot = self._slots.popleft()
                 chunk = slot[: packed.numel()]
                 packing.gather(chunk)
                 if marks is not None:
-                    marks.record("gathered", self._stream)
+                    marks.record("gathered", self._cuda_stream)
                 packed.copy_(chunk, non_blocking=True)
             copied_event = torch.cuda.Event(enable_timing=marks is not None)
-            copied_event.record(self._stream)
+            copied_event.record(self._cuda_stream)
         if marks is not None:
             marks.add("copied", copied_event)
             if slot is None:  # gathered by the copy itself
@@ -182,7 +182,7 @@ class DeviceStaging:
 
     def give_up(self) -> None:
         """Forget what is under way: nobody waits for it any more."""
-        self._stream.synchronize()  # a slot may be reused only when no copy reads it any more
+        self._cuda_stream.synchronize()  # a slot may be reused only when no copy reads it any more
         self._slots.extend(copy.slot for copy in self._copies if copy.slot is not None)
         self._copies.clear()
 
@@ -226,7 +226,7 @@ class DeviceExtents:
         self._schedule = schedule
         self._each_complete = each_complete
         self._bounce = bounce.first_bytes(schedule.largest_nbytes)
-        self._stream = torch.cuda.Stream(cache.k.device)
+        self._cuda_stream = torch.cuda.Stream(cache.k.device)
         self._prepared_copies: dict[int, _Copies] = {}
 
     def prepare(self, step: int) -> None:
@@ -242,8 +242,8 @@ class DeviceExtents:
         """
         copies = self._prepared_copies.get(step) or self._find(step)
         if self._each_complete:
-            return _OneByOne(copies, self._stream.cuda_stream)
-        copies.issue(self._stream.cuda_stream)
+            return _OneByOne(copies, self._cuda_stream.cuda_stream)
+        copies.issue(self._cuda_stream.cuda_stream)
         return copies.views
 
     def _find(self, step: int) -> _Copies:
@@ -300,7 +300,7 @@ class _OneByOne(Sequence[memoryview]):
 
     def __init__(self, copies: _Copies, stream_handle: int) -> None:
         self._copies = copies
-        self._stream = stream_handle
+        self._stream_handle = stream_handle
 
     def __len__(self) -> int:
         return len(self._copies.views)
@@ -311,7 +311,7 @@ class _OneByOne(Sequence[memoryview]):
     def __getitem__(self, index: slice) -> _OneByOne: ...
     def __getitem__(self, index: int | slice) -> memoryview | _OneByOne:
         if isinstance(index, slice):
-            return _OneByOne(self._copies.cut(index), self._stream)
+            return _OneByOne(self._copies.cut(index), self._stream_handle)
         if not 0 <= index < len(self):
             raise IndexError(index)
         return next(iter(self[index : index + 1]))
@@ -319,7 +319,7 @@ class _OneByOne(Sequence[memoryview]):
     def __iter__(self) -> Iterator[memoryview]:
         from cupy.cuda import runtime
 
-        issued_copies = self._copies.issuing(self._stream)
-        waits = map(runtime.streamSynchronize, repeat(self._stream))
+        issued_copies = self._copies.issuing(self._stream_handle)
+        waits = map(runtime.streamSynchronize, repeat(self._stream_handle))
         # zip() takes a view first, so that nothing is issued behind the last one.
         return map(itemgetter(0), zip(self._copies.views, issued_copies, waits, strict=False))

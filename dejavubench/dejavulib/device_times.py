@@ -26,8 +26,8 @@ class DeviceClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # A stream of its own: the anchor must not wait for what a model computes.
-        self._stream = torch.cuda.Stream(device)
+        # A CUDA stream of its own: the anchor must not wait for what a model computes.
+        self._cuda_stream = torch.cuda.Stream(device)
         self._anchor = torch.cuda.Event(enable_timing=True)
         self._anchor_ns = 0
         self.error_ns = 0
@@ -38,7 +38,7 @@ class DeviceClock:
         for _ in range(EVENTS_PER_ANCHOR):
             event = torch.cuda.Event(enable_timing=True)
             began_ns = chunk_times.now()
-            event.record(self._stream)
+            event.record(self._cuda_stream)
             event.synchronize()
             anchors.append((chunk_times.now() - began_ns, began_ns, event))
         waited_ns, began_ns, self._anchor = min(anchors, key=itemgetter(0))
@@ -65,10 +65,10 @@ class DeviceMarks:
         """Let a timed event that is recorded already be a stamp."""
         self._events.append((name, event))
 
-    def record(self, name: StampName, stream: torch.cuda.Stream) -> torch.cuda.Event:
-        """Record a stamp on a stream; return its event."""
+    def record(self, name: StampName, cuda_stream: torch.cuda.Stream) -> torch.cuda.Event:
+        """Record a stamp on a CUDA stream; return its event."""
         event = torch.cuda.Event(enable_timing=True)
-        event.record(stream)
+        event.record(cuda_stream)
         self.add(name, event)
         return event
 

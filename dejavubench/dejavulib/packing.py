@@ -223,7 +223,7 @@ class SideScatter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._cuda_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def issue(
         self, packed: torch.Tensor, scatter_chunk: Callable[[torch.Tensor], None]
@@ -233,11 +233,11 @@ class SideScatter:
         Args:
             packed: uint8, whose bytes are all there: nothing is waited for.
         """
-        if self._stream is None:
+        if self._cuda_stream is None:
             scatter_chunk(packed)
             return None
         scattered = torch.cuda.Event()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             scatter_chunk(packed)
-            scattered.record(self._stream)
+            scattered.record(self._cuda_stream)
         return scattered

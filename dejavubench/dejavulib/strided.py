@@ -87,8 +87,8 @@ class StridedCopy:
         self._packed_offsets = np.array([copy.target for copy in copies], np.uint64)
         self._arguments = _Arguments(copies, cache, DEVICE_TO_HOST)
 
-    def to_host(self, packed: torch.Tensor, stream: torch.cuda.Stream) -> None:
-        """Issue the copies on ``stream``.
+    def to_host(self, packed: torch.Tensor, cuda_stream: torch.cuda.Stream) -> None:
+        """Issue the copies on ``cuda_stream``.
 
         Args:
             packed: pinned buffer, uint8.
@@ -101,7 +101,7 @@ class StridedCopy:
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
         self._arguments.place_targets(self._packed_offsets + np.uint64(packed.data_ptr()))
-        stream_handle = stream.cuda_stream
+        stream_handle = cuda_stream.cuda_stream
         for address in self._arguments.addresses:
             runtime.memcpy3DAsync(address, stream_handle)
 
@@ -202,28 +202,28 @@ def choose(
     )[:nbytes]
     packed = pinned_buffer(nbytes)
     packing = Packing(cache, region)
-    stream = torch.cuda.Stream(cache.k.device)
+    cuda_stream = torch.cuda.Stream(cache.k.device)
 
     def kernel() -> None:
         packing.gather(staged)
         packed.copy_(staged, non_blocking=True)
 
     if not is_worth_trying(cache.geometry, region):
-        return WayChoice("kernel", _measure_ways([kernel], stream, round_count)[0])
+        return WayChoice("kernel", _measure_ways([kernel], cuda_stream, round_count)[0])
     strided_copy = StridedCopy(cache, region)
     kernel_s, dma_s = _measure_ways(
-        [kernel, lambda: strided_copy.to_host(packed, stream)], stream, round_count
+        [kernel, lambda: strided_copy.to_host(packed, cuda_stream)], cuda_stream, round_count
     )
     return WayChoice("strided DMA" if dma_s <= kernel_s * (1 + tie) else "kernel", kernel_s, dma_s)
 
 
 def _measure_ways(
-    ways: list[Callable[[], None]], stream: torch.cuda.Stream, round_count: int
+    ways: list[Callable[[], None]], cuda_stream: torch.cuda.Stream, round_count: int
 ) -> list[float]:
     """Return the median seconds of each way, issuing from Python included. Round 0 warms up."""
-    torch.cuda.synchronize(stream.device)
+    torch.cuda.synchronize(cuda_stream.device)
     seconds_of_ways: list[list[float]] = [[] for _ in ways]
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(cuda_stream):
         for _ in range(round_count + 1):
             for way, seconds_of_way in zip(ways, seconds_of_ways, strict=True):
                 begin_event = torch.cuda.Event(enable_timing=True)

@@ -25,9 +25,9 @@ class DeviceUpload:
     """
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._cuda_stream = torch.cuda.Stream(device)
         self._device = device
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             self._staging = torch.empty(nbytes, dtype=torch.uint8, device=device)
 
     def put(self, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]) -> None:
@@ -38,7 +38,7 @@ class DeviceUpload:
                 :meth:`mark` is reached. Other memory is free when this returns.
             scatter: puts the bytes on the device in their place, on torch's current stream.
         """
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             if packed.numel() > self._staging.numel():
                 # Staging is allocated on this stream, so the old one is not given to anybody else
                 # before the scatter that reads it has ended.
@@ -49,12 +49,12 @@ class DeviceUpload:
 
     def wait_for(self, event: torch.cuda.Event) -> None:
         """Let what is put from now on begin behind an event."""
-        self._stream.wait_event(event)
+        self._cuda_stream.wait_event(event)
 
     def mark(self) -> torch.cuda.Event:
         """Return an event that is reached when all that was put so far is in its place."""
         event = torch.cuda.Event()
-        event.record(self._stream)
+        event.record(self._cuda_stream)
         return event
 
 

@@ -156,13 +156,13 @@ class NCCLCommunicator:
 
     # ---- moving contiguous tensors of this device ----
 
-    def send(self, x: Tensor, peer: int, stream: torch.cuda.Stream | None = None) -> None:
-        """Issue a send of a contiguous tensor on ``stream``, or on torch's current one."""
-        self.send_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(stream))
+    def send(self, x: Tensor, peer: int, cuda_stream: torch.cuda.Stream | None = None) -> None:
+        """Issue a send of a contiguous tensor on ``cuda_stream``, or on torch's current one."""
+        self.send_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(cuda_stream))
 
-    def recv(self, x: Tensor, peer: int, stream: torch.cuda.Stream | None = None) -> None:
-        """Issue a receive into a contiguous tensor on ``stream``, or on torch's current one."""
-        self.recv_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(stream))
+    def recv(self, x: Tensor, peer: int, cuda_stream: torch.cuda.Stream | None = None) -> None:
+        """Issue a receive into a contiguous tensor; ``cuda_stream`` as for :meth:`send`."""
+        self.recv_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(cuda_stream))
 
     def send_bytes(self, address: int, nbytes: int, peer: int, stream_handle: int) -> None:
         """Send memory of the device; ``stream_handle`` is CUDA's own handle."""
@@ -172,20 +172,20 @@ class NCCLCommunicator:
         """Receive into memory of the device; ``stream_handle`` is CUDA's own handle."""
         self._comm.recv(address, nbytes, _UINT8, peer, stream_handle)
 
-    def all_reduce(self, x: Tensor, stream: torch.cuda.Stream | None = None) -> None:
+    def all_reduce(self, x: Tensor, cuda_stream: torch.cuda.Stream | None = None) -> None:
         """Sum over all ranks, in place, in the tensor's own type."""
         address = x.data_ptr()
         self._comm.allReduce(
-            address, address, x.numel(), _TYPES[x.dtype], _SUM, self._handle(stream)
+            address, address, x.numel(), _TYPES[x.dtype], _SUM, self._handle(cuda_stream)
         )
 
     def all_gather(
-        self, x: Tensor, all_parts: Tensor, stream: torch.cuda.Stream | None = None
+        self, x: Tensor, all_parts: Tensor, cuda_stream: torch.cuda.Stream | None = None
     ) -> None:
         """Write every rank's ``x`` to ``all_parts`` [size, *x.shape], in order of ranks."""
         nbytes = x.numel() * x.element_size()
         self._comm.allGather(
-            x.data_ptr(), all_parts.data_ptr(), nbytes, _UINT8, self._handle(stream)
+            x.data_ptr(), all_parts.data_ptr(), nbytes, _UINT8, self._handle(cuda_stream)
         )
 
     @contextmanager
@@ -197,8 +197,8 @@ class NCCLCommunicator:
         finally:
             self._nccl.groupEnd()
 
-    def _handle(self, stream: torch.cuda.Stream | None) -> int:
-        return (stream or torch.cuda.current_stream(self.device)).cuda_stream
+    def _handle(self, cuda_stream: torch.cuda.Stream | None) -> int:
+        return (cuda_stream or torch.cuda.current_stream(self.device)).cuda_stream
 
     # ---- its end ----
 

@@ -110,7 +110,7 @@ class NCCLCollectives:
         # The pair's stream waits for the kernels that compute it; the host waits for nothing.
         self._next_pair.wait_for_mark(self._next_pair.mark_filled())
         self._next_pair.send(message.data_ptr(), message.numel() * message.element_size())
-        message.record_stream(self._next_pair.stream)  # keeps its memory until it is sent
+        message.record_stream(self._next_pair.cuda_stream)  # keeps its memory until it is sent
 
     def recv_hidden(self, shape: Sequence[int], dtype: torch.dtype, microbatch: int) -> Tensor:
         """Return the previous stage's hidden of this microbatch."""

@@ -19,14 +19,14 @@ class NCCLPair:
         sends: this rank sends; else it receives.
 
     Attributes:
-        stream: CUDA stream that sends or receives are issued on.
+        cuda_stream: the one that sends or receives are issued on.
     """
 
     def __init__(self, communicator: NCCLCommunicator, sends: bool) -> None:
         self._communicator = communicator
         self._peer = 1 - communicator.rank
-        self.stream = torch.cuda.Stream(communicator.device)
-        self._handle = self.stream.cuda_stream
+        self.cuda_stream = torch.cuda.Stream(communicator.device)
+        self._handle = self.cuda_stream.cuda_stream
         self._side_stream = torch.cuda.Stream(communicator.device)
         self._connect(sends)
 
@@ -35,11 +35,11 @@ class NCCLPair:
 
         def exchange_byte() -> None:
             torch.cuda.set_device(self._communicator.device)  # this is another thread
-            self.stream.wait_stream(torch.cuda.current_stream())
+            self.cuda_stream.wait_stream(torch.cuda.current_stream())
             (self._communicator.send if sends else self._communicator.recv)(
-                byte, self._peer, self.stream
+                byte, self._peer, self.cuda_stream
             )
-            self.stream.synchronize()
+            self.cuda_stream.synchronize()
 
         with torch.cuda.device(self._communicator.device):
             byte = torch.zeros(1, dtype=torch.uint8, device=self._communicator.device)
@@ -66,7 +66,7 @@ class NCCLPair:
 
     def wait_for_mark(self, mark: torch.cuda.Event) -> None:
         """Begin the operations that are issued from now on after a mark."""
-        self.stream.wait_event(mark)
+        self.cuda_stream.wait_event(mark)
 
     def side_stream(self) -> AbstractContextManager[object]:
         """Make a stream beside the pair's torch's current one, after all receives issued so far."""
@@ -77,12 +77,12 @@ class NCCLPair:
     def mark(self) -> torch.cuda.Event:
         """Return an event that is complete (``query()``) when all operations issued so far are."""
         event = torch.cuda.Event()
-        event.record(self.stream)
+        event.record(self.cuda_stream)
         return event
 
     def synchronize(self) -> None:
         """Wait until all operations are complete; :meth:`abort` ends the wait."""
-        self.stream.synchronize()
+        self.cuda_stream.synchronize()
 
     def check(self) -> None:
         """Raise NCCLError if an operation that was issued has failed since."""

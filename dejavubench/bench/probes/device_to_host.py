@@ -62,7 +62,7 @@ class DeviceToHostCopies:
         self._pinned_slots = [
             pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOTS)
         ]
-        self._stream = torch.cuda.Stream(device)
+        self._cuda_stream = torch.cuda.Stream(device)
         self._staging = DeviceStaging(self._staged_slots)
         self._staging.calibrate(self._cache, [self._chunk])
 
@@ -78,12 +78,12 @@ class DeviceToHostCopies:
         nbytes = slots[0].numel()
         torch.cuda.synchronize(self._device)
         began_s = time.perf_counter()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             for chunk_index in range(chunk_count):
                 self._pinned_slots[chunk_index % SLOTS][:nbytes].copy_(
                     slots[chunk_index % SLOTS], non_blocking=True
                 )
-        self._stream.synchronize()
+        self._cuda_stream.synchronize()
         return self._make_samples(chunk_count * nbytes, time.perf_counter() - began_s, chunk_count)
 
     def time_destination(self) -> list[Sample]:
@@ -131,7 +131,7 @@ class ExtentCopies:
         self._device = device
         self._source = torch.zeros(EXTENTS * STRIDE_NBYTES, dtype=torch.uint8, device=device)
         self._target = pinned_buffer(EXTENTS * EXTENT_NBYTES)
-        self._stream = torch.cuda.Stream(device)
+        self._cuda_stream = torch.cuda.Stream(device)
         sources = range(
             self._source.data_ptr(),
             self._source.data_ptr() + EXTENTS * STRIDE_NBYTES,
@@ -173,7 +173,7 @@ class ExtentCopies:
         # Not asked to be asynchronous, so torch waits for each copy.
         targets = list(self._target.view(EXTENTS, EXTENT_NBYTES))
         sources = list(self._source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES])
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._cuda_stream):
             torch.cuda.synchronize(self._device)
             began_s = time.perf_counter()
             torch._foreach_copy_(targets, sources)
@@ -193,7 +193,7 @@ class ExtentCopies:
 
         copy = runtime.memcpyAsync
         direction = runtime.memcpyDeviceToHost
-        stream_handle = self._stream.cuda_stream
+        stream_handle = self._cuda_stream.cuda_stream
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
         def copy_one_by_one() -> Iterator[memoryview]:

@@ -75,8 +75,8 @@ class CudaPuts:
         self._values = torch.from_numpy(values).to(device)
         self._first_value_address = self._values.data_ptr()
         torch.cuda.synchronize(device)  # the values arrive before any stream reads them
-        self._stream = torch.cuda.Stream(device)
-        self.own_stream_handle = self._stream.cuda_stream
+        self._cuda_stream = torch.cuda.Stream(device)
+        self.own_stream_handle = self._cuda_stream.cuda_stream
         self._pinned: list[SharedWords] = []
 
     def current_stream_handle(self) -> int:
@@ -91,7 +91,7 @@ class CudaPuts:
 
     def wait_for_mark(self, mark: torch.cuda.Event) -> None:
         """Let the own stream wait for an event on the device."""
-        self._stream.wait_event(mark)
+        self._cuda_stream.wait_event(mark)
 
     def prepare(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> CacheCopy:
         """Return the copies with CUDA's arguments for them."""
@@ -114,7 +114,7 @@ class CudaPuts:
 
     def synchronize(self) -> None:
         """Wait for the own stream."""
-        self._stream.synchronize()
+        self._cuda_stream.synchronize()
 
     def pin(self, words: SharedWords) -> None:
         """Pin shared words, so that a copy to them runs on the device alone.
