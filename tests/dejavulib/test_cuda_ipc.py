@@ -22,7 +22,7 @@ from dejavubench.dejavulib.destinations.peers.chunk_words import (
     SideState,
     StreamWords,
 )
-from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Region, Span
+from dejavubench.dejavulib.kv_cache import BOTH, KVCache, KVGeometry, KVLayout, Span
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import staging
@@ -46,6 +46,7 @@ from helpers.fake_destination import (
 from helpers.fake_gpu import H200, pretend_cupy
 from helpers.fake_puts import FakePuts, connect_ends
 from helpers.gpu_marks import needs_gpus
+from helpers.half_links import connect_half, receiving_halves
 from helpers.jobs import TINY, Job, args, run
 from helpers.paths import DRIVERS
 from helpers.waits import stays, until
@@ -403,49 +404,20 @@ def test_two_sources_fill_the_cache_of_one_sink(
     half = small_geometry(layout)
     if long_rows:
         half = replace(half, head_size=LONG_HEAD)
-    whole = replace(half, heads=2 * half.heads)
-    target = KVCache.allocate(whole, INTEGERS[2])
+    target = KVCache.allocate(replace(half, heads=2 * half.heads), INTEGERS[2])
     target.fill(0x31)
+    links = [connect_half(rank, half, target, LEVELS[level], start_streamer) for rank in range(2)]
     sources = [random_cache(half, seed=rank) for rank in range(2)]
-    ends, receivers, players = [], [], []
-    for rank in range(2):
-        heads = Span(rank * half.heads, (rank + 1) * half.heads)
-        sink_schedule = half_schedule(whole, whole.region(heads=heads), half)
-        slots = staging(WHOLE_LAYERS, 2)
-        ends.append(connect_ends([(target, Stream(0, sink_schedule, peer=rank))], slots, (rank, 2)))
-        destination = CudaIPCDestination(FakePuts(), {2: ends[rank].sink})
-        streamer = start_streamer(destination, WHOLE_LAYERS, 2)
-        stream = Stream(0, half_schedule(half, half.whole, whole), peer=2)
-        cache = KVCache.allocate(half, INTEGERS[2])
-        manager = CacheManager(cache, [stream], LEVELS[level], streamer, PATIENCE)
-        manager.begin()
-        endpoint_sources = {number: end.source for number, end in enumerate(ends)}
-        receivers.append((Stream(0, sink_schedule, peer=rank), slots))
-        players.append((sources[rank], cache, stream, manager))
-    endpoint = CudaIPCSinkEndpoint(endpoint_sources, torch.device("cpu"))
-    waiting = [
-        CacheReceiver(target, stream, LEVELS[level], endpoint, slots) for stream, slots in receivers
-    ]
-    for receiver in waiting:
-        receiver.begin()
-    sink = threading.Thread(target=receive_all, args=(waiting,), daemon=True)
-    sink.start()
-    for source, cache, stream, manager in players:
-        play_model(source, cache, stream.schedule, manager)
-        manager.drain()
-    sink.join(PATIENCE)
-    assert not sink.is_alive()
+    with receiving_halves(links, target, LEVELS[level]):
+        for source, link in zip(sources, links, strict=True):
+            play_model(source, link.cache, link.stream.schedule, link.manager)
+            link.manager.drain()
     written = Span(0, INPUT_LEN + STEPS)
-    for rank, source in enumerate(sources):
-        heads = Span(rank * half.heads, (rank + 1) * half.heads)
+    for source, link in zip(sources, links, strict=True):
+        arrived_region = target.geometry.region(heads=link.heads, positions=written)
         for kv in BOTH:
-            arrived = target.piece(kv, whole.region(heads=heads, positions=written))
+            arrived = target.piece(kv, arrived_region)
             assert torch.equal(arrived, source.piece(kv, half.region(positions=written)))
-
-
-def half_schedule(geometry: KVGeometry, region: Region, other: KVGeometry) -> StreamSchedule:
-    """Return one side's schedule of a stream between caches of other sizes."""
-    return StreamSchedule(geometry, region, INPUT_LEN, STEPS, WHOLE_LAYERS, other)
 
 
 # ---- where it can run ----

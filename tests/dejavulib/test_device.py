@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -195,6 +196,75 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
 # ---- times of chunks ----
 
 
+@dataclass(frozen=True)
+class TimedChunks:
+    """The chunks of one iteration on a GPU, with their times.
+
+    Attributes:
+        began_ns, ended_ns: the host's clock before and after the iteration.
+        error_ns: how far the device's events may lie from the host's clock.
+        stamps: of each chunk, its times by name.
+        bills: of each chunk, the names of its parts with their nanoseconds, in order.
+    """
+
+    began_ns: int
+    ended_ns: int
+    error_ns: float
+    stamps: Sequence[Mapping[str, int | None]]
+    bills: list[list[tuple[str, int]]]
+
+
+def time_chunks(level: Level, way: PackMethod) -> TimedChunks:
+    """Stream a small cache to host memory: one GPU, integers of 2 bytes."""
+    geometry = small_geometry()
+    stream = Stream(id=0, schedule=schedule_of(geometry))
+    cache = copy_to_device(random_cache(geometry))
+    with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
+        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
+        manager.begin()
+        began_ns = chunk_times.now()
+        play_model(cache, cache, stream.schedule, BusyModel(manager))
+        manager.drain()
+        ended_ns = chunk_times.now()
+        assert manager.times is not None
+        assert manager._device_clock is not None
+        stamps = list(manager.times.stamps_by_row())
+        assert len(stamps) == manager.times.finished_count == len(manager.chunks)
+        bills = []
+        for planned, times in zip(manager.chunks, stamps, strict=True):
+            parts = manager.parts(planned.chunk.step)
+            names = [part.name for part in parts]
+            bills.append(list(zip(names, cut(parts, times), strict=True)))
+        return TimedChunks(began_ns, ended_ns, manager._device_clock.error_ns, stamps, bills)
+
+
+@pytest.mark.parametrize("way", get_args(PackMethod))
+@pytest.mark.parametrize("name", [name for name, level in LEVELS.items() if level.buffered])
+def test_a_packed_chunk_is_timed_by_events_in_the_order_of_the_work(
+    name: str, way: PackMethod
+) -> None:
+    timed = time_chunks(LEVELS[name], way)
+    gathering = (
+        ["gather", "copy to host"] if way == "kernel" else ["gather + copy to host", "notice"]
+    )
+    for stamps, bill in zip(timed.stamps, timed.bills, strict=True):
+        part_names = [part_name for part_name, _ in bill]
+        assert part_names[1:3] == gathering
+        assert part_names[-1] == "notice", "the copy has brought the chunk into its place"
+        assert dict(bill[1:2])[gathering[0]] > 0
+        check_order(stamps, timed.error_ns)
+
+
+@pytest.mark.parametrize("name", [name for name, level in LEVELS.items() if not level.buffered])
+def test_extents_of_a_device_have_no_time_of_a_gather(name: str) -> None:
+    timed = time_chunks(LEVELS[name], "kernel")
+    moving = ["move"] if LEVELS[name].each_complete else ["copy to host", "copy into place"]
+    for stamps, bill in zip(timed.stamps, timed.bills, strict=True):
+        assert [part_name for part_name, _ in bill[1:]] == moving
+        assert bill[-1][1] > 0
+        assert stamps["copied"] is stamps["seen"] is None
+
+
 @pytest.mark.parametrize(
     ("level", "way"),
     [
@@ -203,46 +273,14 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
         for way in (get_args(PackMethod) if level.buffered else ["kernel"])
     ],
 )
-def test_events_time_what_happens_on_the_device(level: Level, way: PackMethod) -> None:
-    """One GPU, integers of 2 bytes. The order of events is that of the work."""
-    geometry = small_geometry()
-    stream = Stream(id=0, schedule=schedule_of(geometry))
-    cache = copy_to_device(random_cache(geometry))
-    with streaming(HostDestination(pinned=True), WHOLE_LAYERS, way=way) as streamer:
-        manager = CacheManager(cache, [stream], level, streamer, PATIENCE)
-        manager.begin()
-        began = chunk_times.now()
-        play_model(cache, cache, stream.schedule, BusyModel(manager))
-        manager.drain()
-        ended = chunk_times.now()
-        assert manager.times is not None
-        assert manager._device_clock is not None
-        error = manager._device_clock.error_ns
-        assert manager.times.finished_count == manager.times.chunk_count
-        for planned, times in zip(manager.chunks, manager.times.stamps_by_row(), strict=True):
-            parts = manager.parts(planned.chunk.step)
-            lengths = cut(parts, times)
-            ordered = [times[name] for name in ("ready", "complete")]
-            assert ordered == sorted(ordered, key=lambda time: time or 0)
-            assert began - error <= (times["ready"] or 0)
-            assert (times["complete"] or 0) <= ended
-            assert sum(lengths) == (times["complete"] or 0) - (times["ready"] or 0)
-            part_names = [part.name for part in parts]
-            if level.buffered:
-                gathering = (
-                    ["gather", "copy to host"]
-                    if way == "kernel"
-                    else ["gather + copy to host", "notice"]
-                )
-                assert part_names[1:3] == gathering
-                assert part_names[-1] == "notice"  # the copy has brought the chunk into its place
-                assert lengths[1] > 0
-                check_order(times, error)
-            else:
-                moving = ["move"] if level.each_complete else ["copy to host", "copy into place"]
-                assert part_names[1:] == moving
-                assert lengths[-1] > 0
-                assert times["copied"] is times["seen"] is None
+def test_the_parts_of_a_chunks_time_on_a_device_add_up(level: Level, way: PackMethod) -> None:
+    timed = time_chunks(level, way)
+    for stamps, bill in zip(timed.stamps, timed.bills, strict=True):
+        ready_ns, complete_ns = stamps["ready"], stamps["complete"]
+        assert ready_ns is not None
+        assert complete_ns is not None
+        assert timed.began_ns - timed.error_ns <= ready_ns <= complete_ns <= timed.ended_ns
+        assert sum(length_ns for _, length_ns in bill) == complete_ns - ready_ns
 
 
 def check_order(times: Mapping[str, int | None], error_ns: float) -> None:

@@ -165,34 +165,73 @@ def test_every_microbatch_finds_what_it_left(
     sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
     destination = make_destination(store, tmp_path)
     with swapping(destination, schedule, microbatches, resident) as swapper:
-        for turn in range(2):
-            for cache in swapper.current:
-                cache.fill(0x30 + turn)
-            for swapped in swapper.microbatches:
-                swapped.begin()
-            for microbatch in range(microbatches):
-                for buffer in destination.buffers(Stream(microbatch, schedule)):
-                    buffer.fill_(0x40 + turn)
-            play_turns(swapper, sources, schedule)
-            for swapped in swapper.microbatches:
-                swapped.drain()
-                assert swapped.prompt.nbytes == schedule.step_nbytes(0)
-                assert swapped.tokens.nbytes == STEPS * schedule.step_nbytes(1)
-            assert swapper.cost.nbytes == microbatches * sum(
-                schedule.step_offset(step) for step in range(1, STEPS + 1)
-            )
-            for microbatch in range(microbatches):  # each chunk left from the cache of its own turn
-                first_manager, *other_managers = swapper.managers(microbatch)
-                assert first_manager.times is not None
-                assert first_manager.times.finished_count == len(first_manager.chunks)
-                assert all(manager.times is first_manager.times for manager in other_managers)
-            written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
-            for microbatch, source in enumerate(sources):
-                cache_brought_back = swapper.bring_back(microbatch)
-                assert all(
-                    torch.equal(cache_brought_back.piece(kv, written), source.piece(kv, written))
-                    for kv in BOTH
-                )
+        for iteration in range(2):
+            play_iteration(swapper, sources, schedule, destination, old_byte=0x30 + iteration)
+            require_brought_back(swapper, sources)
+
+
+@pytest.mark.parametrize(("microbatches", "resident"), TURNS)
+def test_every_byte_leaves_once_and_comes_back_for_each_later_turn(
+    microbatches: int, resident: int
+) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
+    destination = HostDestination()
+    with swapping(destination, schedule, microbatches, resident) as swapper:
+        play_iteration(swapper, sources, schedule, destination)
+        for swapped in swapper.microbatches:
+            assert swapped.prompt.nbytes == schedule.step_nbytes(0)
+            assert swapped.tokens.nbytes == STEPS * schedule.step_nbytes(1)
+        # Before each step all that the steps before it have written comes back.
+        assert swapper.cost.nbytes == microbatches * sum(
+            schedule.step_offset(step) for step in range(1, STEPS + 1)
+        )
+
+
+@pytest.mark.parametrize(("microbatches", "resident"), TURNS)
+def test_each_chunk_leaves_from_the_cache_of_its_own_turn(microbatches: int, resident: int) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    sources = [random_cache(schedule.geometry, microbatch) for microbatch in range(microbatches)]
+    destination = HostDestination()
+    with swapping(destination, schedule, microbatches, resident) as swapper:
+        play_iteration(swapper, sources, schedule, destination)
+        for microbatch in range(microbatches):
+            first_manager, *other_managers = swapper.managers(microbatch)
+            assert first_manager.times is not None
+            assert first_manager.times.finished_count == len(first_manager.chunks)
+            assert all(manager.times is first_manager.times for manager in other_managers)
+
+
+def play_iteration(
+    swapper: Swapper,
+    sources: list[KVCache],
+    schedule: StreamSchedule,
+    destination: Destination,
+    old_byte: int = 0x30,
+) -> None:
+    """Act as the model in one iteration; caches and destination hold other bytes before it."""
+    for cache in swapper.current:
+        cache.fill(old_byte)
+    for swapped in swapper.microbatches:
+        swapped.begin()
+    for microbatch in range(len(sources)):
+        for buffer in destination.buffers(Stream(microbatch, schedule)):
+            buffer.fill_(old_byte + 0x10)
+    if swapper.current[0].k.is_cuda:
+        torch.cuda.synchronize()
+    play_turns(swapper, sources, schedule)
+    for swapped in swapper.microbatches:
+        swapped.drain()
+
+
+def require_brought_back(swapper: Swapper, sources: list[KVCache]) -> None:
+    """Hold that what comes back of each microbatch is what it has written."""
+    for microbatch, source in enumerate(sources):
+        written = source.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
+        back = swapper.bring_back(microbatch)
+        for kv in BOTH:
+            is_same = torch.equal(back.piece(kv, written), source.piece(kv, written))
+            assert is_same, f"{kv} of microbatch {microbatch}"
 
 
 @pytest.mark.gpu
@@ -208,27 +247,26 @@ def test_every_microbatch_finds_what_it_left_on_a_device(
     sources = [copy_to_device(random_cache(schedule.geometry, n)) for n in range(microbatches)]
     destination = make_destination(store, tmp_path, pinned=True)
     with swapping(destination, schedule, microbatches, resident, device="cuda") as swapper:
-        for again in range(2):
-            for cache in swapper.current:
-                cache.fill(0x30 + again)
-            for swapped in swapper.microbatches:
-                swapped.begin()
-            torch.cuda.synchronize()
-            play_turns(swapper, sources, schedule)
-            for swapped in swapper.microbatches:
-                swapped.drain()
-                spans = swapped.tokens.stalls
-                assert all(began <= ended for began, ended in spans)
-            # The model came to a cache before it was back: each turn's copy waits for the one
-            # before, which computes for milliseconds.
-            assert swapper.cost.bring_s > 0
-            assert swapper.cost.wait_s > 0
-            written = schedule.geometry.region(positions=Span(0, INPUT_LEN + STEPS))
-            for microbatch, source in enumerate(sources):
-                back = swapper.bring_back(microbatch)
-                assert all(
-                    torch.equal(back.piece(kv, written), source.piece(kv, written)) for kv in BOTH
-                )
+        for iteration in range(2):
+            play_iteration(swapper, sources, schedule, destination, old_byte=0x30 + iteration)
+            require_brought_back(swapper, sources)
+
+
+@pytest.mark.gpu
+@on_a_device
+@pytest.mark.parametrize("store", ["host", "page-cache"])
+def test_the_waits_for_caches_are_timed_on_a_device(store: str, tmp_path: Path) -> None:
+    schedule = schedule_of(KVLayout.HND)
+    sources = [copy_to_device(random_cache(schedule.geometry, n)) for n in range(3)]
+    destination = make_destination(store, tmp_path, pinned=True)
+    with swapping(destination, schedule, 3, resident=2, device="cuda") as swapper:
+        play_iteration(swapper, sources, schedule, destination)
+        for swapped in swapper.microbatches:
+            assert all(began <= ended for began, ended in swapped.tokens.stalls)
+        # The model came to a cache before it was back: each turn's copy waits for the one before,
+        # which computes for milliseconds.
+        assert swapper.cost.bring_s > 0
+        assert swapper.cost.wait_s > 0
 
 
 def copy_to_device(cache: KVCache) -> KVCache:

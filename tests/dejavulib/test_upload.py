@@ -26,24 +26,24 @@ from helpers.gpu_marks import needs_gpus
 
 
 class Arrived:
-    """A receive whose chunk has come."""
+    """A receive whose chunk has come; ``deliver`` puts it in its place."""
 
     received_ns = 1
 
-    def poll(self) -> bool:
-        self.deliver()
-        return True
-
     def __init__(self, deliver: Callable[[], None]) -> None:
-        self.deliver = deliver
+        self._deliver = deliver
+
+    def poll(self) -> bool:
+        self._deliver()
+        return True
 
 
 class PackedEndpoint:
     """The sink's side of a link over which a whole stream has come already.
 
     Attributes:
-        asked: chunks that were asked for so far.
-        acknowledged: chunks that were acknowledged so far.
+        asked_count: chunks that were asked for so far.
+        acknowledged_count: chunks that were acknowledged so far.
     """
 
     by_address = False
@@ -53,7 +53,7 @@ class PackedEndpoint:
             bytearray(packed_stream(cache, schedule)), dtype=torch.uint8
         )
         self._offset = 0
-        self.asked = self.acknowledged = 0
+        self.asked_count = self.acknowledged_count = 0
 
     def _take(self, nbytes: int) -> torch.Tensor:
         begin, self._offset = self._offset, self._offset + nbytes
@@ -62,7 +62,7 @@ class PackedEndpoint:
     def receive(
         self, stream: Stream, packed: torch.Tensor, scatter: Callable[[torch.Tensor], None]
     ) -> Arrived:
-        self.asked += 1
+        self.asked_count += 1
         chunk = self._take(packed.numel())
 
         def deliver() -> None:
@@ -74,7 +74,7 @@ class PackedEndpoint:
     def receive_extents(
         self, stream: Stream, extents: Sequence[Any], each_complete: bool
     ) -> Arrived:
-        self.asked += 1
+        self.asked_count += 1
         chunk = self._take(sum(map(len, extents))).numpy().tobytes()
 
         def deliver() -> None:
@@ -86,7 +86,7 @@ class PackedEndpoint:
         return Arrived(deliver)
 
     def acknowledge(self, stream: Stream) -> None:
-        self.acknowledged += 1
+        self.acknowledged_count += 1
 
     def finish(self) -> None: ...
 
@@ -132,16 +132,16 @@ def test_a_chunk_counts_and_frees_its_slot_once_its_upload_has_ended() -> None:
     assert receiver.poll()
     # Both slots hold chunks that are on their way to the device.
     assert not receiver.poll()
-    assert (endpoint.asked, endpoint.acknowledged, receiver.nbytes) == (2, 0, 0)
+    assert (endpoint.asked_count, endpoint.acknowledged_count, receiver.nbytes) == (2, 0, 0)
     upload.marks[0].reached = True
     assert receiver.poll()
-    assert (endpoint.asked, endpoint.acknowledged) == (3, 1)
+    assert (endpoint.asked_count, endpoint.acknowledged_count) == (3, 1)
     for _ in range(2 * receiver.missing_count):
         for mark in upload.marks:
             mark.reached = True
         receiver.poll()
     assert receiver.done
-    assert endpoint.acknowledged == endpoint.asked == stream.schedule.count(LEVELS["3"])
+    assert endpoint.acknowledged_count == endpoint.asked_count == stream.schedule.count(LEVELS["3"])
     written = source.geometry.region(positions=stream.schedule.region.positions)
     assert all(torch.equal(cache.piece(kv, written), source.piece(kv, written)) for kv in BOTH)
 
@@ -169,7 +169,7 @@ def test_every_byte_that_comes_in_host_memory_gets_to_the_device(
         cache.fill(pattern)
         receiver.begin()
         receive_all([receiver])
-        assert endpoint.acknowledged == stream.schedule.count(level)
+        assert endpoint.acknowledged_count == stream.schedule.count(level)
         back = KVCache(cache.geometry, cache.k.cpu(), cache.v.cpu())
         assert packed_stream(back, stream.schedule) == packed_stream(source, stream.schedule)
 
