@@ -38,8 +38,10 @@ CPU_FOLDERS = ("dejavubench/models/backends/cpu/", "dejavubench/models/hub/")
 GPU_NAME = re.compile(r"dejavubench/.*(gpu|cuda|nccl|nvtx)[^/]*$")
 """Files elsewhere in the package that say by their names that they are about GPUs."""
 
-TRAILER = re.compile(r"^GPU-tested: +(?!no\.?$)\S", re.MULTILINE)
-"""Word of the tests on a GPU. A bare "no" gives no reason."""
+TRAILER = re.compile(
+    r"^GPU-tested: +(not run, because \S|(?!(no|not|none|nothing)\b)\S)", re.MULTILINE
+)
+"""Word of the tests on a GPU: the device and what passed, or why they were not run."""
 
 
 def find_problem(message: str, staged_paths: Iterable[str]) -> str | None:
