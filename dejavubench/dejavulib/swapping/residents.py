@@ -61,7 +61,7 @@ class Residents(Protocol):
         """Note that all was put: the model may enter the place."""
 
     def is_filled(self, place: int) -> bool:
-        """Return whether all that was put is in the place."""
+        """Return whether every byte that was put is in the place."""
 
 
 def make_residents(caches: Sequence[KVCache], nbytes: int) -> Residents:

@@ -16,7 +16,7 @@ MOST_SHOWN = 4
 def judge_interfaces(job: Job) -> Iterator[tuple[tuple[int, ...], Finding]]:
     """List the interfaces of each host that can carry a connection."""
     for host in job.hosts:
-        # Without an address it carries no connection: such are the ports of a bridge.
+        # An interface without an address carries no connection. The ports of a bridge have none.
         usable_interfaces = [
             interface for interface in host.network.interfaces if interface.address
         ]
