@@ -27,6 +27,7 @@ from conventions.import_rules import (
     forbidden_imports_inside,
     top_level_modules,
 )
+from conventions.loop_rules import hidden_loop_names
 from conventions.map_rules import map_gaps
 from conventions.naming import (
     MOST_PLACES,
@@ -183,6 +184,7 @@ CHECKS: Mapping[str, Callable[[Path], list[str]]] = {
     "variables whose names say nothing": vague_names,
     "plurals that are both a number and a collection": numbers_and_collections,
     "names that hide an import or a definition": shadows,
+    "names that hide the variable of a loop around them": hidden_loop_names,
     f"functions of more than {ARGUMENTS} arguments": many_arguments,
     f"chains of more than {HOPS} dots": long_chains,
     "calls of tests whose sizes have no names": nameless_sizes,

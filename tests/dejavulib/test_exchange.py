@@ -246,7 +246,7 @@ def test_exchanges_are_the_plan_pair_by_pair(plan: Plan) -> None:
             (place_of(source, element), place_of(target, element))
             for element in list_elements(pair.region)
         }
-        assert expected == {pair for transfer in pair.pairs for pair in pair_places(transfer)}
+        assert expected == {places for transfer in pair.pairs for places in pair_places(transfer)}
 
 
 @checked

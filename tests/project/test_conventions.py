@@ -10,6 +10,7 @@ from conventions.argument_rules import nameless_sizes
 from conventions.comment_rules import unpunctuated_comments
 from conventions.docstring_rules import unknown_documented_names
 from conventions.import_rules import forbidden_imports_inside
+from conventions.loop_rules import hidden_loop_names
 from conventions.map_rules import map_gaps
 from conventions.naming import numbers_and_collections, shadows, vague_names
 from conventions.references import lost_names, lost_references
@@ -171,6 +172,24 @@ def count(sink, number):
     assert shadows(tmp_path) == [
         f"{file.relative_to(tmp_path)}:{line}: {name}"
         for line, name in ((10, "until"), (11, "search"))
+    ]
+
+
+def test_a_comprehension_that_hides_the_variable_of_a_loop_is_found(tmp_path: Path) -> None:
+    """The condition ``run.name == run.name`` would be true of every run."""
+    file = tmp_path / PACKAGE / "twins.py"
+    file.parent.mkdir()
+    file.write_text("""
+for run in runs:
+    twin = next(run for run in others if run.name == run.name)
+
+pairs = [(run, [run for run in others]) for run in runs]
+
+def find(others):
+    return {run: other for run in runs for other in others}
+""")
+    assert hidden_loop_names(tmp_path) == [
+        f"{file.relative_to(tmp_path)}:{line}: run" for line in (3, 5)
     ]
 
 
