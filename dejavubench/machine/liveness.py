@@ -12,19 +12,42 @@ import mmap
 import threading
 from types import TracebackType
 
-WORKING, WAITING, PATIENT = range(3)
-"""States of the main thread.
+# The main thread's states rise with the time that they may last: within one another, the greater
+# one holds.
+WORKING = 0
+"""State of the main thread: it must make progress."""
 
-WORKING: it must make progress. WAITING: it waits for other ranks. PATIENT: it loads, compiles, or
-waits with a deadline of its own, which may take long.
+WAITING = 1
+"""State of the main thread: it waits for other ranks."""
+
+PATIENT = 2
+"""State of the main thread: it loads, compiles, or waits with a deadline of its own.
+
+That may take long.
 """
 
-HEARTBEATS, PROGRESS, STATE, PHASE_LENGTH = range(4)
-"""Places of the counters in the page. PHASE_LENGTH is that of the phase's text behind them."""
+# Plain integers: looking a member up in its enumeration takes longer than storing a counter, and a
+# layer's sum over ranks stores several.
+HEARTBEATS = 0
+"""Place in the page of the count of heartbeats."""
+
+PROGRESS = 1
+"""Place in the page of the count of things done."""
+
+STATE = 2
+"""Place in the page of the main thread's state."""
+
+PHASE_LENGTH = 3
+"""Place in the page of the length of the phase's text, in bytes."""
 
 COUNTERS_IN_PAGE = 8
+"""Counters that the page has room for; the others are not used."""
+
+COUNTER_NBYTES = 8
+"""Bytes of a counter. An aligned one is stored and read whole."""
+
 LIVENESS_PAGE_NBYTES = 512
-"""Counters of the page, and its bytes: text fills the rest."""
+"""Bytes of the page. The phase's text fills what the counters leave."""
 
 
 class LivenessPage:
@@ -36,8 +59,9 @@ class LivenessPage:
 
     def __init__(self, memory: bytearray | mmap.mmap) -> None:
         view = memoryview(memory)
-        self.counters = view[: COUNTERS_IN_PAGE * 8].cast("Q")
-        self._text = view[COUNTERS_IN_PAGE * 8 :]
+        counters_nbytes = COUNTERS_IN_PAGE * COUNTER_NBYTES
+        self.counters = view[:counters_nbytes].cast("Q")
+        self._text = view[counters_nbytes:]
 
     @property
     def phase(self) -> str:

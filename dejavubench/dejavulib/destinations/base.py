@@ -19,6 +19,16 @@ from .registry import DestinationEntry
 EXTENTS_PER_BLOCK = 256
 """Extents after which an unbuffered chunk counts as moving."""
 
+CONNECT_S = 60.0
+"""Seconds within which the other side must connect, or be done with this side's memory."""
+
+WAIT_FOR_PEER_REPORT_S = 3.0
+"""Seconds that this side waits before it complains of a lost peer.
+
+The failed peer reports the cause. Waiting gives the launcher time to end this process before it
+prints a second, less useful error.
+"""
+
 StreamKey = tuple[int | None, int]
 """A stream among those of one process: the other side's rank, and the stream's id."""
 

@@ -29,12 +29,11 @@ from ..kv_cache import KVCache
 from ..packing import SideScatter
 from ..schedule import Chunk
 from ..waiting import DeadlineError, wait_asleep
-from .base import PreparedChunk, RemoteDestination, Stream, StreamingError, StreamKey
+from .base import CONNECT_S, PreparedChunk, RemoteDestination, Stream, StreamingError, StreamKey
 from .peers.chunk_queue import ChunkQueue
 from .peers.chunk_words import IN_CACHE, MOST_CHUNKS_AHEAD, ChunkTarget, SideState, list_flags
 from .peers.granted_chunk import GrantedChunk
 from .peers.pairs import (
-    CONNECT_S,
     MappedSink,
     PairedSource,
     map_sink,

@@ -21,7 +21,7 @@ import torch
 from mpi4py import MPI
 
 from ...waiting import DeadlineError, wait_asleep
-from ..base import Stream, StreamingError
+from ..base import CONNECT_S, WAIT_FOR_PEER_REPORT_S, Stream, StreamingError
 
 Pieces = Sequence[tuple[int, int]]
 """Pieces of memory as (address, bytes)."""
@@ -31,16 +31,6 @@ _T = TypeVar("_T")
 
 _NOTIFICATION = struct.Struct("<BIQQQ")  # kind, stream, number, address, bytes
 _METADATA_TAG = 0  # of messages that carry metadata
-
-CONNECT_S = 60.0
-"""Seconds within which the agents of other ranks must be there."""
-
-WAIT_FOR_PEER_REPORT_S = 3.0
-"""Seconds that this side waits before it complains of a lost peer.
-
-The failed peer reports the cause. Waiting gives the launcher time to end this process before it
-prints a second, less useful error.
-"""
 
 
 class WriteHandle(Protocol):

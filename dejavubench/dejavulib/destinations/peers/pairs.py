@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -17,21 +18,23 @@ from ...kv_cache import KVCache
 from ...regions import Region, Span
 from ...schedule import StreamSchedule
 from ...waiting import DeadlineError, wait_asleep
-from ..base import Stream, StreamingError
+from ..base import CONNECT_S, WAIT_FOR_PEER_REPORT_S, Stream, StreamingError
 from .chunk_words import PairWords, SideState, StreamWords
 from .gpu_memory import MappedTensors, SharedTensor, export_tensors
 from .shared_words import PeerMemoryError, SharedWords, WordsOffer, has_ended
 
-CONNECT_S = 60.0
-"""Seconds within which the other side must connect, or be done with the memory."""
-
 CHECK_INTERVAL_S = 0.25
 """Seconds between two checks that the other process is alive."""
 
-WAIT_FOR_PEER_REPORT_S = 3.0
-"""Seconds before this side reports a lost peer, so that the peer's own report comes first."""
 
-_OFFER, _ANSWER = range(2)  # tags
+class _Tag(IntEnum):
+    """MPI's tags of the two messages of a connection.
+
+    Each side waits for a tag of its own, so it never takes the other kind of message.
+    """
+
+    OFFER = 0  # sink: its memory and streams, or why it cannot offer them
+    ANSWER = 1  # source: its process, or why it cannot map the memory
 
 
 class Peer:
@@ -191,7 +194,7 @@ def map_sink(
     Raises:
         StreamingError: the memory cannot be mapped, or the sink did not offer any.
     """
-    offer = _receive(comm, sink, _OFFER)
+    offer = _receive(comm, sink, _Tag.OFFER)
     if isinstance(offer, str):
         raise StreamingError(f"rank {sink}: {offer}")
     try:
@@ -199,9 +202,9 @@ def map_sink(
         pin(shared)
         memory = MappedTensors(offer.tensors, device)
     except PeerMemoryError as error:
-        _send(comm, {sink: str(error)}, _ANSWER)
+        _send(comm, {sink: str(error)}, _Tag.ANSWER)
         raise PeerMemoryError(f"memory of rank {sink}: {error}") from None
-    _send(comm, {sink: os.getpid()}, _ANSWER)
+    _send(comm, {sink: os.getpid()}, _Tag.ANSWER)
     words = PairWords(shared, len(offer.streams))
     streams = {
         stream_id: StreamAtSink(
@@ -267,7 +270,7 @@ def offer_memory(
     try:
         tensors = export_tensors(memory)
     except PeerMemoryError as error:
-        _send(comm, dict.fromkeys(sources, str(error)), _OFFER)  # else they would wait for it
+        _send(comm, dict.fromkeys(sources, str(error)), _Tag.OFFER)  # else they would wait for it
         raise
     offered: dict[int, dict[int, tuple[StreamSchedule, BaseAddresses]]] = {
         source: {} for source in sources
@@ -282,7 +285,7 @@ def offer_memory(
         source: _Offer(shared[source].offer(), tensors, streams_of_source)
         for source, streams_of_source in offered.items()
     }
-    _send(comm, offers, _OFFER)
+    _send(comm, offers, _Tag.OFFER)
     pids = {source: _receive_pid(comm, source) for source in sources}
     return {
         source: _pair_source(
@@ -318,19 +321,19 @@ def release_sources(sources: Sequence[PairedSource]) -> None:
 # ---- messages ----
 
 
-def _send(comm: MPI.Intracomm, messages: Mapping[int, object], tag: int) -> None:
+def _send(comm: MPI.Intracomm, messages: Mapping[int, object], tag: _Tag) -> None:
     requests = [comm.isend(message, rank, tag) for rank, message in messages.items()]
     _wait(lambda: bool(MPI.Request.testall(requests)[0]), "sending addresses of memory")
 
 
-def _receive(comm: MPI.Intracomm, rank: int, tag: int) -> Any:
+def _receive(comm: MPI.Intracomm, rank: int, tag: _Tag) -> Any:
     _wait(partial(comm.iprobe, rank, tag), f"rank {rank}'s side of shared memory")
     return comm.recv(None, rank, tag)
 
 
 def _receive_pid(comm: MPI.Intracomm, source: int) -> int:
     """Return the process of a source that has mapped the memory."""
-    answer = _receive(comm, source, _ANSWER)
+    answer = _receive(comm, source, _Tag.ANSWER)
     if isinstance(answer, str):
         raise StreamingError(f"rank {source}: {answer}")
     pid: int = answer
