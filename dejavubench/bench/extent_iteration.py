@@ -118,7 +118,7 @@ class SourceSampling:
     def _make_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return one manager per cache, each with a sampler and a share of the samples."""
         destinations = self._source.destinations
-        timeout = self._rank_at_point.experiment.drain_timeout
+        timeout_s = self._rank_at_point.experiment.drain_timeout
         streamer = destinations.open_streamer(arm)
         streams = destinations.streams(arm)
         managers = []
@@ -126,7 +126,7 @@ class SourceSampling:
             self._source.caches, streams, self._samplers, strict=True
         ):
             manager = CacheManager(
-                cache, streams_of_cache, LEVELS[level_name], streamer, timeout, sampler
+                cache, streams_of_cache, LEVELS[level_name], streamer, timeout_s, sampler
             )
             # All samplers share the limit, so that the file does not grow with the microbatches.
             sampler.begin(_count_extents(manager), MOST_SAMPLES // len(self._samplers))

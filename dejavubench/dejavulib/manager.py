@@ -67,7 +67,7 @@ class CacheManager:
         self.streams = streams
         self._byte_progress = ByteProgress()
         self._streamer = streamer
-        self._timeout = timeout
+        self._timeout_s = timeout
         self._sampler = sampler
         # CUDA only: when what was submitted last is in place.
         self._ready_event: torch.cuda.Event | None = None
@@ -165,7 +165,7 @@ class CacheManager:
             StreamingError: the last microbatch's chunks do not complete, or the destination fails.
         """
         began_ns = chunk_times.now()
-        self._streamer.wait(self._byte_progress, self._timeout)
+        self._streamer.wait(self._byte_progress, self._timeout_s)
         stall_s = _measure_seconds_since(began_ns)
         self.reset()
         self._held.leave()
@@ -212,7 +212,7 @@ class CacheManager:
             if self._ready_event is not None:  # until then the device computes, which is no stall
                 self._ready_event.synchronize()
                 began_ns = chunk_times.now()
-            self._streamer.wait(self._byte_progress, self._timeout)
+            self._streamer.wait(self._byte_progress, self._timeout_s)
         phase.add_stall(began_ns)
 
     def drain(self) -> None:
@@ -229,7 +229,7 @@ class CacheManager:
             )
         began_ns = chunk_times.now()
         self.draining.lag_nbytes = self.lag_nbytes
-        self._streamer.wait(self._byte_progress, self._timeout)
+        self._streamer.wait(self._byte_progress, self._timeout_s)
         self.draining.add_stall(began_ns)
 
     def _submit(

@@ -111,11 +111,11 @@ class Streamer:
         self._inbox.extend(transfers)
         self._wake_helper.set()
 
-    def wait(self, byte_progress: ByteProgress, timeout: float) -> None:
+    def wait(self, byte_progress: ByteProgress, timeout_s: float) -> None:
         """Wait until every chunk of ``byte_progress`` is complete.
 
         Raises:
-            StreamingError: the helper failed, or ``timeout`` s passed without a chunk completing.
+            StreamingError: the helper failed, or ``timeout_s`` passed without a chunk completing.
         """
         self.raise_error()
         if not byte_progress.lag_nbytes or self._error is not None:
@@ -125,26 +125,26 @@ class Streamer:
         self._wake_helper.set()
         with progress.listener.waiting(patient=True):
             try:
-                self._wait(byte_progress, timeout)
+                self._wait(byte_progress, timeout_s)
             finally:
                 self._awaited_progress = None
 
     def _count_moved(self) -> tuple[int, int]:
         return self._finished_count, self.destination.blocks_moved
 
-    def _wait(self, byte_progress: ByteProgress, timeout: float) -> None:
+    def _wait(self, byte_progress: ByteProgress, timeout_s: float) -> None:
         moved_before = self._count_moved()
         since_s = time.monotonic()
         while byte_progress.lag_nbytes and self._error is None:
             # At most 1 s: bytes of a long transfer count as progress, and nothing wakes for them.
-            self._wake_model.wait(min(1.0, timeout))
+            self._wake_model.wait(min(1.0, timeout_s))
             self.raise_error()
             if self._count_moved() != moved_before:
                 moved_before = self._count_moved()
                 since_s = time.monotonic()
-            elif time.monotonic() - since_s > timeout:
+            elif time.monotonic() - since_s > timeout_s:
                 raise StreamingError(
-                    f"no chunk became complete within {timeout:g} s; {self._describe_missing()}"
+                    f"no chunk became complete within {timeout_s:g} s; {self._describe_missing()}"
                 )
 
     def raise_error(self) -> None:

@@ -59,9 +59,9 @@ class Wake:
         if self._lock.locked():  # no race: the other side only ever locks it
             self._lock.release()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Return whether it was set within ``timeout`` seconds. Called from one thread only."""
-        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return whether it was set within ``timeout_s``. Called from one thread only."""
+        return self._lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
 
 
 class DeadlineError(Exception):
@@ -71,7 +71,7 @@ class DeadlineError(Exception):
 def wait_asleep(
     test: Callable[[], bool],
     awaited: str,
-    timeout: float | None = None,
+    timeout_s: float | None = None,
     naps: Naps = EAGER_NAPS,
     first_nap_s: float = 0.0,
 ) -> None:
@@ -79,12 +79,12 @@ def wait_asleep(
 
     Args:
         awaited: name of the awaited thing, for the message.
-        timeout: seconds; None waits for ever.
+        timeout_s: None waits for ever.
         naps: how long the sleeps become.
         first_nap_s: seconds before the second test, of a wait that is known to take longer.
 
     Raises:
-        DeadlineError: ``test`` was not true within ``timeout``.
+        DeadlineError: ``test`` was not true within ``timeout_s``.
     """
     began_s = time.monotonic()
     if test():
@@ -94,8 +94,8 @@ def wait_asleep(
             time.sleep(first_nap_s)
         while not test():
             waited_s = time.monotonic() - began_s
-            if timeout is not None and waited_s > timeout:
-                raise DeadlineError(f"{awaited}: nothing came within {timeout:g} s")
+            if timeout_s is not None and waited_s > timeout_s:
+                raise DeadlineError(f"{awaited}: nothing came within {timeout_s:g} s")
             if waited_s > SPIN_S:
                 time.sleep(min(max(FIRST_NAP_S, waited_s * naps.share), naps.longest_s))
 

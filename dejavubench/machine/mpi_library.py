@@ -51,7 +51,7 @@ def find_foreign_library(environment: Mapping[str, str] = os.environ) -> Foreign
     if launcher is None or not launcher.vendors:
         return None
     try:
-        library = run_probe(PROBE_MODULE, timeout=PROBE_S)
+        library = run_probe(PROBE_MODULE, timeout_s=PROBE_S)
     except ProbeError:
         return None  # the import of MPI will say what is wrong
     if library["name"] in launcher.vendors:

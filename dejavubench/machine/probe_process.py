@@ -24,13 +24,13 @@ class ProbeError(Exception):
     """A probe gave no answer. The message is one line."""
 
 
-def run_probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
+def run_probe(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
     """Run a module of this package in a process of its own and return the JSON that it prints.
 
     Raises:
-        ProbeError: it failed, or gave no answer within ``timeout`` seconds.
+        ProbeError: it failed, or gave no answer within ``timeout_s``.
     """
-    text = run_command([sys.executable, "-m", module, *arguments], timeout)
+    text = run_command([sys.executable, "-m", module, *arguments], timeout_s)
     try:
         document = json.loads(text)
     except ValueError:
@@ -39,11 +39,11 @@ def run_probe(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
     return document
 
 
-def run_command(command: Sequence[str], timeout: float) -> str:
+def run_command(command: Sequence[str], timeout_s: float) -> str:
     """Return the standard output of a command.
 
     Raises:
-        ProbeError: the program is missing, failed, or did not end within ``timeout`` seconds.
+        ProbeError: the program is missing, failed, or did not end within ``timeout_s``.
     """
     # The child imports this very package, also from a checkout that is not installed.
     python_path = os.pathsep.join(filter(None, (str(PACKAGE_PARENT), os.environ.get("PYTHONPATH"))))
@@ -59,12 +59,12 @@ def run_command(command: Sequence[str], timeout: float) -> str:
         reason = "not found" if isinstance(error, FileNotFoundError) else error.strerror
         raise ProbeError(f"{command[0]}: {reason}") from None
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(WAIT_FOR_KILLED_S)
-        raise ProbeError(f"no answer within {timeout:g} s") from None
+        raise ProbeError(f"no answer within {timeout_s:g} s") from None
     if process.returncode:
         lines = stderr.decode(errors="replace").strip().splitlines() or ["without a message"]
         raise ProbeError(f"ended with status {process.returncode}: {lines[-1][:200]}")

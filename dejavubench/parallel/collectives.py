@@ -231,14 +231,14 @@ class MPICollectives:
 
 
 def sleeping_barrier(
-    comm: MPI.Intracomm, awaited: str = "barrier", timeout: float | None = None
+    comm: MPI.Intracomm, awaited: str = "barrier", timeout_s: float | None = None
 ) -> None:
     """Wait, asleep, until all ranks are here.
 
     Raises:
-        DeadlineError: a rank did not come within ``timeout`` seconds; the message has ``awaited``.
+        DeadlineError: a rank did not come within ``timeout_s``; the message has ``awaited``.
     """
-    wait_asleep(comm.Ibarrier().Test, awaited, timeout)
+    wait_asleep(comm.Ibarrier().Test, awaited, timeout_s)
 
 
 def sleeping_bcast(comm: MPI.Intracomm, value: T | None, root: int = 0) -> T:

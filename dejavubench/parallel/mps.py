@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 
-def is_mps_running(timeout: float = 5.0) -> bool:
-    """Return whether the service answers within ``timeout`` seconds."""
+def is_mps_running(timeout_s: float = 5.0) -> bool:
+    """Return whether the service answers within ``timeout_s``."""
     # Without the service there is no pipe, and the tool, which may be missing, is not started.
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     if not (pipes / "control").exists():
@@ -19,7 +19,7 @@ def is_mps_running(timeout: float = 5.0) -> bool:
             input="get_server_list\n",
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout_s,
             check=False,
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):

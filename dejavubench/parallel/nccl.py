@@ -119,14 +119,14 @@ class NCCLCommunicator:
     Args:
         comm: brings the ranks together; not used afterwards.
         device: this rank's; no other rank of the communicator uses it.
-        timeout: seconds within which the other ranks must come.
+        timeout_s: seconds within which the other ranks must come.
 
     Raises:
         NCCLError: NCCL is missing or refuses, or a rank did not come.
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, device: torch.device, timeout: float = INIT_TIMEOUT_S
+        self, comm: MPI.Intracomm, device: torch.device, timeout_s: float = INIT_TIMEOUT_S
     ) -> None:
         self.device = device
         self.size = comm.size
@@ -152,7 +152,7 @@ class NCCLCommunicator:
             torch.cuda.set_device(device)  # a new thread begins on device 0
             return self._nccl.NcclCommunicator(comm.size, unique_id, comm.rank)
 
-        self._comm = call_within(timeout, make, f"an NCCL communicator of {comm.size} ranks")
+        self._comm = call_within(timeout_s, make, f"an NCCL communicator of {comm.size} ranks")
 
     # ---- moving contiguous tensors of this device ----
 
@@ -223,8 +223,8 @@ class NCCLCommunicator:
         self._comm.destroy()
 
 
-def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
-    """Return ``make()``, which is called in a thread that is left behind after ``timeout`` seconds.
+def call_within(timeout_s: float, make: Callable[[], T], task: str) -> T:
+    """Return ``make()``, which is called in a thread that is left behind after ``timeout_s``.
 
     Raises:
         NCCLError: it took longer, or it failed; the message begins with ``task``.
@@ -242,9 +242,9 @@ def call_within(timeout: float, make: Callable[[], T], task: str) -> T:
     # A daemon: the interpreter may end although it still waits.
     thread = threading.Thread(target=keep_outcome, name="nccl-make", daemon=True)
     thread.start()
-    thread.join(timeout)
+    thread.join(timeout_s)
     if thread.is_alive():
-        raise NCCLError(f"{task}: not all ranks came within {timeout:g} s")
+        raise NCCLError(f"{task}: not all ranks came within {timeout_s:g} s")
     if failures:
         raise NCCLError(f"{task}: {failures[0]}") from failures[0]
     return answers[0]

@@ -44,19 +44,19 @@ class NCCLCollectives:
         topology: Topology,
         spin: bool,
         device: torch.device,
-        timeout: float = INIT_TIMEOUT_S,
+        timeout_s: float = INIT_TIMEOUT_S,
     ) -> None:
         self.topology = topology
         self.device = device
-        self._timeout = timeout
+        self._timeout_s = timeout_s
         self._mpi = MPICollectives(sources, topology, spin)
         self._tensor_communicator = (
-            self._make_stage_communicator(sources, timeout) if topology.tensor_size > 1 else None
+            self._make_stage_communicator(sources, timeout_s) if topology.tensor_size > 1 else None
         )
         # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
         pairs = [(worker, worker + width) for worker in range(topology.source_count - width)]
-        neighbours = connect_pairs(sources, pairs, device, timeout)
+        neighbours = connect_pairs(sources, pairs, device, timeout_s)
         self._next_pair: NCCLPair | None = neighbours.get(topology.worker + width)
         self._previous_pair: NCCLPair | None = neighbours.get(topology.worker - width)
 
@@ -69,12 +69,14 @@ class NCCLCollectives:
     def spin(self, spin: bool) -> None:
         self._mpi.spin = spin
 
-    def _make_stage_communicator(self, sources: MPI.Intracomm, timeout: float) -> NCCLCommunicator:
+    def _make_stage_communicator(
+        self, sources: MPI.Intracomm, timeout_s: float
+    ) -> NCCLCommunicator:
         stage_comm = cast(
             MPI.Intracomm, sources.Split(color=self.topology.stage, key=self.topology.tensor_rank)
         )
         try:
-            return NCCLCommunicator(stage_comm, self.device, timeout)
+            return NCCLCommunicator(stage_comm, self.device, timeout_s)
         finally:
             stage_comm.Free()
 
@@ -140,7 +142,7 @@ class NCCLCollectives:
             wait_asleep(
                 self._next_pair.mark().query,
                 "hidden states on their way to the next stage",
-                self._timeout,
+                self._timeout_s,
             )
         self._mpi.finish()
 

@@ -101,7 +101,7 @@ def connect_pairs(
     comm: MPI.Intracomm,
     pairs: Sequence[tuple[int, int]],
     device: torch.device,
-    timeout: float = INIT_TIMEOUT_S,
+    timeout_s: float = INIT_TIMEOUT_S,
 ) -> dict[int, NCCLPair]:
     """Return this rank's pairs, by the rank at the other end.
 
@@ -120,7 +120,7 @@ def connect_pairs(
         pair_comm = comm.Create_group(comm.Get_group().Incl([source, sink]), tag=pair_index)
         other_rank = sink if comm.rank == source else source
         own_pairs[other_rank] = NCCLPair(
-            NCCLCommunicator(pair_comm, device, timeout), sends=comm.rank == source
+            NCCLCommunicator(pair_comm, device, timeout_s), sends=comm.rank == source
         )
         pair_comm.Free()
     return own_pairs

@@ -77,9 +77,9 @@ class Heartbeat:
         except RuntimeError:  # this user may start no more threads
             self.fd = -1  # without a thread there is no heartbeat that the watchdog could judge
 
-    def give_up_at(self, deadline: float | None, reason: str = "") -> None:
-        """End this process at ``deadline``, by time.monotonic, and say ``reason``; None cancels."""
-        self._deadline = None if deadline is None else (deadline, reason)
+    def give_up_at(self, deadline_s: float | None, reason: str = "") -> None:
+        """End this process at ``deadline_s`` of time.monotonic and say ``reason``; None cancels."""
+        self._deadline = None if deadline_s is None else (deadline_s, reason)
 
     def _run(self) -> None:
         signals = select.poll()

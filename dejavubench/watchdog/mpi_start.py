@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from dejavubench.watchdog.heartbeat import Heartbeat
 
 
-def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:
+def import_mpi(rank_heartbeat: Heartbeat, timeout_s: float) -> None:
     """Import MPI, which starts it. End this process if that takes too long.
 
     Args:
         rank_heartbeat: this process's heartbeat. It goes on with the deadline after the import.
-        timeout: seconds; 0: no deadline.
+        timeout_s: seconds; 0: no deadline.
 
     Raises:
         UsageError: there is no MPI library that can be loaded.
     """
     try:
-        with heartbeat.end_at_interrupt(timeout), warnings.catch_warnings():
+        with heartbeat.end_at_interrupt(timeout_s), warnings.catch_warnings():
             # Callers find the same mistake, and say what to do.
             warnings.filterwarnings("ignore", "suspicious MPI execution", RuntimeWarning)
             from mpi4py import MPI  # noqa: F401 - the import is what is wanted
@@ -33,7 +33,7 @@ def import_mpi(rank_heartbeat: Heartbeat, timeout: float) -> None:
         raise UsageError(
             f"no MPI library: {problem}. Use pip install 'dejavubench[mpich]', or load a system MPI"
         ) from None
-    if timeout:
+    if timeout_s:
         rank_heartbeat.give_up_at(
-            time.monotonic() + timeout, f"has waited {timeout:g} s for the others to start"
+            time.monotonic() + timeout_s, f"has waited {timeout_s:g} s for the others to start"
         )

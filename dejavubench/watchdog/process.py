@@ -48,9 +48,9 @@ NOTE_TIMEOUT_S = 1.0
 """The longest time to note who hangs: the file system may be what hangs."""
 
 
-def choose_heartbeat_s(timeout: float) -> float:
+def choose_heartbeat_s(timeout_s: float) -> float:
     """Return the seconds between two heartbeats, and between two looks at them."""
-    return min(HEARTBEAT_S, timeout / 10) if timeout else HEARTBEAT_S
+    return min(HEARTBEAT_S, timeout_s / 10) if timeout_s else HEARTBEAT_S
 
 
 @dataclass
@@ -62,8 +62,8 @@ class LastSeen:
     """
 
     page: LivenessPage
-    heartbeat_at: float
-    progress_at: float
+    heartbeat_at_s: float
+    progress_at_s: float
     heartbeat_count: int = -1
     progress: int = -1
     process_state: str = ""
@@ -74,7 +74,7 @@ class HangJudge:
 
     Args:
         pages: the page of memory of each rank.
-        timeout: seconds; 0: no rank is ever judged to hang.
+        timeout_s: seconds; 0: no rank is ever judged to hang.
         is_whole_job: all ranks of the job are on this host.
         read_state: returns the state of a rank's process, as Linux abbreviates it.
         now_s: the time by time.monotonic, as in :meth:`look`.
@@ -83,12 +83,12 @@ class HangJudge:
     def __init__(
         self,
         pages: Mapping[int, LivenessPage],
-        timeout: float,
+        timeout_s: float,
         is_whole_job: bool,
         read_state: Callable[[int], str],
         now_s: float,
     ) -> None:
-        self._timeout = timeout
+        self._timeout_s = timeout_s
         self._is_whole_job = is_whole_job
         self._read_state = read_state
         self._last_look_s = now_s
@@ -101,54 +101,54 @@ class HangJudge:
     def look(self, now_s: float) -> dict[int, str]:
         """Return the ranks at fault, each with the reason in words."""
         self._follow(now_s)
-        if not self._timeout:
+        if not self._timeout_s:
             return {}
         for rank, last_seen in self._last_seen.items():
-            if min(last_seen.heartbeat_at, last_seen.progress_at) < now_s:
+            if min(last_seen.heartbeat_at_s, last_seen.progress_at_s) < now_s:
                 last_seen.process_state = self._read_state(rank)
-        return self._find_silent(now_s, self._timeout) or self._find_stuck(now_s)
+        return self._find_silent(now_s, self._timeout_s) or self._find_stuck(now_s)
 
     def find_late(self, now_s: float) -> dict[int, str]:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now_s)
         return (
-            self._find_silent(now_s, MISSED_HEARTBEATS * choose_heartbeat_s(self._timeout))
-            if self._timeout
+            self._find_silent(now_s, MISSED_HEARTBEATS * choose_heartbeat_s(self._timeout_s))
+            if self._timeout_s
             else {}
         )
 
     def _follow(self, now_s: float) -> None:
         """Note which ranks have beaten or got on since the last look."""
-        interval_s = choose_heartbeat_s(self._timeout)
+        interval_s = choose_heartbeat_s(self._timeout_s)
         # Time in which this process did not run either does not count.
         pause_s = max(0.0, now_s - self._last_look_s - 2 * interval_s)
         self._last_look_s = now_s
         for last_seen in self._last_seen.values():
-            last_seen.heartbeat_at += pause_s
-            last_seen.progress_at += pause_s
+            last_seen.heartbeat_at_s += pause_s
+            last_seen.progress_at_s += pause_s
             counters = last_seen.page.counters
             heartbeat_count, progress = counters[HEARTBEATS], counters[PROGRESS]
             has_beaten = heartbeat_count != last_seen.heartbeat_count
             if has_beaten:
                 last_seen.heartbeat_count = heartbeat_count
-                last_seen.heartbeat_at = now_s
+                last_seen.heartbeat_at_s = now_s
             # In a patient phase, such as loading, a heartbeat is all that can be asked for.
             if progress != last_seen.progress or (has_beaten and counters[STATE] == PATIENT):
                 last_seen.progress = progress
-                last_seen.progress_at = now_s
+                last_seen.progress_at_s = now_s
 
     def _find_silent(self, now_s: float, most_silence_s: float) -> dict[int, str]:
         silent_ranks = [
             rank
             for rank, last_seen in self._last_seen.items()
-            if now_s - last_seen.heartbeat_at > most_silence_s
+            if now_s - last_seen.heartbeat_at_s > most_silence_s
         ]
         # A stopped rank is at fault for certain. Others may be silent on its account.
         stopped_ranks = [
             rank for rank in silent_ranks if self._last_seen[rank].process_state in STOPPED_STATES
         ]
         return {
-            rank: f"no heartbeat for {now_s - last_seen.heartbeat_at:.0f} s{_explain(last_seen)}"
+            rank: f"no heartbeat for {now_s - last_seen.heartbeat_at_s:.0f} s{_explain(last_seen)}"
             for rank, last_seen in self._last_seen.items()
             if rank in (stopped_ranks or silent_ranks)
         }
@@ -156,16 +156,16 @@ class HangJudge:
     def _find_stuck(self, now_s: float) -> dict[int, str]:
         """Return the ranks that got stuck: those that work, before those that wait for them."""
         idle_s = {
-            rank: now_s - last_seen.progress_at for rank, last_seen in self._last_seen.items()
+            rank: now_s - last_seen.progress_at_s for rank, last_seen in self._last_seen.items()
         }
-        most_idle_s = NO_PROGRESS_TIMEOUTS * self._timeout
+        most_idle_s = NO_PROGRESS_TIMEOUTS * self._timeout_s
         stuck_ranks = [rank for rank, seconds in idle_s.items() if seconds > most_idle_s]
         working_ranks = [
             rank for rank in stuck_ranks if self._last_seen[rank].page.counters[STATE] != WAITING
         ]
         if not working_ranks:  # ranks that wait are at fault only if no other rank can be
             if not self._is_whole_job:  # the ranks of other hosts may be those at fault
-                most_idle_s = ELSEWHERE_TIMEOUTS * self._timeout
+                most_idle_s = ELSEWHERE_TIMEOUTS * self._timeout_s
             if any(seconds <= most_idle_s for seconds in idle_s.values()):
                 return {}
         waiting_text = "" if working_ranks else ", it waits for other ranks"
@@ -197,16 +197,16 @@ class Watchdog:
         self,
         pids: dict[int, int],
         pages: dict[int, LivenessPage],
-        timeout: float,
+        timeout_s: float,
         is_whole_job: bool,
     ) -> None:
         self._pids = pids
         self._pages = pages
-        self._timeout = timeout
-        self._interval_s = choose_heartbeat_s(timeout)
+        self._timeout_s = timeout_s
+        self._interval_s = choose_heartbeat_s(timeout_s)
         self._judge = HangJudge(
             pages=pages,
-            timeout=timeout,
+            timeout_s=timeout_s,
             is_whole_job=is_whole_job,
             read_state=lambda rank: _read_state(pids[rank]),
             now_s=time.monotonic(),
@@ -226,7 +226,7 @@ class Watchdog:
         """Return when all ranks have ended, or one has that was not allowed to."""
         due_s = time.monotonic() + self._interval_s
         while self._ranks:
-            wait_s = max(0.0, due_s - time.monotonic()) if self._timeout else None
+            wait_s = max(0.0, due_s - time.monotonic()) if self._timeout_s else None
             fds = [fd for fd, _ in self._poll.poll(None if wait_s is None else wait_s * 1e3 + 1)]
             if 0 in fds:
                 self._take_commands()
@@ -237,7 +237,7 @@ class Watchdog:
             for fd in ended_fds:
                 self._poll.unregister(fd)
                 self._judge.forget(self._ranks.pop(fd))
-            if self._timeout and time.monotonic() >= due_s:
+            if self._timeout_s and time.monotonic() >= due_s:
                 due_s = time.monotonic() + self._interval_s
                 hang_reasons = self._judge.look(time.monotonic())
                 if hang_reasons:
@@ -271,7 +271,7 @@ class Watchdog:
         for rank, reason in hang_reasons.items():
             _say(
                 f"rank {rank} failed in phase {phases[rank]}: {reason}; "
-                f"--rank-timeout {self._timeout:g}s ends the job"
+                f"--rank-timeout {self._timeout_s:g}s ends the job"
             )
         # On a thread, with a limit: the file system of the note may be what the ranks hang in.
         note_thread = threading.Thread(
@@ -322,7 +322,8 @@ def _open_page(pid: int, fd: int) -> LivenessPage | None:
 
 def main() -> None:
     """Watch the ranks of the command line: ``TIMEOUT WHOLE RANK=PID:FD …``."""
-    timeout, scope, *rank_arguments = sys.argv[1:]
+    timeout_text, scope, *rank_arguments = sys.argv[1:]
+    timeout_s = float(timeout_text)
     pids: dict[int, int] = {}
     pages: dict[int, LivenessPage] = {}
     for rank_argument in rank_arguments:
@@ -332,10 +333,10 @@ def main() -> None:
         if page is not None:
             pages[rank] = page
     try:
-        watchdog = Watchdog(pids, pages, float(timeout), scope == "whole")
+        watchdog = Watchdog(pids, pages, timeout_s, scope == "whole")
     except ProcessLookupError:  # the job ended before this process had started
         return
-    if float(timeout) and (unwatched_ranks := sorted(pids.keys() - pages.keys())):
+    if timeout_s and (unwatched_ranks := sorted(pids.keys() - pages.keys())):
         ranks_text = (
             f"rank{'s' * (len(unwatched_ranks) > 1)} {', '.join(map(str, unwatched_ranks))}"
         )

@@ -37,10 +37,10 @@ class RankProcess(NamedTuple):
 
 
 def start_watchdog(
-    world: Intracomm, heartbeat: Heartbeat, timeout: float
+    world: Intracomm, heartbeat: Heartbeat, timeout_s: float
 ) -> WatchdogProcess | None:
     """Start one watchdog process per host and return it on the host's lowest rank. Collective."""
-    heartbeat.interval_s = choose_heartbeat_s(timeout)
+    heartbeat.interval_s = choose_heartbeat_s(timeout_s)
     processes = world.allgather(RankProcess(socket.gethostname(), os.getpid(), heartbeat.fd))
     ranks_on_host = {
         rank: rank_process
@@ -48,7 +48,7 @@ def start_watchdog(
         if rank_process.host == processes[world.rank].host
     }
     return (
-        WatchdogProcess(ranks_on_host, timeout, is_whole_job=len(ranks_on_host) == len(processes))
+        WatchdogProcess(ranks_on_host, timeout_s, is_whole_job=len(ranks_on_host) == len(processes))
         if world.rank == min(ranks_on_host)
         else None
     )
@@ -70,11 +70,11 @@ class WatchdogProcess:
 
     Args:
         ranks: the ranks of this host.
-        timeout: seconds after which a rank that hangs ends the job; 0: never.
+        timeout_s: seconds after which a rank that hangs ends the job; 0: never.
         is_whole_job: these are all ranks of the job.
     """
 
-    def __init__(self, ranks: dict[int, RankProcess], timeout: float, is_whole_job: bool) -> None:
+    def __init__(self, ranks: dict[int, RankProcess], timeout_s: float, is_whole_job: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not hasattr(os, "pidfd_open"):  # Linux has it
             _say_unwatched("this system has no pidfd_open")
@@ -91,7 +91,7 @@ class WatchdogProcess:
                     "-S",
                     "-c",
                     PROGRAM,
-                    str(timeout),
+                    str(timeout_s),
                     "whole" if is_whole_job else "part",
                     *rank_arguments,
                 ],

@@ -29,7 +29,7 @@ class AskedLibrary:
         self.name = name
         self.asked = 0
 
-    def __call__(self, module: str, timeout: float) -> dict[str, str]:
+    def __call__(self, module: str, timeout_s: float) -> dict[str, str]:
         self.asked += 1
         return {"name": self.name, "version": "5.0.2"}
 

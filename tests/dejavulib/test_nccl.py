@@ -173,7 +173,7 @@ def test_mps_runs_if_its_control_program_answers(
     program.write_text(f"#!/bin/sh\n{answer}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert is_mps_running(timeout=2.0) is running
+    assert is_mps_running(timeout_s=2.0) is running
 
 
 def test_a_call_of_nccl_that_takes_too_long_is_abandoned() -> None:

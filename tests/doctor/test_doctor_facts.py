@@ -53,7 +53,7 @@ def test_the_launcher_is_known_by_its_variables(variables: list[str], name: str 
 def test_mpi_is_not_started_under_another_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     probed_modules: list[str] = []
 
-    def answer(module: str, timeout: float) -> dict[str, str]:
+    def answer(module: str, timeout_s: float) -> dict[str, str]:
         probed_modules.append(module)
         return {"name": "MPICH", "version": "5.0.2"}
 
@@ -163,7 +163,7 @@ def test_a_missing_program_is_not_found() -> None:
 def test_a_probe_that_prints_no_json_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dejavubench.machine.probe_process.run_command", lambda *args: "words")
     with pytest.raises(ProbeError, match="printed no JSON"):
-        run_probe("module", timeout=1)
+        run_probe("module", timeout_s=1)
 
 
 # ---- folders ----
@@ -180,7 +180,7 @@ def test_a_folder_is_measured_and_left_empty(tmp_path: Path) -> None:
 def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
     below = folders.read_folder_facts(tmp_path / "not" / "yet")
     assert below.path == str(tmp_path)
-    probed = folders.probe_folder(below, seconds=0.02, timeout=60)
+    probed = folders.probe_folder(below, seconds=0.02, timeout_s=60)
     assert probed.problem is None
     assert probed.speed is not None
     assert probed.speed.write_nbytes == 4 << 20
@@ -189,7 +189,7 @@ def test_the_probe_of_a_folder_is_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
 def test_a_folder_that_cannot_be_written_says_why() -> None:
     probed = folders.probe_folder(
-        folders.read_folder_facts(Path("/proc/self")), seconds=0.02, timeout=60
+        folders.read_folder_facts(Path("/proc/self")), seconds=0.02, timeout_s=60
     )
     assert probed.speed is None
     assert probed.problem is not None
@@ -357,7 +357,7 @@ def test_the_tool_of_the_driver_is_read() -> None:
 def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     queries: list[str] = []
 
-    def answer(command: list[str], timeout: float) -> str:
+    def answer(command: list[str], timeout_s: float) -> str:
         queries.append(command[1])
         if "event_reasons" in command[1]:
             raise ProbeError("not a valid field")
@@ -371,7 +371,7 @@ def test_older_drivers_are_asked_in_their_words(monkeypatch: pytest.MonkeyPatch)
 def fake_probe(answers: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """Return a stand-in for ``run_probe`` with these answers, by the last part of the module."""
 
-    def answer(module: str, *arguments: str, timeout: float) -> dict[str, Any]:
+    def answer(module: str, *arguments: str, timeout_s: float) -> dict[str, Any]:
         content = answers[module.rpartition(".")[2]]
         if isinstance(content, Exception):
             raise content
@@ -397,9 +397,9 @@ def test_facts_of_gpus_are_read_without_nvidia_smi_too(monkeypatch: pytest.Monke
     nccl = {"versions": {"torch": "2.28.9"}, "between": "P2P/CUMEM", "network": None}
     answers = {"gpu_probe": {"devices": devices, **answer}, "nccl_probe": {**nccl, "problem": None}}
     monkeypatch.setattr(gpu, "run_probe", fake_probe(answers))
-    monkeypatch.setattr(gpu, "is_mps_running", lambda timeout: True)
+    monkeypatch.setattr(gpu, "is_mps_running", lambda timeout_s: True)
 
-    def no_tool(command: list[str], timeout: float) -> str:
+    def no_tool(command: list[str], timeout_s: float) -> str:
         raise ProbeError("nvidia-smi: not found")
 
     monkeypatch.setattr(gpu, "run_command", no_tool)

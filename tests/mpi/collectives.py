@@ -92,7 +92,7 @@ def check_that_a_barrier_has_a_deadline(world: MPI.Intracomm) -> None:
     barrier_comm = world.Dup()
     if world.rank != 0:
         try:
-            sleeping_barrier(barrier_comm, "rank 0's arrival", timeout=0.05)
+            sleeping_barrier(barrier_comm, "rank 0's arrival", timeout_s=0.05)
         except DeadlineError as error:
             assert "rank 0's arrival" in str(error)  # noqa: PT017
         else:

@@ -231,7 +231,7 @@ def check_silent_sink(sides: tuple[Setup, Setup], comm: MPI.Intracomm) -> None:
         else:
             raise AssertionError("a stream with chunks on their way began anew")
         sleeping_barrier(comm)
-        manager._timeout = 60.0
+        manager._timeout_s = 60.0
         manager.drain()  # and when the sink comes, all is well
         streamer.close()
     else:

@@ -85,14 +85,14 @@ class SourceDestinations:
         # Levels of a destination share its helper thread, but not the lists of chunks.
         if level_name not in open_destination.managers:
             streams = self.streams(arm)
-            timeout = self._rank_at_point.experiment.drain_timeout
+            timeout_s = self._rank_at_point.experiment.drain_timeout
             open_destination.managers[level_name] = [
                 CacheManager(
                     cache,
                     streams[microbatch],
                     LEVELS[level_name],
                     open_destination.streamer,
-                    timeout=timeout,
+                    timeout=timeout_s,
                 )
                 for microbatch, cache in enumerate(self._caches)
             ]

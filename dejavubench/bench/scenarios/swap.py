@@ -72,8 +72,8 @@ class Swaps:
                 ]
             streams = [stream for (stream,) in source.view.local_streams()]
             streamer = self._stores.open_streamer(arm)
-            timeout = self._experiment.drain_timeout
-            swapper = Swapper(self._resident_caches, streams, streamer, timeout)
+            timeout_s = self._experiment.drain_timeout
+            swapper = Swapper(self._resident_caches, streams, streamer, timeout_s)
             maker = source.make_maker(swapper.current, swapper.step_begins, self._resident_caches)
             self._swaps[arm.mode] = Swap(swapper, maker)
         return self._swaps[arm.mode]

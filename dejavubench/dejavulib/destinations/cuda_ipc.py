@@ -73,7 +73,7 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._ways: dict[str, str] = {}
         self._puts = puts
         self._sinks = sinks
-        self._timeout = timeout
+        self._timeout_s = timeout
         self._queues: dict[StreamKey, ChunkQueue] = {}
         self._given_up = threading.Event()
 
@@ -204,11 +204,11 @@ class CudaIPCDestination(RemoteDestination[int]):
             return queue.is_granted(number)
 
         try:
-            wait_asleep(is_granted, "grant", self._timeout)
+            wait_asleep(is_granted, "grant", self._timeout_s)
         except DeadlineError:
             raise StreamingError(
                 f"rank {queue.peer.rank} was not ready for chunk {chunk.index} "
-                f"(step {chunk.step}) within {self._timeout:g} s"
+                f"(step {chunk.step}) within {self._timeout_s:g} s"
             ) from None
 
     def _check_not_given_up(self, queue: ChunkQueue, chunk: Chunk) -> None:

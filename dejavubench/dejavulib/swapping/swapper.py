@@ -73,7 +73,7 @@ class Swapper:
         self._resident_caches = list(resident)
         self._streams = list(streams)
         self._streamer = streamer
-        self._timeout = timeout
+        self._timeout_s = timeout
         self._managers = [self._make_managers(stream) for stream in streams]
         schedule = streams[0].schedule
         self._places = make_residents(resident, MOST_FETCHED_NBYTES)
@@ -109,7 +109,7 @@ class Swapper:
                     streams=[stream],
                     level=_LEVEL,
                     streamer=self._streamer,
-                    timeout=self._timeout,
+                    timeout=self._timeout_s,
                     # Each chunk leaves from the cache of its turn, so one block holds all times.
                     times=managers[0].times if managers else None,
                 )
@@ -171,11 +171,12 @@ class Swapper:
             # A slow fetch may take longer than the timeout, if it moves.
             count_before = self._move_count
             # A stale wake, of a turn that needed no wait, only makes this loop look again.
-            was_woken = self._wake.wait(self._timeout)
+            was_woken = self._wake.wait(self._timeout_s)
             self._raise_error()
             if not was_woken and self._ready_count <= turn and self._move_count == count_before:
                 raise StreamingError(
-                    f"the cache of microbatch {microbatch} was not back within {self._timeout:g} s"
+                    f"the cache of microbatch {microbatch} was not back "
+                    f"within {self._timeout_s:g} s"
                 )
         place = turn % len(self._resident_caches)
         self.current[microbatch] = self._resident_caches[place]
@@ -207,7 +208,7 @@ class Swapper:
     def close(self) -> None:
         """End the fetcher's thread; a cache that it is about to fetch is given up."""
         self._turns.put(None)
-        self._thread.join(self._timeout)
+        self._thread.join(self._timeout_s)
 
     def _turn_number(self, microbatch: int, step: int) -> int:
         return step * len(self._streams) + microbatch
@@ -255,7 +256,7 @@ class Swapper:
             wait_asleep(
                 lambda: self._places.is_filled(place),
                 f"bringing back microbatch {microbatch}",
-                self._timeout,
+                self._timeout_s,
             )
         except DeadlineError as error:
             raise StreamingError(str(error)) from None
@@ -272,7 +273,7 @@ class Swapper:
         while manager.lag_nbytes:
             completed_before = manager.completed_nbytes
             try:
-                wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout)
+                wait_asleep(has_moved, f"eviction of microbatch {microbatch}", self._timeout_s)
             except DeadlineError as error:
                 raise StreamingError(str(error)) from None
             self._count_move()  # eviction makes progress, so the model's wait is not stuck

@@ -75,11 +75,11 @@ def read_folder_facts(path: Path) -> FolderFacts:
 
 
 def probe_folder(
-    folder: FolderFacts, seconds: float = PROBE_S, timeout: float = TIMEOUT_S
+    folder: FolderFacts, seconds: float = PROBE_S, timeout_s: float = TIMEOUT_S
 ) -> FolderFacts:
     """Return the folder with its speed, or with the reason why it has none."""
     try:
-        speeds = run_probe(DISK_PROBE, folder.path, str(seconds), timeout=timeout)
+        speeds = run_probe(DISK_PROBE, folder.path, str(seconds), timeout_s=timeout_s)
     except ProbeError as error:
         return replace(folder, problem=str(error))
     if "problem" in speeds:

@@ -131,7 +131,7 @@ class GPUHostFacts:
 def read_gpu_facts() -> GPUHostFacts:
     """Ask the driver and the tools of this host. Nothing is asked where there is no driver."""
     try:
-        probe_result = run_probe(GPU_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(GPU_PROBE, timeout_s=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return GPUHostFacts(problem=str(error))
     if "problem" in probe_result:
@@ -228,7 +228,7 @@ def _parse_number(text: str) -> int | None:
 def read_nccl_facts(gpu_count: int) -> NCCLFacts:
     """Let NCCL connect the first two GPUs of this host, or one with itself, and read its log."""
     try:
-        probe_result = run_probe(NCCL_PROBE, str(min(gpu_count, 2)), timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(NCCL_PROBE, str(min(gpu_count, 2)), timeout_s=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NCCLFacts(problem=str(error))
     return NCCLFacts(
@@ -248,7 +248,7 @@ def read_nixl_facts() -> NIXLFacts:
     except PackageNotFoundError:
         nixl_version = "of unknown version"
     try:
-        probe_result = run_probe(NIXL_PROBE, timeout=PROBE_TIMEOUT_S)
+        probe_result = run_probe(NIXL_PROBE, timeout_s=PROBE_TIMEOUT_S)
     except ProbeError as error:
         return NIXLFacts(nixl_version, problem=str(error))
     return NIXLFacts(nixl_version, tuple(probe_result["plugins"]), tuple(probe_result["backends"]))

@@ -164,13 +164,13 @@ def _listen(server: socket.socket, port: int, requested_port: int) -> Listening:
 
 
 def find_connection_problem(
-    addresses: Sequence[str], port: int, timeout: float = CONNECT_S
+    addresses: Sequence[str], port: int, timeout_s: float = CONNECT_S
 ) -> str | None:
     """Return why none of the addresses takes a connection to the port; None if one does."""
     problem = "the host has no IPv4 address"
     for address in addresses:
         try:
-            with contextlib.closing(socket.create_connection((address, port), timeout)):
+            with contextlib.closing(socket.create_connection((address, port), timeout_s)):
                 return None
         except OSError as error:
             problem = f"{address}: {error.strerror or 'no answer'}"

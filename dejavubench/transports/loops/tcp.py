@@ -143,10 +143,10 @@ def _wait_for_chunk(destination: MeasuredTCPDestination, stream: Stream, chunk_i
     """Wait without sleep until a chunk is complete. Raises WireError: the sink is silent."""
     # A deadline, as a sink that hangs would hold up the whole run.
     wire = destination.wire
-    deadline = time.monotonic() + wire.timeout
+    deadline_s = time.monotonic() + wire.timeout_s
     while destination.poll_completed(stream) <= chunk_index:
-        if time.monotonic() > deadline:
-            raise WireError(f"{wire.peer} has been silent for {wire.timeout:g} s")
+        if time.monotonic() > deadline_s:
+            raise WireError(f"{wire.peer} has been silent for {wire.timeout_s:g} s")
 
 
 def _choose_message_nbytes(connect: Connect) -> int:

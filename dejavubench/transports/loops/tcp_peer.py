@@ -24,25 +24,25 @@ class TCPPeer:
         peer: address of the peer, as it was given.
         same_host: the peer runs on this host.
         same_machine: the peer runs on this machine, maybe in another network, as in a container.
-        timeout: seconds that it may be silent when an answer is due.
+        timeout_s: seconds that it may be silent when an answer is due.
         checksums: both ends hash the streamed bytes.
     """
 
     peer: str
     same_host: bool
     same_machine: bool
-    timeout: float
+    timeout_s: float
     checksums: bool
 
     @classmethod
-    def find(cls, peer: str, timeout: float, checksums: bool) -> TCPPeer:
+    def find(cls, peer: str, timeout_s: float, checksums: bool) -> TCPPeer:
         """Return the sink at an address.
 
         Raises:
             UsageError: there is no token, or nobody at this address shares it.
         """
         try:
-            wire = connect(parse_address(peer), read_token(), timeout)
+            wire = connect(parse_address(peer), read_token(), timeout_s)
         except TokenError as error:
             raise UsageError(
                 f"--peer {peer}: {error}. Set {TOKEN_VARIABLE} to the sink's token."
@@ -56,7 +56,7 @@ class TCPPeer:
             peer=peer,
             same_host=wire.same_host,
             same_machine=wire.same_machine,
-            timeout=timeout,
+            timeout_s=timeout_s,
             checksums=checksums,
         )
 
@@ -89,6 +89,6 @@ class TCPPeer:
             token=read_token(),
             streams=streams,
             dtype=dtype,
-            timeout=self.timeout,
+            timeout=self.timeout_s,
             checksums=self.checksums,
         )

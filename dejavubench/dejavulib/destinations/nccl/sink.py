@@ -124,7 +124,7 @@ class NCCLSinkEndpoint:
         self._notifications = Notifications(comm)
         self._links = dict(links)
         self._most_ahead = dict(most_ahead or {})
-        self._timeout = timeout
+        self._timeout_s = timeout
         self._announced: dict[int, deque[Announcement]] = {peer: deque() for peer in links}
         # By source and stream: receives that are not issued, in order.
         self._waiting: defaultdict[tuple[int, int], deque[_PackedReceive]] = defaultdict(deque)
@@ -218,7 +218,7 @@ class NCCLSinkEndpoint:
 
     def finish(self) -> None:
         """Wait until every acknowledgement has left."""
-        wait_asleep(self._notifications.is_drained, "acknowledgements", self._timeout)
+        wait_asleep(self._notifications.is_drained, "acknowledgements", self._timeout_s)
 
     def close(self) -> None:
         """Release the links, which needs the sources to do the same; after an error, abort them."""
@@ -241,7 +241,7 @@ class NCCLSinkEndpoint:
             StreamingError: it is overdue or NCCL has failed; the links are aborted.
         """
         self._links[stream.peer_rank].check()
-        if waited_s > self._timeout:
+        if waited_s > self._timeout_s:
             self.abort()
             raise StreamingError(
                 f"rank {stream.peer} announced a chunk of stream {stream.id} "

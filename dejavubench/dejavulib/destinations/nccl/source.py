@@ -96,7 +96,7 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
         self._notifications = Notifications(comm)
         # One queue per sink, over all its streams: NCCL matches a pair's messages by their order.
         self._sinks = {peer: _SinkView(link) for peer, link in links.items()}
-        self._timeout = timeout
+        self._timeout_s = timeout
         self._given_up = threading.Event()
 
     def flush(self, stream: Stream, chunk: Chunk, packed: torch.Tensor) -> None:
@@ -233,11 +233,11 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
 
     def _wait(self, test: Callable[[], bool], stream: Stream, chunk: Chunk) -> None:
         try:
-            wait_asleep(lambda: self._given_up.is_set() or test(), "grant", self._timeout)
+            wait_asleep(lambda: self._given_up.is_set() or test(), "grant", self._timeout_s)
         except DeadlineError:
             raise StreamingError(
                 f"rank {stream.peer} was not ready for {_describe_chunk(stream, chunk)} "
-                f"within {self._timeout:g} s"
+                f"within {self._timeout_s:g} s"
             ) from None
         self._check_going_on(stream, chunk)
 

@@ -76,11 +76,11 @@ class Peer:
             time.sleep(WAIT_FOR_PEER_REPORT_S)
             raise StreamingError(f"the process of rank {self.rank} has ended within a stream")
 
-    def await_state(self, least_state: SideState, timeout: float = CONNECT_S) -> None:
+    def await_state(self, least_state: SideState, timeout_s: float = CONNECT_S) -> None:
         """Wait until the other side is at least as far with its end as ``least_state``.
 
         Raises:
-            StreamingError: it has failed, or is not that far within ``timeout`` seconds.
+            StreamingError: it has failed, or is not that far within ``timeout_s``.
         """
 
         def has_reached_state() -> bool:
@@ -88,7 +88,7 @@ class Peer:
             return self._find_end_state() >= least_state
 
         try:
-            wait_asleep(has_reached_state, f"the end of rank {self.rank}", timeout)
+            wait_asleep(has_reached_state, f"the end of rank {self.rank}", timeout_s)
         except DeadlineError as error:
             raise StreamingError(f"unmapping memory: {error}") from None
 

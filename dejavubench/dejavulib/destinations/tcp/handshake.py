@@ -59,11 +59,11 @@ def format_address(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def connect(address: Address, token: bytes, timeout: float) -> Wire:
+def connect(address: Address, token: bytes, timeout_s: float) -> Wire:
     """Connect to a sink; both sides have proven the token afterwards.
 
     Args:
-        timeout: seconds for the whole handshake.
+        timeout_s: seconds for the whole handshake.
 
     Raises:
         TokenError: the two sides do not have the same token.
@@ -71,11 +71,11 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
     """
     sink_text = format_address(address)
     try:
-        connected_socket = socket.create_connection(address, timeout)
+        connected_socket = socket.create_connection(address, timeout_s)
     except OSError as error:
         raise WireError(f"{sink_text} cannot be reached: {error.strerror or error}") from None
     set_socket_buffers(connected_socket)
-    wire = Wire(connected_socket, sink_text, timeout)
+    wire = Wire(connected_socket, sink_text, timeout_s)
     try:
         nonce = secrets.token_bytes(32)
         wire.send(_HELLO.pack(_MAGIC, VERSION, nonce))
@@ -96,7 +96,7 @@ def connect(address: Address, token: bytes, timeout: float) -> Wire:
         is_own_address = connected_socket.getsockname()[0] == connected_socket.getpeername()[0]
         wire.same_machine = machine == hash_machine() or is_own_address
         wire.same_host = network == _hash_network() or is_own_address
-        wire.end_handshake(timeout)
+        wire.end_handshake(timeout_s)
         return wire
     except WireError:
         wire.close()

@@ -85,8 +85,8 @@ class TCPSinkServer:
         set_socket_buffers(self._listening_socket)  # accepted connections have them from the start
         self.address: Address = self._listening_socket.getsockname()[:2]
         self._token = token
-        self._timeout = timeout
-        self._prove_within = prove_within
+        self._timeout_s = timeout
+        self._prove_within_s = prove_within
         self._most_peers = most_peers
         self._log = log
         self._budget = _MemoryBudget(limit)
@@ -120,7 +120,7 @@ class TCPSinkServer:
             peer_socket.close()
             return
         try:
-            wire = Wire(peer_socket, peer, min(self._timeout, self._prove_within))
+            wire = Wire(peer_socket, peer, min(self._timeout_s, self._prove_within_s))
         except OSError as error:  # the peer is gone again
             self._log(f"refused {peer}: {error.strerror or error}")
             peer_socket.close()
@@ -152,7 +152,7 @@ class TCPSinkServer:
             wires = dict(self._wires)
         for wire, thread in wires.items():
             wire.shutdown()
-            thread.join(self._timeout)
+            thread.join(self._timeout_s)
 
     # ---- one peer, in a thread of its own ----
 
@@ -208,7 +208,7 @@ class TCPSinkServer:
                     f"{wire.peer} was dropped: it had not authenticated, and all "
                     f"{MOST_UNAUTHENTICATED} waiting places were needed"
                 )
-        wire.end_handshake(self._timeout)
+        wire.end_handshake(self._timeout_s)
         with self._lock:
             if len(self._proven_wires) >= self._most_peers:
                 raise RefusalError(f"{self._most_peers} peers are connected")

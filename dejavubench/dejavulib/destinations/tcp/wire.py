@@ -95,7 +95,7 @@ class Wire:
     Args:
         connected_socket: a connected socket, which this object owns from now on.
         peer: the other side's address, for messages.
-        timeout: seconds that the other side may be silent, or take nothing, within a frame.
+        timeout_s: seconds that the other side may be silent, or take nothing, within a frame.
 
     Attributes:
         same_machine: both ends run under one kernel; known to the source after the handshake.
@@ -103,17 +103,17 @@ class Wire:
         handshake_deadline_s: ``time.monotonic`` by which the handshake must be over; None after it.
     """
 
-    def __init__(self, connected_socket: socket.socket, peer: str, timeout: float) -> None:
+    def __init__(self, connected_socket: socket.socket, peer: str, timeout_s: float) -> None:
         self.socket = connected_socket
         self.peer = peer
-        self.timeout = timeout
+        self.timeout_s = timeout_s
         self.same_machine = False
         self.same_host = False
-        self.handshake_deadline_s: float | None = time.monotonic() + timeout
+        self.handshake_deadline_s: float | None = time.monotonic() + timeout_s
         self._head = memoryview(bytearray(_HEAD.size))
         self._readable_poll = select.poll()
         self._readable_poll.register(connected_socket, select.POLLIN)
-        connected_socket.settimeout(timeout)
+        connected_socket.settimeout(timeout_s)
         # Without it, a small frame waits for the acknowledgement of the one before: up to 40 ms.
         connected_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Keep-alive tells a host that is gone from one that is idle, within 30 s.
@@ -136,7 +136,7 @@ class Wire:
         """
         # A peer that sends a byte now and then is never silent, so a least rate limits it as well.
         received_nbytes = 0
-        deadline_s = time.monotonic() + self.timeout + len(buffer) / LEAST_BYTES_PER_S
+        deadline_s = time.monotonic() + self.timeout_s + len(buffer) / LEAST_BYTES_PER_S
         if self.handshake_deadline_s is not None:
             deadline_s = min(deadline_s, self.handshake_deadline_s)
         while received_nbytes < len(buffer):
@@ -152,7 +152,7 @@ class Wire:
                     raise WireError(
                         _describe_slow_peer(self.peer, received_nbytes, len(buffer))
                     ) from None
-                raise WireError(f"{self.peer} has been silent for {self.timeout:g} s") from None
+                raise WireError(f"{self.peer} has been silent for {self.timeout_s:g} s") from None
             except OSError as error:
                 raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
             if not new_nbytes:
@@ -179,7 +179,7 @@ class Wire:
                 if unsent_buffers:
                     unsent_buffers[0] = unsent_buffers[0][sent_nbytes:]
         except TimeoutError:
-            raise WireError(f"{self.peer} has taken nothing for {self.timeout:g} s") from None
+            raise WireError(f"{self.peer} has taken nothing for {self.timeout_s:g} s") from None
         except OSError as error:
             raise ClosedError(f"{self.peer}: {error.strerror or error}") from None
 
@@ -256,11 +256,11 @@ class Wire:
             raise WireError(f"{self.peer} sent a text whose hash does not agree")
         return text.decode(errors="replace")
 
-    def end_handshake(self, timeout: float) -> None:
-        """End the handshake: from now on only silence within a frame is limited, to ``timeout``."""
+    def end_handshake(self, timeout_s: float) -> None:
+        """End the handshake: from now on ``timeout_s`` limits the silence within a frame alone."""
         self.handshake_deadline_s = None
-        self.timeout = timeout
-        self.socket.settimeout(timeout)
+        self.timeout_s = timeout_s
+        self.socket.settimeout(timeout_s)
 
     # ---- ending ----
 
