@@ -211,7 +211,7 @@ class Watchdog:
             read_state=lambda rank: _read_state(pids[rank]),
             now_s=time.monotonic(),
         )
-        self._file: Path | None = None
+        self._note_file: Path | None = None
         self._may_end = False
         self._partial_bytes = b""
         self._poll = select.poll()
@@ -252,7 +252,7 @@ class Watchdog:
         for command in commands:
             word, _, file_name = command.partition(b" ")
             if word == b"note":
-                self._file = Path(os.fsdecode(file_name))
+                self._note_file = Path(os.fsdecode(file_name))
             self._may_end = self._may_end or word == b"ends"
 
     def _report_first_exit(self, first_ranks: list[int]) -> None:
@@ -285,14 +285,14 @@ class Watchdog:
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
 
     def _write_note(self, ranks: list[int], hang_reasons: dict[int, str]) -> None:
-        if self._file is None:
+        if self._note_file is None:
             return
         record: dict[str, object] = {"kind": "first-exit", "ranks": ranks}
         if hang_reasons:
             record["hung"] = hang_reasons
         # The disk may be full, or the folder removed: then nothing can be noted there.
         with contextlib.suppress(OSError):
-            write_whole(self._file, (json.dumps(record) + "\n").encode())
+            write_whole(self._note_file, (json.dumps(record) + "\n").encode())
 
 
 def _say(text: str) -> None:
