@@ -17,7 +17,7 @@ from .extents import ExtentAddresses, ExtentViews, StepExtents
 from .kv_cache import KVCache
 from .levels import LEVELS, Level
 from .packing import Packing, device_staging, staging
-from .schedule import DEVICE_SLOTS, HOST_SLOTS, Chunk
+from .schedule import DEVICE_SLOT_COUNT, HOST_SLOT_COUNT, Chunk
 from .upload import BouncedExtents, DeviceUpload
 from .waiting import EAGER_NAPS, LAZY_NAPS, Naps, wait_asleep
 
@@ -108,14 +108,14 @@ def largest_chunk(stream: Stream) -> int:
 
 def receiving_slots(device: torch.device) -> int:
     """Return how many slots a receiver needs for a cache on ``device``."""
-    return DEVICE_SLOTS if device.type == "cuda" else HOST_SLOTS
+    return DEVICE_SLOT_COUNT if device.type == "cuda" else HOST_SLOT_COUNT
 
 
 class _PendingChunk(NamedTuple):
     pending_receive: PendingReceive
     chunk: Chunk
     slot: torch.Tensor | None  # None: extents go straight to their place
-    messages: int
+    message_count: int
 
 
 class _PendingUpload(NamedTuple):
@@ -198,8 +198,8 @@ class CacheReceiver:
         nbytes = largest_chunk(self.stream)
         device = self._cache.k.device
         if device.type == "cuda" and self._upload is None:
-            return device_staging(nbytes, DEVICE_SLOTS, device)
-        return staging(nbytes, HOST_SLOTS, pinned=self._upload is not None)
+            return device_staging(nbytes, DEVICE_SLOT_COUNT, device)
+        return staging(nbytes, HOST_SLOT_COUNT, pinned=self._upload is not None)
 
     def _make_scatters(self) -> list[Callable[[torch.Tensor], None]]:
         """Return the scatter of each chunk, prepared beforehand."""
@@ -297,7 +297,7 @@ class CacheReceiver:
         progress.listener.count_progress()
         self.missing_count -= 1
         self.nbytes += arrived_chunk.chunk.nbytes
-        self.messages += arrived_chunk.messages
+        self.messages += arrived_chunk.message_count
         if arrived_chunk.slot is not None:
             self._receive(arrived_chunk.slot)
         elif self._extents is not None:

@@ -22,13 +22,13 @@ from .geometry import BOTH, Extents, KVGeometry
 from .levels import Level
 from .regions import Region, Span
 
-HOST_SLOTS = 2
+HOST_SLOT_COUNT = 2
 """Chunks of a stream that a sink receives into host memory at a time.
 
 One chunk arrives while another is scattered.
 """
 
-DEVICE_SLOTS = 8
+DEVICE_SLOT_COUNT = 8
 """Chunks of a stream that a sink receives into a device's memory at a time.
 
 The source runs further ahead there.

@@ -14,14 +14,14 @@ class RankDemand:
     """Demand of one rank for CPU time.
 
     Attributes:
-        threads: busy threads: those that compute, or poll for messages.
-        helpers: threads that stream beside the model. They mostly sleep.
+        thread_count: busy threads: those that compute, or poll for messages.
+        helper_count: threads that stream beside the model. They mostly sleep.
         cores: cores that the rank was allowed before the program confined it to fewer.
         quota: CPU time that the control group allows; None without a limit.
     """
 
-    threads: int
-    helpers: int
+    thread_count: int
+    helper_count: int
     cores: frozenset[int]
     quota: Quota | None
 
@@ -50,11 +50,11 @@ class HostDemand:
         """Add up all ranks of one host."""
         return cls(
             ranks=len(demands),
-            threads=sum(demand.threads for demand in demands),
-            helpers=sum(demand.helpers for demand in demands),
+            threads=sum(demand.thread_count for demand in demands),
+            helpers=sum(demand.helper_count for demand in demands),
             cores=len(frozenset[int]().union(*(demand.cores for demand in demands))),
             quota=_add_up_quotas([demand.quota for demand in demands]),
-            crowded=sum(demand.threads > len(demand.cores) for demand in demands),
+            crowded=sum(demand.thread_count > len(demand.cores) for demand in demands),
         )
 
     def describe_shortage(self) -> str | None:

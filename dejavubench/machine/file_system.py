@@ -13,7 +13,7 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 BLOCK_DEVICES = Path("/sys/dev/block")
 """Links to the block devices, by their numbers."""
 
-OPTIONS_CHARACTERS = 100
+MOST_OPTION_CHARACTERS = 100
 """Characters of a mount's options that a note shows."""
 
 
@@ -126,8 +126,8 @@ class MountedFolder:
         device = f", device {self.device}" if self.device else ""
         # Those of a container's layers are thousands of characters long; the record has all.
         shown_options = (
-            f"{self.options[:OPTIONS_CHARACTERS]} …"
-            if len(self.options) > OPTIONS_CHARACTERS
+            f"{self.options[:MOST_OPTION_CHARACTERS]} …"
+            if len(self.options) > MOST_OPTION_CHARACTERS
             else self.options
         )
         return mount_text + device + (f", options {shown_options}" if shown_options else "")

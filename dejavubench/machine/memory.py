@@ -23,7 +23,7 @@ def prefer_huge_pages() -> None:
 PRIMITIVE_CACHE_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Variables of oneDNN and torch: how many compiled products each keeps. Both default to 1024."""
 
-KEPT_PRIMITIVES = 64
+KEPT_PRIMITIVE_COUNT = 64
 """A point of a sweep needs about ten: its linears, their activations, two numbers of rows."""
 
 
@@ -35,7 +35,7 @@ def bound_primitive_caches() -> None:
     is already set wins.
     """
     for name in PRIMITIVE_CACHE_VARIABLES:
-        os.environ.setdefault(name, str(KEPT_PRIMITIVES))
+        os.environ.setdefault(name, str(KEPT_PRIMITIVE_COUNT))
 
 
 def measure_available_nbytes(root: Path = Path("/")) -> int:

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 from dejavubench.config.plan import Plan
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.levels import LEVELS
-from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
+from dejavubench.dejavulib.schedule import DEVICE_SLOT_COUNT, HOST_SLOT_COUNT
 from dejavubench.units import MIB
 
 
@@ -80,7 +80,7 @@ def plan_sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
     # Chunks that come in host memory go on to the sink's model through one slot on its GPU.
     uploads = on_cuda and on_host and point.handed_over is not None
     return Staging(
-        host_nbytes=HOST_SLOTS * slots_nbytes if on_host else 0,
-        device_nbytes=(DEVICE_SLOTS * slots_nbytes if on_device else 0)
+        host_nbytes=HOST_SLOT_COUNT * slots_nbytes if on_host else 0,
+        device_nbytes=(DEVICE_SLOT_COUNT * slots_nbytes if on_device else 0)
         + (choose_slot_nbytes(point) if uploads else 0),
     )

@@ -9,7 +9,7 @@ from dejavubench.dejavulib.destinations.registry import DISK
 from dejavubench.transports.base import Crossing, PlotStyle, ProbeNames, Transport
 from dejavubench.transports.connector import Connector
 from dejavubench.transports.contexts import ProbeContext, RankContext, SourceContext
-from dejavubench.transports.probe import DISK_CHUNKS, MESSAGE_NBYTES, Probe
+from dejavubench.transports.probe import DISK_CHUNK_COUNT, MESSAGE_NBYTES, Probe
 
 if TYPE_CHECKING:
     from dejavubench.dejavulib.destinations.base import Destination, Stream
@@ -87,7 +87,7 @@ class DiskTransport(Transport):
     )
 
     # Both the raw loop and the destination have a file of this many chunks, and a little more.
-    probe_nbytes = 2 * DISK_CHUNKS * MESSAGE_NBYTES + (1 << 20)
+    probe_nbytes = 2 * DISK_CHUNK_COUNT * MESSAGE_NBYTES + (1 << 20)
     crossing = Crossing(on_one_host=False)  # a file system of a network is a case of its own
 
     def connector(self, rank: RankContext) -> Connector:

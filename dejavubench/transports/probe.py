@@ -16,10 +16,10 @@ MESSAGE_NBYTES = 16 << 20
 WINDOW = 4
 """Messages that are under way at the same time."""
 
-MESSAGES = 16
+MESSAGE_COUNT = 16
 """Messages of one measurement of a link."""
 
-DISK_CHUNKS = 8
+DISK_CHUNK_COUNT = 8
 """Chunks of one measurement of a disk, each of :data:`MESSAGE_NBYTES` bytes."""
 
 LEAST_MESSAGE_NBYTES = 64 << 10

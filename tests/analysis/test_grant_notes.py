@@ -50,7 +50,7 @@ def test_the_report_says_quota_throttling_and_crowding(tmp_path: Path) -> None:
         "cpu_quota": 1.5,
         "cpu_demand": asdict(
             HostDemand.of_ranks(
-                [RankDemand(threads=2, helpers=1, cores=TWO_CORES, quota=Quota(1.5, "g"))]
+                [RankDemand(thread_count=2, helper_count=1, cores=TWO_CORES, quota=Quota(1.5, "g"))]
             )
         ),
     }

@@ -14,7 +14,7 @@ from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, read_cpu_quota, read_cpu_throttling
 from dejavubench.machine.cores import RankDemand
 from dejavubench.machine.file_system import locate_folder
-from dejavubench.machine.memory import KEPT_PRIMITIVES, PRIMITIVE_CACHE_VARIABLES
+from dejavubench.machine.memory import KEPT_PRIMITIVE_COUNT, PRIMITIVE_CACHE_VARIABLES
 from dejavubench.records import End, RankInfo
 from helpers.jobs import QUICK, args, run
 
@@ -25,7 +25,7 @@ class FakeCommunicator:
     rank = 0
 
     def allgather(self, mine: list[RankDemand]) -> list[list[RankDemand]]:
-        return [mine, [replace(demand, helpers=0) for demand in mine]]
+        return [mine, [replace(demand, helper_count=0) for demand in mine]]
 
 
 def make_conditions(
@@ -93,7 +93,7 @@ def test_a_run_records_and_shows_where_it_ran(tmp_path: Path) -> None:
     quota = read_cpu_quota()
     assert info.environment["cpu_quota"] == (quota and quota.cpus)
     assert {info.environment["variables"][name] for name in PRIMITIVE_CACHE_VARIABLES} == {
-        str(KEPT_PRIMITIVES)
+        str(KEPT_PRIMITIVE_COUNT)
     }
     (end,) = [end for _, end in job.run.records_of(End)]
     assert bool(end.environment) == (read_cpu_throttling() is not None)

@@ -15,7 +15,7 @@ from dejavubench.bench.scenarios.plain import PlainSink
 from dejavubench.bench.scenarios.registry import SCENARIOS, Scenarios
 from dejavubench.config.arms import Arm, Scenario
 from dejavubench.dejavulib.receiver import receiving_slots
-from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
+from dejavubench.dejavulib.schedule import DEVICE_SLOT_COUNT, HOST_SLOT_COUNT
 
 BASELINE = Arm("none", "none", role="baseline")
 STREAMING = Arm("mpi@3", "mpi", "3")
@@ -60,5 +60,5 @@ def test_only_a_restart_happens_once(scenario: Scenario) -> None:
 
 
 def test_planned_staging_has_as_many_slots_as_receivers_take() -> None:
-    assert receiving_slots(torch.device("cpu")) == HOST_SLOTS
-    assert receiving_slots(torch.device("cuda")) == DEVICE_SLOTS
+    assert receiving_slots(torch.device("cpu")) == HOST_SLOT_COUNT
+    assert receiving_slots(torch.device("cuda")) == DEVICE_SLOT_COUNT

@@ -17,7 +17,7 @@ from dejavubench.dejavulib.destinations.cuda_ipc import CudaIPCDestination, Cuda
 from dejavubench.dejavulib.destinations.peers import pairs
 from dejavubench.dejavulib.destinations.peers.chunk_words import (
     MOST_CHUNKS_AHEAD,
-    RING_WORDS,
+    RING_WORD_COUNT,
     ChunkTarget,
     SideState,
     StreamWords,
@@ -250,10 +250,10 @@ def test_one_grant_opens_the_cache_for_the_whole_microbatch() -> None:
 def test_a_long_microbatch_goes_round_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Grants of packed chunks are not taken for those of chunks that needed none, long before."""
     geometry = KVGeometry(
-        layers=1, requests=1, heads=1, positions=3 * RING_WORDS, head_size=64, itemsize=2
+        layers=1, requests=1, heads=1, positions=3 * RING_WORD_COUNT, head_size=64, itemsize=2
     )
     stream = Stream(
-        0, StreamSchedule(geometry, geometry.whole, 8, 2 * RING_WORDS, WHOLE_LAYERS), peer=0
+        0, StreamSchedule(geometry, geometry.whole, 8, 2 * RING_WORD_COUNT, WHOLE_LAYERS), peer=0
     )
     cache, target = (KVCache.allocate(geometry, INTEGERS[2]) for _ in range(2))
     slots = staging(WHOLE_LAYERS, 3)

@@ -49,7 +49,8 @@ def test_multiplication_and_shift_divide_exactly(divisor: int, dividends: list[i
 def emulate_kernel(cache: KVCache, arguments: KernelArguments) -> bytes:
     """Return the bytes that the kernel packs, computed thread for thread in numpy."""
     packed = np.zeros(
-        int(arguments.content["packed_layer_size"]) * arguments.layers * arguments.vector, np.uint8
+        int(arguments.content["packed_layer_size"]) * arguments.layer_count * arguments.vector,
+        np.uint8,
     )
     vectors = packed.reshape(-1, arguments.vector)
     for plane in range(arguments.blocks[1]):

@@ -16,7 +16,7 @@ from dejavubench.dejavulib.destinations.base import Stream, StreamingError
 from dejavubench.dejavulib.destinations.peers import gpu_memory, pairs
 from dejavubench.dejavulib.destinations.peers.chunk_words import (
     FLAG_PERIOD,
-    RING_WORDS,
+    RING_WORD_COUNT,
     ChunkTarget,
     PairWords,
     SideState,
@@ -98,7 +98,7 @@ def test_flags_tell_chunks_of_a_word_apart() -> None:
     values = list_flags()
     assert len(set(values.tolist())) == len(values) == 2 * FLAG_PERIOD
     assert 0 not in values  # words begin as 0, which announces nothing
-    for number in (0, 1, RING_WORDS, FLAG_PERIOD - 1, FLAG_PERIOD, 10 * FLAG_PERIOD + 7):
+    for number in (0, 1, RING_WORD_COUNT, FLAG_PERIOD - 1, FLAG_PERIOD, 10 * FLAG_PERIOD + 7):
         for target in ChunkTarget:
             assert values[find_flag_index(number, target)] == make_flag(number, target)
 
@@ -106,11 +106,11 @@ def test_flags_tell_chunks_of_a_word_apart() -> None:
 def test_words_of_two_streams_do_not_overlap() -> None:
     shared = SharedWords.create(PairWords.count_words(2))
     pair = PairWords(shared, 2)
-    numbers = range(5, 5 + RING_WORDS)
+    numbers = range(5, 5 + RING_WORD_COUNT)
     for stream_index, words in enumerate(pair.streams):
         for number in numbers:
             words.store_grant(number, 1000 * (1 + stream_index) + number)
-            words.flags[number % RING_WORDS] = make_flag(number, ChunkTarget(stream_index))
+            words.flags[number % RING_WORD_COUNT] = make_flag(number, ChunkTarget(stream_index))
             words.note_done(number, 10 * number + stream_index)
     pair.source_state, pair.sink_state = SideState.DONE, SideState.ABORTED
     for stream_index, words in enumerate(pair.streams):
@@ -118,7 +118,7 @@ def test_words_of_two_streams_do_not_overlap() -> None:
             assert words.take_grant(number) == 1000 * (1 + stream_index) + number
             assert words.take_grant(number) == 0, "a grant is taken once"
             assert words.find_target(number) is ChunkTarget(stream_index)
-            assert words.find_target(number + RING_WORDS) is None
+            assert words.find_target(number + RING_WORD_COUNT) is None
             assert words.sink_ns(number) == 10 * number + stream_index
         assert words.done_count == numbers.stop
     assert (pair.source_state, pair.sink_state) == (SideState.DONE, SideState.ABORTED)
@@ -129,18 +129,21 @@ def test_a_chunk_is_read_only_behind_its_flag() -> None:
     scattered: list[str] = []
     checks: list[str] = []
     chunk = GrantedChunk(
-        words, RING_WORDS + 1, lambda: checks.append("check"), lambda: scattered.append("scatter")
+        words,
+        RING_WORD_COUNT + 1,
+        lambda: checks.append("check"),
+        lambda: scattered.append("scatter"),
     )
     words.flags[1] = make_flag(1, ChunkTarget.SLOT)  # an earlier chunk's flag, in the same word
     assert not chunk.poll()
     assert (scattered, checks, chunk.received_ns) == ([], ["check"], 0)
-    words.flags[1] = make_flag(RING_WORDS + 1, ChunkTarget.SLOT)
+    words.flags[1] = make_flag(RING_WORD_COUNT + 1, ChunkTarget.SLOT)
     assert chunk.poll()
     assert chunk.poll()
     assert scattered == ["scatter"]
     assert chunk.received_ns
     chunk.acknowledge()
-    assert words.done_count == RING_WORDS + 2
+    assert words.done_count == RING_WORD_COUNT + 2
 
 
 class Offering(threading.Thread):

@@ -17,32 +17,32 @@ EIGHT = frozenset(range(8))
     "demands",
     [
         pytest.param(
-            [RankDemand(threads=2, helpers=1, cores=TWO, quota=None)],
+            [RankDemand(thread_count=2, helper_count=1, cores=TWO, quota=None)],
             id="a helper thread mostly sleeps",
         ),
         pytest.param(
             [
-                RankDemand(threads=1, helpers=1, cores=TWO, quota=None),
-                RankDemand(threads=1, helpers=0, cores=TWO, quota=None),
+                RankDemand(thread_count=1, helper_count=1, cores=TWO, quota=None),
+                RankDemand(thread_count=1, helper_count=0, cores=TWO, quota=None),
             ],
             id="a core for each rank",
         ),
         pytest.param(
             [
-                RankDemand(threads=1, helpers=0, cores=ONE, quota=None),
-                RankDemand(threads=1, helpers=0, cores=OTHER_CORE, quota=None),
+                RankDemand(thread_count=1, helper_count=0, cores=ONE, quota=None),
+                RankDemand(thread_count=1, helper_count=0, cores=OTHER_CORE, quota=None),
             ],
             id="bound to two cores",
         ),
         pytest.param(
             [
-                RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1, "g")),
-                RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1, "h")),
+                RankDemand(thread_count=1, helper_count=0, cores=TWO, quota=Quota(1, "g")),
+                RankDemand(thread_count=1, helper_count=0, cores=TWO, quota=Quota(1, "h")),
             ],
             id="a quota for each rank",
         ),
         pytest.param(
-            [RankDemand(threads=2, helpers=0, cores=TWO, quota=Quota(16, "g"))],
+            [RankDemand(thread_count=2, helper_count=0, cores=TWO, quota=Quota(16, "g"))],
             id="a quota above the cores",
         ),
     ],
@@ -55,38 +55,38 @@ def test_enough_cores_get_no_note(demands: list[RankDemand]) -> None:
     ("demands", "words"),
     [
         pytest.param(
-            [RankDemand(threads=3, helpers=0, cores=TWO, quota=None)],
+            [RankDemand(thread_count=3, helper_count=0, cores=TWO, quota=None)],
             "1 rank has 3 busy threads, for 2 cores",
             id="one rank",
         ),
         pytest.param(
             [
-                RankDemand(threads=2, helpers=1, cores=TWO, quota=None),
-                RankDemand(threads=1, helpers=0, cores=TWO, quota=None),
+                RankDemand(thread_count=2, helper_count=1, cores=TWO, quota=None),
+                RankDemand(thread_count=1, helper_count=0, cores=TWO, quota=None),
             ],
             "2 ranks have 3 busy threads, and 1 helper thread beside, for 2 co",
             id="two ranks and a helper thread",
         ),
         pytest.param(
-            [RankDemand(threads=1, helpers=0, cores=ONE, quota=None)] * 2,
+            [RankDemand(thread_count=1, helper_count=0, cores=ONE, quota=None)] * 2,
             "2 ranks have 2 busy threads, for 1 core:",
             id="bound to one core",
         ),
         pytest.param(
             [
-                RankDemand(threads=2, helpers=0, cores=ONE, quota=None),
-                RankDemand(threads=1, helpers=0, cores=EIGHT, quota=None),
+                RankDemand(thread_count=2, helper_count=0, cores=ONE, quota=None),
+                RankDemand(thread_count=1, helper_count=0, cores=EIGHT, quota=None),
             ],
             "; 1 of them has more threads than",
             id="one of two ranks",
         ),
         pytest.param(
-            [RankDemand(threads=2, helpers=0, cores=TWO, quota=Quota(1.5, "g"))],
+            [RankDemand(thread_count=2, helper_count=0, cores=TWO, quota=Quota(1.5, "g"))],
             "for 2 cores; the control group allows 1.5 CPUs:",
             id="quota of one rank",
         ),
         pytest.param(
-            [RankDemand(threads=1, helpers=0, cores=TWO, quota=Quota(1.5, "g"))] * 2,
+            [RankDemand(thread_count=1, helper_count=0, cores=TWO, quota=Quota(1.5, "g"))] * 2,
             "; the control group allows 1.5 CPUs:",
             id="quota that two ranks share",
         ),

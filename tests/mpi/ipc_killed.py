@@ -21,7 +21,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import device_staging
 from dejavubench.dejavulib.receiver import CacheReceiver, receive_all
-from dejavubench.dejavulib.schedule import DEVICE_SLOTS
+from dejavubench.dejavulib.schedule import DEVICE_SLOT_COUNT
 from dejavubench.dejavulib.streamer import Streamer
 
 SLOT, DEADLINE, LAST_CHUNK = 1 << 20, 2.0, 5
@@ -73,7 +73,7 @@ def main(lost: str, level: str) -> None:
             began = time.monotonic()
             send(streamer, manager, role == lost)
         else:
-            slots = device_staging(SLOT, DEVICE_SLOTS, device)
+            slots = device_staging(SLOT, DEVICE_SLOT_COUNT, device)
             endpoint = CudaIPCSinkEndpoint.connect(
                 world.Dup(), [peer], [cache.k, cache.v, *slots], [(cache, stream)]
             )

@@ -22,7 +22,7 @@ from dejavubench.dejavulib.levels import LEVELS, Level
 from dejavubench.dejavulib.manager import CacheManager
 from dejavubench.dejavulib.packing import device_staging
 from dejavubench.dejavulib.receiver import CacheReceiver, largest_chunk, receive_all
-from dejavubench.dejavulib.schedule import DEVICE_SLOTS
+from dejavubench.dejavulib.schedule import DEVICE_SLOT_COUNT
 from dejavubench.dejavulib.streamer import Streamer
 from dejavubench.parallel.collectives import sleeping_barrier
 
@@ -134,7 +134,7 @@ def connect_sink(
     """Share the caches and slots of all streams; return the slots of each."""
     caches = {id(cache): cache for cache, _ in streams}.values()
     slots = [
-        device_staging(largest_chunk(stream), DEVICE_SLOTS, cache.k.device)
+        device_staging(largest_chunk(stream), DEVICE_SLOT_COUNT, cache.k.device)
         for cache, stream in streams
     ]
     memory = [part for cache in caches for part in (cache.k, cache.v)]

@@ -11,7 +11,7 @@ from dejavubench.config.plan import Plan
 from dejavubench.config.resolve import load
 from dejavubench.config.rules import NO_FP32_ON_CUDA
 from dejavubench.dejavulib.receiver import receiving_slots
-from dejavubench.dejavulib.schedule import DEVICE_SLOTS, HOST_SLOTS
+from dejavubench.dejavulib.schedule import DEVICE_SLOT_COUNT, HOST_SLOT_COUNT
 from dejavubench.errors import UsageError
 from dejavubench.machine import gpu
 from dejavubench.machine.cpu import BF16_FLAGS, parse_cpu_flags
@@ -186,7 +186,7 @@ def test_each_destination_adds_what_it_takes_on_host_and_gpu() -> None:
     assert (mpi.sink.host_nbytes, mpi.sink.device_nbytes) == (memory.PROCESS_NBYTES + arriving, 0)
     assert (nccl.sink.host_nbytes, nccl.sink.device_nbytes) == (
         memory.CUDA_PROCESS_NBYTES,
-        memory.CUDA_CONTEXT_NBYTES + none.cache_nbytes + DEVICE_SLOTS * 16 * MIB,
+        memory.CUDA_CONTEXT_NBYTES + none.cache_nbytes + DEVICE_SLOT_COUNT * 16 * MIB,
     )
     assert (needs_of_both.source, needs_of_both.sink) == (nccl.source, nccl.sink), (
         "they share caches and staging"
@@ -207,7 +207,7 @@ def test_naive_levels_land_a_whole_prompt() -> None:
 
 def test_sinks_have_the_slots_of_the_librarys_receivers() -> None:
     devices = (torch.device("cpu"), torch.device("cuda"))
-    assert tuple(map(receiving_slots, devices)) == (HOST_SLOTS, DEVICE_SLOTS)
+    assert tuple(map(receiving_slots, devices)) == (HOST_SLOT_COUNT, DEVICE_SLOT_COUNT)
 
 
 def test_torch_takes_powers_of_two_of_pinned_memory() -> None:

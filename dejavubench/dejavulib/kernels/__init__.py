@@ -52,19 +52,19 @@ class KernelArguments:
     Attributes:
         vector: bytes that a thread moves at once: the largest power of two up to 16 that divides
             every size and stride.
-        layers: number of layers; there are twice as many planes.
+        layer_count: number of layers; there are twice as many planes.
         content: one :data:`REGION`, counted in vectors.
     """
 
     vector: int
-    layers: int
+    layer_count: int
     content: np.ndarray
 
     @property
     def blocks(self) -> tuple[int, int]:
         """Number of blocks along a plane, and of planes."""
         largest_plane = max(int(kind["plane_size"]) for kind in self.content["kinds"])
-        return -(-largest_plane // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layers
+        return -(-largest_plane // (THREADS_PER_BLOCK * VECTORS_PER_THREAD)), 2 * self.layer_count
 
 
 def make_kernel_arguments(geometry: KVGeometry, region: Region) -> KernelArguments:

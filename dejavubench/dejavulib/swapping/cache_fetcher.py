@@ -42,8 +42,8 @@ class CacheFetcher:
             for cache in caches
         ]
 
-    def fetch(self, stream: Stream, steps: int, place: int) -> int:
-        """Put the first ``steps`` steps of a microbatch in a place; return their bytes.
+    def fetch(self, stream: Stream, step_count: int, place: int) -> int:
+        """Put the first ``step_count`` steps of a microbatch in a place; return their bytes.
 
         Returns once the place says so; see :meth:`.residents.Residents.is_filled`.
         """
@@ -55,9 +55,9 @@ class CacheFetcher:
             self._places.put(prompt[chunk.offset : chunk.offset + chunk.nbytes], packing.scatter)
         # Decode steps come in groups: one copy per group for K and one for V, bounded memory.
         most_step_count = max(1, MOST_FETCHED_NBYTES // schedule.step_nbytes(1))
-        for first_step in range(1, steps, most_step_count):
+        for first_step in range(1, step_count, most_step_count):
             self._on_move()
-            decode_steps = range(first_step, min(first_step + most_step_count, steps))
+            decode_steps = range(first_step, min(first_step + most_step_count, step_count))
             packed, stride = self._store.fetch_steps(stream, decode_steps)
             scatter = partial(
                 scatter_steps,
@@ -68,4 +68,4 @@ class CacheFetcher:
             )
             self._places.put(packed, scatter)
         self._places.end_fill(place)
-        return schedule.step_offset(steps)
+        return schedule.step_offset(step_count)

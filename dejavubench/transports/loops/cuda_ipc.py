@@ -17,7 +17,7 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample, make_message_stream
 
-PUT_MESSAGES = 32
+PUT_MESSAGE_COUNT = 32
 """Messages of one measurement, and of the cache that holds them on either side."""
 
 
@@ -31,7 +31,7 @@ class CudaIPCLoops:
     def __init__(self, comm: MPI.Intracomm, rank_pair: RankPair, device: torch.device) -> None:
         self._rank_pair = rank_pair
         peer = rank_pair.peer
-        self._stream = make_message_stream(PUT_MESSAGES, peer)
+        self._stream = make_message_stream(PUT_MESSAGE_COUNT, peer)
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._cache = KVCache.allocate(self._stream.schedule.geometry, torch.float32, device)
         torch.cuda.synchronize(device)  # puts have a stream of their own, beside that of the zeros
@@ -65,7 +65,7 @@ class CudaIPCLoops:
         began_s = time.perf_counter()
         if self._destination is not None:
             cache_address, stream_handle = self._cache.k.data_ptr(), self._puts.own_stream_handle
-            for message_index in range(PUT_MESSAGES):
+            for message_index in range(PUT_MESSAGE_COUNT):
                 offset = message_index % WINDOW * MESSAGE_NBYTES
                 self._puts.put(
                     cache_address + offset,
@@ -112,8 +112,8 @@ class CudaIPCLoops:
             return []
         return [
             (
-                PUT_MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
-                f"{PUT_MESSAGES} × {MESSAGE_NBYTES >> 20} MiB",
+                PUT_MESSAGE_COUNT * MESSAGE_NBYTES / duration_s / 1e9,
+                f"{PUT_MESSAGE_COUNT} × {MESSAGE_NBYTES >> 20} MiB",
             )
         ]
 

@@ -11,7 +11,7 @@ from dejavubench.dejavulib.destinations.disk.block_file import Durability, open_
 from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.transports.probe import (
-    DISK_CHUNKS,
+    DISK_CHUNK_COUNT,
     MESSAGE_NBYTES,
     Probe,
     Sample,
@@ -19,10 +19,10 @@ from dejavubench.transports.probe import (
     time_call,
 )
 
-NAIVE_WRITES = 4096
+NAIVE_WRITE_COUNT = 4096
 """Writes of 16 bytes in one measurement of them."""
 
-SYNCED_WRITES = 32
+SYNCED_WRITE_COUNT = 32
 """The same if each write waits for the device."""
 
 
@@ -49,7 +49,7 @@ class DiskLoops:
         # The same flags as the destination's file: both go past the page cache, or neither does.
         self._raw_fd = os.open(directory / f"{name}-raw", open_flags(self.durability), 0o600)
         os.unlink(directory / f"{name}-raw")  # a killed process leaves nothing
-        self._stream = make_message_stream(DISK_CHUNKS)
+        self._stream = make_message_stream(DISK_CHUNK_COUNT)
         try:
             self._write_raw()
         except OSError:
@@ -68,7 +68,7 @@ class DiskLoops:
         ]
 
     def _write_raw(self) -> None:
-        for chunk_index in range(DISK_CHUNKS):
+        for chunk_index in range(DISK_CHUNK_COUNT):
             written_nbytes = 0
             # A write may be cut short where the disk fills up.
             while written_nbytes < MESSAGE_NBYTES:
@@ -101,7 +101,7 @@ class DiskLoops:
 
     def time_naive(self) -> list[Sample]:
         """Time one 16-byte write of the naive loop, in microseconds."""
-        write_count = SYNCED_WRITES if self.durability == "fdatasync" else NAIVE_WRITES
+        write_count = SYNCED_WRITE_COUNT if self.durability == "fdatasync" else NAIVE_WRITE_COUNT
         message_bytes = self._message.numpy()
         if self.durability == "direct":  # the destination gathers them into pages of its own
             return []
@@ -113,8 +113,8 @@ class DiskLoops:
         return [((time.perf_counter() - began_s) / write_count * 1e6, f"16 B, {self.durability}")]
 
     def _make_samples(self, duration_s: float) -> list[Sample]:
-        shape = f"{DISK_CHUNKS} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"
-        return [(DISK_CHUNKS * MESSAGE_NBYTES / duration_s / 1e9, shape)]
+        shape = f"{DISK_CHUNK_COUNT} × {MESSAGE_NBYTES >> 20} MiB, {self.durability}"
+        return [(DISK_CHUNK_COUNT * MESSAGE_NBYTES / duration_s / 1e9, shape)]
 
     def close(self) -> None:
         """Close the raw file, which has no name any more, and the destination's."""
@@ -127,6 +127,8 @@ def time_write_overhead() -> list[Sample]:
     small_buffer = aligned_buffer(16).numpy().data
     with open(os.devnull, "wb", buffering=0) as null_device:
         duration_s = time_call(
-            lambda: [os.pwrite(null_device.fileno(), small_buffer, 0) for _ in range(NAIVE_WRITES)]
+            lambda: [
+                os.pwrite(null_device.fileno(), small_buffer, 0) for _ in range(NAIVE_WRITE_COUNT)
+            ]
         )
-    return [(duration_s / NAIVE_WRITES * 1e6, "16 B to /dev/null")]
+    return [(duration_s / NAIVE_WRITE_COUNT * 1e6, "16 B to /dev/null")]

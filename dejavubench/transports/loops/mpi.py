@@ -14,8 +14,8 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
+    MESSAGE_COUNT,
     MESSAGE_NBYTES,
-    MESSAGES,
     PACING_NBYTES,
     WINDOW,
     Probe,
@@ -26,7 +26,7 @@ from dejavubench.transports.probe import (
     time_call,
 )
 
-NAIVE_MESSAGES = 2000
+NAIVE_MESSAGE_COUNT = 2000
 """Messages of 16 bytes in one measurement of them."""
 
 
@@ -69,7 +69,7 @@ class MPILoops:
                 self._comm.Send(pacing_message, self._peer)
                 self._comm.Recv(bytearray(1), self._peer)
                 self._message_nbytes = choose_message_nbytes(
-                    PACING_NBYTES / (time.perf_counter() - began_s), MESSAGES
+                    PACING_NBYTES / (time.perf_counter() - began_s), MESSAGE_COUNT
                 )
                 self._comm.Send(self._message_nbytes.to_bytes(8, "little"), self._peer)
             else:
@@ -113,7 +113,7 @@ class MPILoops:
         self._rank_pair.begin()
         began_s = time.perf_counter()
         # The byte back keeps the source from running ahead: eager sends would measure a copy.
-        for _ in range(MESSAGES // WINDOW):
+        for _ in range(MESSAGE_COUNT // WINDOW):
             if self._is_source:
                 MPI.Request.Waitall([self._comm.Isend(message, self._peer) for message in messages])
                 self._comm.Recv(answer, self._peer)
@@ -125,7 +125,7 @@ class MPILoops:
     def time_destination(self) -> list[Sample]:
         """Run the destination: flush on this side, receive and acknowledge on the other."""
         nbytes = self._choose_message_nbytes()
-        stream = make_message_stream(MESSAGES, self._peer, nbytes)
+        stream = make_message_stream(MESSAGE_COUNT, self._peer, nbytes)
         slots = [slot[:nbytes] for slot in self._slots]
         chunks = list(stream.schedule.all_chunks(LEVELS["2"]))
         self._rank_pair.begin()
@@ -163,24 +163,26 @@ class MPILoops:
         extent = self._slots[0].numpy().data[:16]
         self._rank_pair.begin()
         if not self._is_source:
-            for _ in range(NAIVE_MESSAGES):
+            for _ in range(NAIVE_MESSAGE_COUNT):
                 self._comm.Recv(extent, self._peer)
             return []
         # Synchronous, as the naive level: an eager send returns before the sink has the bytes.
         send = self._comm.Ssend
         began_s = time.perf_counter()
-        for _ in range(NAIVE_MESSAGES):
+        for _ in range(NAIVE_MESSAGE_COUNT):
             send(extent, self._peer)
-        return [((time.perf_counter() - began_s) / NAIVE_MESSAGES * 1e6, "16 B, MPI_Ssend")]
+        return [((time.perf_counter() - began_s) / NAIVE_MESSAGE_COUNT * 1e6, "16 B, MPI_Ssend")]
 
     def time_message_overhead(self) -> list[Sample]:
         """Time the same message to nobody, in microseconds: the loop, the view and mpi4py."""
         # A send to MPI_PROC_NULL goes through everything but the MPI library's transport.
         extent = self._slots[0].numpy().data[:16]
         send = self._comm.Ssend
-        duration_s = time_call(lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGES)])
+        duration_s = time_call(
+            lambda: [send(extent, MPI.PROC_NULL) for _ in range(NAIVE_MESSAGE_COUNT)]
+        )
         return (
-            [(duration_s / NAIVE_MESSAGES * 1e6, "16 B to MPI_PROC_NULL")]
+            [(duration_s / NAIVE_MESSAGE_COUNT * 1e6, "16 B to MPI_PROC_NULL")]
             if self._is_source
             else []
         )
@@ -189,7 +191,7 @@ class MPILoops:
         if not self._is_source:
             return []
         shape = f"{format_size(self._message_nbytes)} messages, window {WINDOW}"
-        return [(MESSAGES * self._message_nbytes / duration_s / 1e9, shape)]
+        return [(MESSAGE_COUNT * self._message_nbytes / duration_s / 1e9, shape)]
 
 
 def _leave_in_slot(packed: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from dejavubench.dejavulib.destinations.nccl.link import NCCLLink
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import MESSAGE_NBYTES, WINDOW, Probe, Sample
 
-SEND_MESSAGES = 64
+SEND_MESSAGE_COUNT = 64
 """Messages of one measurement."""
 
 
@@ -38,7 +38,7 @@ class NCCLLoop:
         send_or_receive = self._link.send if self._rank_pair.is_source else self._link.recv
         self._rank_pair.begin()
         began_s = time.perf_counter()
-        for message_index in range(SEND_MESSAGES):
+        for message_index in range(SEND_MESSAGE_COUNT):
             send_or_receive(self._slots[message_index % WINDOW].data_ptr(), MESSAGE_NBYTES)
         # A send kernel may end before the receiver's does: the sink's byte is the proof.
         self._link.synchronize()
@@ -48,7 +48,7 @@ class NCCLLoop:
             return []
         return [
             (
-                SEND_MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
-                f"{SEND_MESSAGES} × {MESSAGE_NBYTES >> 20} MiB",
+                SEND_MESSAGE_COUNT * MESSAGE_NBYTES / duration_s / 1e9,
+                f"{SEND_MESSAGE_COUNT} × {MESSAGE_NBYTES >> 20} MiB",
             )
         ]

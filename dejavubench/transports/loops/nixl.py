@@ -15,8 +15,8 @@ from dejavubench.dejavulib.levels import LEVELS
 from dejavubench.dejavulib.packing import aligned_buffer, device_staging
 from dejavubench.transports.loops.rank_pair import RankPair
 from dejavubench.transports.probe import (
+    MESSAGE_COUNT,
     MESSAGE_NBYTES,
-    MESSAGES,
     WINDOW,
     Probe,
     Sample,
@@ -41,10 +41,10 @@ class NIXLLoops:
             if on_device
             else [aligned_buffer(MESSAGE_NBYTES) for _ in range(WINDOW)]
         )
-        self._stream = make_message_stream(MESSAGES, peer)
+        self._stream = make_message_stream(MESSAGE_COUNT, peer)
         # A stream of its own, so that its notifications are not taken for the destination's.
         self._raw_stream = replace(self._stream, id=1)
-        self._raw_rounds = 0
+        self._raw_round_count = 0
         self._chunks = list(self._stream.schedule.all_chunks(LEVELS["2"]))
         self._destination = NIXLDestination(comm, [peer], self._slots) if is_source else None
         self._endpoint = None if is_source else NIXLSinkEndpoint(comm, [peer], self._slots)
@@ -68,11 +68,11 @@ class NIXLLoops:
         """
         self._rank_pair.begin()
         began_s = time.perf_counter()
-        round_number = self._raw_rounds
-        self._raw_rounds += 1
+        round_number = self._raw_round_count
+        self._raw_round_count += 1
         if self._destination is not None:
             agent = self._destination.agent
-            for _ in range(MESSAGES // WINDOW):
+            for _ in range(MESSAGE_COUNT // WINDOW):
                 writes_under_way = [
                     agent.write(self._raw_stream, [source], [target])
                     for source, target in self._slot_pairs
@@ -122,7 +122,7 @@ class NIXLLoops:
             return []
         return [
             (
-                MESSAGES * MESSAGE_NBYTES / duration_s / 1e9,
+                MESSAGE_COUNT * MESSAGE_NBYTES / duration_s / 1e9,
                 f"{MESSAGE_NBYTES >> 20} MiB messages, window {WINDOW}",
             )
         ]

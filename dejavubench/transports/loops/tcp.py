@@ -28,10 +28,10 @@ from dejavubench.transports.probe import (
     make_message_stream,
 )
 
-LARGE_MESSAGES = 8
+LARGE_MESSAGE_COUNT = 8
 """Messages of one measurement."""
 
-SMALL_MESSAGES = 2000
+SMALL_MESSAGE_COUNT = 2000
 """Messages of 16 bytes in one measurement of them: half are of K, half of V."""
 
 Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
@@ -40,14 +40,14 @@ Connect = Callable[[list[Stream], torch.dtype], MeasuredTCPDestination]
 
 def make_large_messages(nbytes: int = MESSAGE_NBYTES) -> Stream:
     """Return the stream whose chunks are whole messages."""
-    return make_message_stream(LARGE_MESSAGES, nbytes=nbytes)
+    return make_message_stream(LARGE_MESSAGE_COUNT, nbytes=nbytes)
 
 
 def make_small_messages() -> Stream:
     """Return a stream of one step whose extents are of 16 bytes: a head of four numbers each."""
     # There are two positions, so that the next step's keys and values keep the extents apart.
     geometry = KVGeometry(
-        layers=1, requests=1, heads=SMALL_MESSAGES // 2, positions=2, head_size=4, itemsize=4
+        layers=1, requests=1, heads=SMALL_MESSAGE_COUNT // 2, positions=2, head_size=4, itemsize=4
     )
     return Stream(
         0,
@@ -113,16 +113,16 @@ class TCPLoops:
         _begin_stream(self._small_destination, self._small_messages)
         began_s = time.perf_counter()
         self._small_destination.flush_extents(
-            self._small_messages, chunk, [extent] * SMALL_MESSAGES, each_complete=True
+            self._small_messages, chunk, [extent] * SMALL_MESSAGE_COUNT, each_complete=True
         )
         _wait_for_chunk(self._small_destination, self._small_messages, chunk.index)
-        return [((time.perf_counter() - began_s) / SMALL_MESSAGES * 1e6, "16 B, answered")]
+        return [((time.perf_counter() - began_s) / SMALL_MESSAGE_COUNT * 1e6, "16 B, answered")]
 
     def _make_samples(self, duration_s: float) -> list[Sample]:
         return [
             (
-                LARGE_MESSAGES * self._message_nbytes / duration_s / 1e9,
-                f"{LARGE_MESSAGES} × {format_size(self._message_nbytes)} messages",
+                LARGE_MESSAGE_COUNT * self._message_nbytes / duration_s / 1e9,
+                f"{LARGE_MESSAGE_COUNT} × {format_size(self._message_nbytes)} messages",
             )
         ]
 
@@ -159,4 +159,4 @@ def _choose_message_nbytes(connect: Connect) -> int:
     destination.send_raw(stream, [aligned_buffer(PACING_NBYTES).fill_(1)])
     duration_s = time.perf_counter() - began_s
     destination.close()
-    return choose_message_nbytes(PACING_NBYTES / duration_s, LARGE_MESSAGES)
+    return choose_message_nbytes(PACING_NBYTES / duration_s, LARGE_MESSAGE_COUNT)

@@ -93,19 +93,20 @@ class SavedStream:
 
     def _read_watermark(self) -> int:
         page = self._read(stream_file.WATERMARK_OFFSET, PAGE_NBYTES, "its watermark")
-        (steps,) = struct.unpack_from("<Q", page.data)
+        (step_count,) = struct.unpack_from("<Q", page.data)
         # It moves by whole groups, and a count in the middle of one cannot have been written.
-        is_within_group = 0 < steps <= self.schedule.steps and not self.schedule.leaves(steps - 1)
-        is_beyond_end = steps > self.schedule.steps + 1
+        schedule = self.schedule
+        is_within_group = 0 < step_count <= schedule.steps and not schedule.leaves(step_count - 1)
+        is_beyond_end = step_count > schedule.steps + 1
         if (
             is_within_group
             or is_beyond_end
-            or not np.array_equal(page, stream_file.make_watermark_page(steps))
+            or not np.array_equal(page, stream_file.make_watermark_page(step_count))
         ):
             raise StreamingError(
                 f"{self.path}: the watermark is damaged, so that no step of it can be trusted"
             )
-        return int(steps)
+        return int(step_count)
 
     def _read_record(self, step: int) -> np.ndarray:
         """Return a group's record, uint8; StreamingError if its checksums do not agree."""

@@ -123,9 +123,9 @@ def make_header_page(stream: Stream, identity: Mapping[str, str]) -> np.ndarray:
     return np.frombuffer(header_bytes.ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 
-def make_watermark_page(steps: int) -> np.ndarray:
+def make_watermark_page(step_count: int) -> np.ndarray:
     """Return page 1, uint8, for a number of complete steps."""
-    count = struct.pack("<Q", steps)
+    count = struct.pack("<Q", step_count)
     return np.frombuffer((count + xxhash.xxh3_64_digest(count)).ljust(PAGE_NBYTES, b"\0"), np.uint8)
 
 

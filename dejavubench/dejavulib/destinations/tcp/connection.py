@@ -35,7 +35,7 @@ class Connection:
     Attributes:
         wire: this side's end of the connection.
         summary: the caches, in words.
-        nbytes, chunks: counters of what has come.
+        nbytes, chunk_count: counters of what has come.
     """
 
     def __init__(self, wire: Wire, offer: TCPOffer, services: Mapping[int, Service]) -> None:
@@ -54,7 +54,7 @@ class Connection:
         self._slot_nbytes = min(offer.slot_nbytes, largest_stream_nbytes)
         self._slot: torch.Tensor | None = None
         self.nbytes = 0
-        self.chunks = 0
+        self.chunk_count = 0
         self._received_ns = 0  # when the chunk under way had come, or the first of its extents
         streams = "1 stream" if len(by_stream) == 1 else f"{len(by_stream)} streams"
         self.summary = (
@@ -135,10 +135,10 @@ class Connection:
         extent_view, is_last = stream.extent(frame.number, frame.nbytes)
         if not self.wire.receive_payload(frame, [extent_view]):
             raise RefusalError(
-                f"extent {stream.extents - 1} of chunk {frame.number} of stream {stream.id}: its "
-                "hash does not agree with its bytes"
+                f"extent {stream.extent_count - 1} of chunk {frame.number} of stream {stream.id}: "
+                "its hash does not agree with its bytes"
             )
-        if stream.extents == 1:
+        if stream.extent_count == 1:
             self._received_ns = chunk_times.now()
         if frame.kind == FrameKind.EXTENT:
             self.reply(FrameKind.TAKEN, frame)
@@ -149,7 +149,7 @@ class Connection:
     def _complete_chunk(self, frame: Frame, stream: SinkStream, nbytes: int) -> None:
         stream.note_arrival(nbytes)
         self.nbytes += nbytes
-        self.chunks += 1
+        self.chunk_count += 1
         sink_ns = chunk_times.now() - self._received_ns
         self.reply(FrameKind.COMPLETE, frame, sink_ns.to_bytes(DURATION_NBYTES, "little"))
 

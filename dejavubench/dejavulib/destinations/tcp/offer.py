@@ -118,11 +118,13 @@ class TCPOffer(_Strict):
         # Python's integers do not overflow: hostile sizes give a huge number, and are refused.
         sizes = self.geometry
         per_head = 2 * sizes.layers * sizes.requests * sizes.positions * sizes.head_size
-        cache = per_head * sizes.heads * sizes.itemsize
-        objects = sum(
+        cache_nbytes = per_head * sizes.heads * sizes.itemsize
+        objects_nbytes = sum(
             STREAM_NBYTES + CHUNK_NBYTES * self._count_chunks(stream) for stream in self.streams
         )
-        return cache * len(self.streams) + self.slot_nbytes + objects + CONNECTION_NBYTES
+        return (
+            cache_nbytes * len(self.streams) + self.slot_nbytes + objects_nbytes + CONNECTION_NBYTES
+        )
 
     def _count_chunks(self, stream: _Stream) -> int:
         """Return the most chunks of one group of a stream, as StreamSchedule.atoms() lists them."""
@@ -136,8 +138,8 @@ class TCPOffer(_Strict):
         per_request = per_position * longest_group
         if per_request <= stream.slot_nbytes:
             return layers * -(-requests * max(per_request, 1) // stream.slot_nbytes) * 2
-        positions = max(1, stream.slot_nbytes // per_position)
-        return layers * requests * -(-longest_group // positions)
+        most_positions = max(1, stream.slot_nbytes // per_position)
+        return layers * requests * -(-longest_group // most_positions)
 
     @property
     def slot_nbytes(self) -> int:

@@ -175,7 +175,9 @@ class TCPSinkServer:
             self._log(f"accepted {wire.peer}: {connection.summary}")
             verb = "dropped"
             connection.serve()
-            self._log(f"ended {wire.peer}: {connection.nbytes} bytes in {connection.chunks} chunks")
+            self._log(
+                f"ended {wire.peer}: {connection.nbytes} bytes in {connection.chunk_count} chunks"
+            )
         except RefusalError as error:
             self._log(f"{verb} {wire.peer}: {error}")
             _send_refusal(wire, str(error))

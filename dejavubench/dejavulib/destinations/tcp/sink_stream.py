@@ -34,7 +34,7 @@ class SinkStream:
     Attributes:
         cache: holds what has come.
         microbatch: number of the microbatch that comes, from 1 on; 0 before the first.
-        extents: number of extents of the current chunk that have come.
+        extent_count: number of extents of the current chunk that have come.
     """
 
     def __init__(self, stream_id: int, schedule: StreamSchedule, dtype: torch.dtype) -> None:
@@ -42,7 +42,7 @@ class SinkStream:
         self.schedule = schedule
         self.cache = KVCache.allocate(schedule.geometry, dtype)
         self.microbatch = 0
-        self.extents = 0
+        self.extent_count = 0
         self._number = 0  # chunks that have come
         self._position = 0  # packed bytes that have come
         self._upcoming_chunks: dict[str, tuple[Iterator[Chunk], Chunk | None]] = {}
@@ -54,7 +54,7 @@ class SinkStream:
         self.microbatch = microbatch
         self._number = 0
         self._position = 0
-        self.extents = 0
+        self.extent_count = 0
         self._upcoming_chunks = {
             level: (self.schedule.all_chunks(LEVELS[level]), None) for level in _BUFFERED_LEVELS
         }
@@ -67,7 +67,7 @@ class SinkStream:
         Raises:
             RefusalError: no chunk of this number and size can come now.
         """
-        if chunk_number == self._number and not self.extents:
+        if chunk_number == self._number and not self.extent_count:
             for level in _BUFFERED_LEVELS:
                 chunk = self._find_chunk(level)
                 if chunk is not None and chunk.nbytes == nbytes:
@@ -104,7 +104,7 @@ class SinkStream:
         """Note that the chunk under way is in its place."""
         self._number += 1
         self._position += nbytes
-        self.extents = 0
+        self.extent_count = 0
 
     # ---- single extents ----
 
@@ -118,17 +118,17 @@ class SinkStream:
         step = schedule.last_step(chunk_number)
         group_begins = step <= schedule.steps and schedule.step_offset(step) == self._position
         if chunk_number == self._number and group_begins:
-            if not self.extents:
+            if not self.extent_count:
                 self._later_extents = walk_extents(self.cache, iter(schedule.atoms(step)))
                 self._next_extent = next(self._later_extents)
             extent_view = self._next_extent
             if extent_view is not None and len(extent_view) == nbytes:
-                self.extents += 1
+                self.extent_count += 1
                 self._next_extent = next(self._later_extents, None)
                 return extent_view, self._next_extent is None
         raise RefusalError(
             f"an extent of {nbytes} bytes of chunk {chunk_number} is not the next one of stream "
-            f"{self.id}, which is at extent {self.extents} of chunk {self._number}"
+            f"{self.id}, which is at extent {self.extent_count} of chunk {self._number}"
         )
 
     # ---- reading back ----
