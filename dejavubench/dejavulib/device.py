@@ -32,8 +32,8 @@ Beside a prompt the gather kernel takes compute time that the model could use.
 """
 
 
-class SideStream:
-    """A stream on which chunks are packed into slots on the device, beside the model's stream."""
+class SideCudaStream:
+    """A CUDA stream that packs chunks into slots on the device, beside the model's CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda_stream = torch.cuda.Stream(device)
@@ -42,7 +42,7 @@ class SideStream:
     def pack_chunk(
         self, transfer: Transfer, packing: Packing, packed: torch.Tensor
     ) -> Iterator[None]:
-        """Pack a chunk behind its ``ready`` event. Inside the context this is torch's stream."""
+        """Pack a chunk behind its ``ready`` event. The context makes this the current stream."""
         with self._order_behind_ready(transfer):
             packing.gather(packed)
             if transfer.marks is not None:
@@ -51,7 +51,7 @@ class SideStream:
 
     @contextmanager
     def follow_ready(self, transfer: Transfer) -> Iterator[None]:
-        """Pack nothing. Inside the context this is torch's stream, behind the ``ready`` event."""
+        """Pack nothing. The context makes this the current stream, behind the ``ready`` event."""
         with self._order_behind_ready(transfer) as begun:
             if transfer.marks is not None and begun is not None:
                 transfer.marks.add("gathered", begun)  # a second event would only take time
@@ -173,7 +173,7 @@ class DeviceStaging:
 
     def take_arrived(self) -> Iterator[tuple[Transfer, torch.Tensor]]:
         """Yield the chunks that are in host memory by now, oldest first."""
-        # One stream runs all copies, so the oldest is done first; a later event is never asked.
+        # One CUDA stream runs all copies, so the oldest is done first: no later event is asked.
         while self._copies and self._copies[0].copied_event.query():
             copy = self._copies.popleft()
             if copy.slot is not None:
@@ -278,29 +278,30 @@ class _Copies(NamedTuple):
         buffer_addresses, device_addresses, sizes, views = self
         return _Copies(buffer_addresses[block], device_addresses[block], sizes[block], views[block])
 
-    def issuing(self, stream_handle: int) -> Iterator[None]:
+    def issuing(self, cuda_stream_handle: int) -> Iterator[None]:
         """Return an iterator that issues the next copy each time it is advanced."""
         from cupy.cuda import runtime
 
         # map() over prepared lists: Python runs no bytecode per extent.
         copies = (self.buffer_addresses, self.device_addresses, self.sizes)
         direction = runtime.memcpyDeviceToHost
-        return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(stream_handle))
+        return map(runtime.memcpyAsync, *copies, repeat(direction), repeat(cuda_stream_handle))
 
-    def issue(self, stream_handle: int) -> None:
+    def issue(self, cuda_stream_handle: int) -> None:
         """Issue all copies and wait until they are done."""
         from cupy.cuda import runtime
 
-        deque(self.issuing(stream_handle), maxlen=0)  # runs the iterator in C and keeps nothing
-        runtime.streamSynchronize(stream_handle)
+        # Runs the iterator in C and keeps nothing.
+        deque(self.issuing(cuda_stream_handle), maxlen=0)
+        runtime.streamSynchronize(cuda_stream_handle)
 
 
 class _OneByOne(Sequence[memoryview]):
     """Extents on a device, each copied and waited for when an iteration comes to it."""
 
-    def __init__(self, copies: _Copies, stream_handle: int) -> None:
+    def __init__(self, copies: _Copies, cuda_stream_handle: int) -> None:
         self._copies = copies
-        self._stream_handle = stream_handle
+        self._cuda_stream_handle = cuda_stream_handle
 
     def __len__(self) -> int:
         return len(self._copies.views)
@@ -311,7 +312,7 @@ class _OneByOne(Sequence[memoryview]):
     def __getitem__(self, index: slice) -> _OneByOne: ...
     def __getitem__(self, index: int | slice) -> memoryview | _OneByOne:
         if isinstance(index, slice):
-            return _OneByOne(self._copies.cut(index), self._stream_handle)
+            return _OneByOne(self._copies.cut(index), self._cuda_stream_handle)
         if not 0 <= index < len(self):
             raise IndexError(index)
         return next(iter(self[index : index + 1]))
@@ -319,7 +320,7 @@ class _OneByOne(Sequence[memoryview]):
     def __iter__(self) -> Iterator[memoryview]:
         from cupy.cuda import runtime
 
-        issued_copies = self._copies.issuing(self._stream_handle)
-        waits = map(runtime.streamSynchronize, repeat(self._stream_handle))
+        issued_copies = self._copies.issuing(self._cuda_stream_handle)
+        waits = map(runtime.streamSynchronize, repeat(self._cuda_stream_handle))
         # zip() takes a view first, so that nothing is issued behind the last one.
         return map(itemgetter(0), zip(self._copies.views, issued_copies, waits, strict=False))

@@ -254,7 +254,7 @@ class CacheManager:
         phase.lag_nbytes = max(phase.lag_nbytes, byte_progress.lag_nbytes)
         if self.cache.k.is_cuda:
             self._ready_event = torch.cuda.Event(enable_timing=self._device_clock is not None)
-            self._ready_event.record()  # on the model's stream, behind what has written them
+            self._ready_event.record()  # on the model's CUDA stream, behind what has written them
         ready_event = self._ready_event
         times = self.times
         transfers = [

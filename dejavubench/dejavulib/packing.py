@@ -216,7 +216,7 @@ def _scatter_atoms(
 
 
 class SideScatter:
-    """Scatters packed chunks that are in their slots; on a CUDA device, on a stream of its own.
+    """Scatters packed chunks that are in their slots; on a device, on a CUDA stream of its own.
 
     Args:
         device: of slots and caches.

@@ -17,7 +17,7 @@ import torch
 from . import progress
 from .chunk_times import BEGUN, GATHERED, SEEN
 from .destinations.base import Destination, StorageError, StreamingError
-from .device import BounceBuffer, DeviceStaging, SideStream
+from .device import BounceBuffer, DeviceStaging, SideCudaStream
 from .extents import StepExtents
 from .helper_thread import read_cpu_seconds, start_helper
 from .packing import Packing
@@ -71,7 +71,7 @@ class Streamer:
         self.bounce = bounce or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = list(slots)  # the last one freed is taken first: it is in this core's cache
-        self._side_stream = _make_side_stream(slots)
+        self._side_cuda_stream = _make_side_cuda_stream(slots)
         # A deque's append and popleft are atomic, so the inbox needs no lock.
         self._inbox: deque[Transfer] = deque()  # filled by the model's thread
         self._wake_helper, self._wake_model = Wake(), Wake()
@@ -236,7 +236,7 @@ class Streamer:
             self._to_prepare = planned_chunk, packing
             return
         if planned_chunk.direct is not None:
-            return _post_direct(transfer, self._side_stream, self._post)
+            return _post_direct(transfer, self._side_cuda_stream, self._post)
         packed = self.destination.place(planned_chunk.stream, planned_chunk.chunk)
         if packed is None:  # the destination has no memory of its own to gather into
             transfer.slot = self._slots.pop()
@@ -246,8 +246,8 @@ class Streamer:
             transfer.stamp(GATHERED)
             self._post(transfer, packed)
             self._nap_s = NAP_AFTER_POST_S
-        elif self._side_stream is not None:
-            with self._side_stream.pack_chunk(transfer, packing, packed):
+        elif self._side_cuda_stream is not None:
+            with self._side_cuda_stream.pack_chunk(transfer, packing, packed):
                 self._post(transfer, packed)
         else:
             assert self.device is not None
@@ -286,15 +286,15 @@ class Streamer:
         return _describe_first([*begun_transfers, *self._inbox])
 
 
-def _make_side_stream(slots: Sequence[torch.Tensor]) -> SideStream | None:
-    """Return the stream on which slots of a device are filled, beside the model's."""
+def _make_side_cuda_stream(slots: Sequence[torch.Tensor]) -> SideCudaStream | None:
+    """Return the CUDA stream on which slots of a device are filled, beside the model's."""
     on_device = bool(slots) and slots[0].is_cuda
-    return SideStream(slots[0].device) if on_device else None
+    return SideCudaStream(slots[0].device) if on_device else None
 
 
 def _post_direct(
     transfer: Transfer,
-    side_stream: SideStream | None,
+    side_cuda_stream: SideCudaStream | None,
     post: Callable[[Transfer, torch.Tensor | None], None],
 ) -> None:
     """Post a chunk that is not packed: behind the model's work, if it is on a device."""
@@ -302,8 +302,8 @@ def _post_direct(
         transfer.stamp(GATHERED)
         post(transfer, None)
     else:
-        assert side_stream is not None, "a cache on a device needs staging there"
-        with side_stream.follow_ready(transfer):
+        assert side_cuda_stream is not None, "a cache on a device needs staging there"
+        with side_cuda_stream.follow_ready(transfer):
             post(transfer, None)
 
 

@@ -101,9 +101,9 @@ class StridedCopy:
         if packed.numel() != self._nbytes:
             raise ValueError(f"a buffer of {packed.numel()} bytes for a region of {self._nbytes}")
         self._arguments.place_targets(self._packed_offsets + np.uint64(packed.data_ptr()))
-        stream_handle = cuda_stream.cuda_stream
+        cuda_stream_handle = cuda_stream.cuda_stream
         for address in self._arguments.addresses:
-            runtime.memcpy3DAsync(address, stream_handle)
+            runtime.memcpy3DAsync(address, cuda_stream_handle)
 
 
 class CacheCopy:
@@ -124,11 +124,11 @@ class CacheCopy:
         begins = [copy.target + (bases.k if copy.kv == "k" else bases.v) for copy in copies]
         self._arguments.place_targets(np.array(begins, np.uint64))
 
-    def issue(self, stream_handle: int) -> None:
+    def issue(self, cuda_stream_handle: int) -> None:
         """Issue the copies on the CUDA stream with this handle."""
         copy = self._copy
         for address in self._arguments.addresses:
-            copy(address, stream_handle)
+            copy(address, cuda_stream_handle)
 
 
 DEVICE_TO_HOST, ANY_TO_ANY = 2, 4

@@ -17,8 +17,8 @@ class DeviceUpload:
     """Puts packed bytes in their place in the caches of one device. Nothing here waits.
 
     A copy engine brings the bytes into staging on the device, and a kernel scatters them from
-    there. Both run on one stream of their own, in order. So all bytes can pass through the same
-    staging.
+    there. Both run on one CUDA stream of their own, in order. So all bytes can pass through the
+    same staging.
 
     Args:
         nbytes: bytes of the staging. It grows if more bytes are put at once.
@@ -40,8 +40,8 @@ class DeviceUpload:
         """
         with torch.cuda.stream(self._cuda_stream):
             if packed.numel() > self._staging.numel():
-                # Staging is allocated on this stream, so the old one is not given to anybody else
-                # before the scatter that reads it has ended.
+                # Staging is allocated on this CUDA stream, so the old one is not given to anybody
+                # else before the scatter that reads it has ended.
                 self._staging = torch.empty(packed.numel(), dtype=torch.uint8, device=self._device)
             staged = self._staging[: packed.numel()]
             staged.copy_(packed, non_blocking=True)

@@ -37,19 +37,29 @@ _SUM = 0
 class _CupyCommunicator(Protocol):
     """``cupy.cuda.nccl.NcclCommunicator``: the calls that are used. Types are NCCL's numbers."""
 
-    def send(self, address: int, count: int, dtype: int, peer: int, stream_handle: int) -> None:
+    def send(
+        self, address: int, count: int, dtype: int, peer: int, cuda_stream_handle: int
+    ) -> None:
         """Issue a send of ``count`` elements on the CUDA stream with this handle."""
 
-    def recv(self, address: int, count: int, dtype: int, peer: int, stream_handle: int) -> None:
+    def recv(
+        self, address: int, count: int, dtype: int, peer: int, cuda_stream_handle: int
+    ) -> None:
         """Issue a receive of ``count`` elements on the CUDA stream with this handle."""
 
     def allReduce(  # noqa: N802 - cupy's name
-        self, source: int, target: int, count: int, dtype: int, operation: int, stream_handle: int
+        self,
+        source: int,
+        target: int,
+        count: int,
+        dtype: int,
+        operation: int,
+        cuda_stream_handle: int,
     ) -> None:
         """Issue the reduction of ``count`` elements; both addresses may be equal."""
 
     def allGather(  # noqa: N802 - cupy's name
-        self, source: int, target: int, count: int, dtype: int, stream_handle: int
+        self, source: int, target: int, count: int, dtype: int, cuda_stream_handle: int
     ) -> None:
         """Issue the gathering of ``count`` elements from each rank, in order of ranks."""
 
@@ -113,8 +123,8 @@ class NCCLCommunicator:
 
     Making one is collective, and so is :meth:`close`.
 
-    Sends, receives and sums are issued on a stream, and have not happened when a method returns.
-    All ranks must issue them in the same order.
+    Sends, receives and sums are issued on a CUDA stream. They have not happened when a method
+    returns. All ranks must issue them in the same order.
 
     Args:
         comm: brings the ranks together; not used afterwards.
@@ -164,13 +174,13 @@ class NCCLCommunicator:
         """Issue a receive into a contiguous tensor; ``cuda_stream`` as for :meth:`send`."""
         self.recv_bytes(x.data_ptr(), x.numel() * x.element_size(), peer, self._handle(cuda_stream))
 
-    def send_bytes(self, address: int, nbytes: int, peer: int, stream_handle: int) -> None:
-        """Send memory of the device; ``stream_handle`` is CUDA's own handle."""
-        self._comm.send(address, nbytes, _UINT8, peer, stream_handle)
+    def send_bytes(self, address: int, nbytes: int, peer: int, cuda_stream_handle: int) -> None:
+        """Send memory of the device; ``cuda_stream_handle`` is CUDA's own handle."""
+        self._comm.send(address, nbytes, _UINT8, peer, cuda_stream_handle)
 
-    def recv_bytes(self, address: int, nbytes: int, peer: int, stream_handle: int) -> None:
-        """Receive into memory of the device; ``stream_handle`` is CUDA's own handle."""
-        self._comm.recv(address, nbytes, _UINT8, peer, stream_handle)
+    def recv_bytes(self, address: int, nbytes: int, peer: int, cuda_stream_handle: int) -> None:
+        """Receive into memory of the device; ``cuda_stream_handle`` is CUDA's own handle."""
+        self._comm.recv(address, nbytes, _UINT8, peer, cuda_stream_handle)
 
     def all_reduce(self, x: Tensor, cuda_stream: torch.cuda.Stream | None = None) -> None:
         """Sum over all ranks, in place, in the tensor's own type."""

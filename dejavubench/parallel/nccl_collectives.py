@@ -109,7 +109,7 @@ class NCCLCollectives:
         """
         assert self._next_pair is not None, "the last stage has no next one"
         message = hidden.contiguous()
-        # The pair's stream waits for the kernels that compute it; the host waits for nothing.
+        # The pair's CUDA stream waits for the kernels that compute it; the host waits for nothing.
         self._next_pair.wait_for_mark(self._next_pair.mark_filled())
         self._next_pair.send(message.data_ptr(), message.numel() * message.element_size())
         message.record_stream(self._next_pair.cuda_stream)  # keeps its memory until it is sent

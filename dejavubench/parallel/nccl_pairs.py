@@ -1,4 +1,4 @@
-"""Pairs of ranks that are connected by NCCL, each by a communicator and a stream of its own."""
+"""Pairs of ranks, each connected by an NCCL communicator and a CUDA stream of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NCCLPair:
         self._peer = 1 - communicator.rank
         self.cuda_stream = torch.cuda.Stream(communicator.device)
         self._handle = self.cuda_stream.cuda_stream
-        self._side_stream = torch.cuda.Stream(communicator.device)
+        self._side_cuda_stream = torch.cuda.Stream(communicator.device)
         self._connect(sends)
 
     def _connect(self, sends: bool) -> None:
@@ -68,11 +68,11 @@ class NCCLPair:
         """Begin the operations that are issued from now on after a mark."""
         self.cuda_stream.wait_event(mark)
 
-    def side_stream(self) -> AbstractContextManager[object]:
+    def side_cuda_stream(self) -> AbstractContextManager[object]:
         """Make a stream beside the pair's torch's current one, after all receives issued so far."""
         # Receives go on meanwhile: a scatter waits for those before it and delays none behind it.
-        self._side_stream.wait_event(self.mark())
-        return torch.cuda.stream(self._side_stream)
+        self._side_cuda_stream.wait_event(self.mark())
+        return torch.cuda.stream(self._side_cuda_stream)
 
     def mark(self) -> torch.cuda.Event:
         """Return an event that is complete (``query()``) when all operations issued so far are."""

@@ -40,7 +40,7 @@ class FakePuts:
         closed: how often it was closed.
     """
 
-    own_stream_handle = 1
+    own_cuda_stream_handle = 1
 
     def __init__(self, delays_copies: bool = False) -> None:
         self.copied: list[int] = []
@@ -48,7 +48,7 @@ class FakePuts:
         self._delayed: deque[Row] | None = deque() if delays_copies else None
         self._values = list_flags()
 
-    def current_stream_handle(self) -> int:
+    def current_cuda_stream_handle(self) -> int:
         return 0
 
     def mark(self) -> str:
@@ -75,12 +75,12 @@ class FakePuts:
             for row in range(copy.rows.number)
         ]
 
-    def put_prepared(self, prepared: list[Row], stream_handle: int) -> None:
+    def put_prepared(self, prepared: list[Row], cuda_stream_handle: int) -> None:
         for source, target, nbytes in prepared:
-            self.put(source, target, nbytes, stream_handle)
+            self.put(source, target, nbytes, cuda_stream_handle)
 
     def put(
-        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+        self, source_address: int, target_address: int, nbytes: int, cuda_stream_handle: int
     ) -> None:
         self.copied.append(nbytes)
         if self._delayed is None:
@@ -88,7 +88,7 @@ class FakePuts:
         else:
             self._delayed.append((source_address, target_address, nbytes))
 
-    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
+    def store_word(self, value_index: int, target_address: int, cuda_stream_handle: int) -> None:
         ctypes.c_int64.from_address(target_address).value = int(self._values[value_index])
 
     def synchronize(self) -> None:

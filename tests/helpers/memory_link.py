@@ -89,7 +89,7 @@ class MemoryLink:
     def wait_for_mark(self, mark: Any) -> None:
         assert isinstance(mark, Mark)
 
-    def side_stream(self) -> Any:
+    def side_cuda_stream(self) -> Any:
         return nullcontext()
 
     def mark(self) -> Mark:

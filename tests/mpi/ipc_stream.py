@@ -38,11 +38,11 @@ BUSY_CYCLES, LATE_CYCLES = 5_000_000, 500_000_000
 class LatePuts(CudaPuts):
     """Puts whose copies come long after the flags that announce them."""
 
-    def put_prepared(self, prepared: Any, stream_handle: int) -> None:
+    def put_prepared(self, prepared: Any, cuda_stream_handle: int) -> None:
         super().put_prepared(prepared, self._late_handle())
 
     def put(
-        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+        self, source_address: int, target_address: int, nbytes: int, cuda_stream_handle: int
     ) -> None:
         super().put(source_address, target_address, nbytes, self._late_handle())
 

@@ -79,7 +79,7 @@ class MPILink:
     def wait_for_mark(self, mark: Any) -> None:
         assert isinstance(mark, Mark)
 
-    def side_stream(self) -> AbstractContextManager[object]:
+    def side_cuda_stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def mark(self) -> Mark:

@@ -193,13 +193,13 @@ class ExtentCopies:
 
         copy = runtime.memcpyAsync
         direction = runtime.memcpyDeviceToHost
-        stream_handle = self._cuda_stream.cuda_stream
+        cuda_stream_handle = self._cuda_stream.cuda_stream
 
         # A generator that yields views, as the library's: its overhead is part of the naive loop.
         def copy_one_by_one() -> Iterator[memoryview]:
             for (target, source, nbytes), view in zip(copies, self._views, strict=True):
-                copy(target, source, nbytes, direction, stream_handle)
-                wait(stream_handle)
+                copy(target, source, nbytes, direction, cuda_stream_handle)
+                wait(cuda_stream_handle)
                 yield view
 
         torch.cuda.synchronize(self._device)

@@ -152,14 +152,14 @@ class CudaIPCDestination(RemoteDestination[int]):
         self._await_grant(queue, number, chunk)
         targets = iter(queue.extents.of_step(chunk.step))
         put, synchronize = self._puts.put, self._puts.synchronize
-        stream_handle = self._puts.own_stream_handle
+        cuda_stream_handle = self._puts.own_cuda_stream_handle
         for block in self.cut_and_count(extents):
             self._check_not_given_up(queue, chunk)
             for (address, nbytes), (target, _) in zip(block, targets, strict=False):
-                put(address, target, nbytes, stream_handle)
+                put(address, target, nbytes, cuda_stream_handle)
                 if each_complete:
                     synchronize()
-        queue.store_flag(number, ChunkTarget.PLACE, stream_handle)
+        queue.store_flag(number, ChunkTarget.PLACE, cuda_stream_handle)
 
     def poll_completed(self, stream: Stream) -> int:
         """Put the chunks that have been granted; then count those that are in place."""

@@ -1,8 +1,8 @@
 """The caches that swapped microbatches take turns in: how they are filled, and how a model waits.
 
 Two threads use them. The model's thread enters and leaves a place; the fetcher's fills it. On a
-CUDA device neither waits for what the device does: places are filled on a stream of their own,
-behind the turn that was there, and the model's stream waits until its place is filled.
+CUDA device neither waits for what the device does: places are filled on a CUDA stream of their own,
+behind the turn that was there, and the model's CUDA stream waits until its place is filled.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class HostResidents:
 
 
 class _DeviceWait(NamedTuple):
-    """A wait of the model's stream, between two of its events.
+    """A wait of the model's CUDA stream, between two of its events.
 
     Attributes:
         asked_ns: when the model's thread asked for the place. The wait begins then, or later: when
@@ -142,7 +142,7 @@ class DeviceResidents:
         self._clock.set()
 
     def arrive(self) -> Callable[[int], _DeviceWait]:
-        """Mark the model's stream; return the function that lets it wait for a place."""
+        """Mark the model's CUDA stream; return the function that lets it wait for a place."""
         asked_ns = chunk_times.now()
         arrived_event = torch.cuda.Event(enable_timing=True)
         arrived_event.record()
@@ -158,7 +158,7 @@ class DeviceResidents:
         return enter
 
     def leave(self, place: int) -> None:
-        """Mark the end of the turn on the model's stream."""
+        """Mark the end of the turn on the model's CUDA stream."""
         # A prompt is streamed out before its last layer has read it: only this mark tells when the
         # model has done with the place.
         left_event = torch.cuda.Event()

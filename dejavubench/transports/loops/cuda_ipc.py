@@ -64,14 +64,15 @@ class CudaIPCLoops:
         self._rank_pair.begin()
         began_s = time.perf_counter()
         if self._destination is not None:
-            cache_address, stream_handle = self._cache.k.data_ptr(), self._puts.own_stream_handle
+            cache_address = self._cache.k.data_ptr()
+            cuda_stream_handle = self._puts.own_cuda_stream_handle
             for message_index in range(PUT_MESSAGE_COUNT):
                 offset = message_index % WINDOW * MESSAGE_NBYTES
                 self._puts.put(
                     cache_address + offset,
                     self._sink_address + offset,
                     MESSAGE_NBYTES,
-                    stream_handle,
+                    cuda_stream_handle,
                 )
             self._puts.synchronize()
         self._rank_pair.confirm()

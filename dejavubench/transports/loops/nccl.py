@@ -27,7 +27,7 @@ class NCCLLoop:
         self._slots = [
             torch.zeros(MESSAGE_NBYTES, dtype=torch.uint8, device=device) for _ in range(WINDOW)
         ]
-        torch.cuda.synchronize(device)  # the link has a stream of its own, beside that of the zeros
+        torch.cuda.synchronize(device)  # the link's CUDA stream is not that of the zeros
 
     def probes(self) -> list[Probe]:
         """Return the one raw loop; the link itself stays open for the destination."""

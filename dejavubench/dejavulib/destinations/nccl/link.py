@@ -58,8 +58,8 @@ _TAGS: dict[type[NCCLNotification], int] = {Announcement: 0, Grant: 1, Acknowled
 _NotificationT = TypeVar("_NotificationT", Announcement, Grant, Acknowledgement)
 
 
-class StreamMark(Protocol):
-    """A point in a link's stream of work."""
+class CudaStreamMark(Protocol):
+    """A point in the work of a CUDA stream."""
 
     def query(self) -> bool:
         """Return whether the work before this point is done."""
@@ -80,7 +80,7 @@ class NCCLLink(Protocol):
     def group(self) -> AbstractContextManager[object]:
         """Return a context; what is issued inside becomes one operation."""
 
-    def mark_filled(self) -> StreamMark:
+    def mark_filled(self) -> CudaStreamMark:
         """Mark what has been issued so far on torch's current stream."""
 
     def wait_for_mark(self, mark: Any) -> None:
@@ -90,10 +90,10 @@ class NCCLLink(Protocol):
             mark: of this kind of link: each kind knows its own marks alone.
         """
 
-    def side_stream(self) -> AbstractContextManager[object]:
+    def side_cuda_stream(self) -> AbstractContextManager[object]:
         """Return a context in which torch's current stream follows everything received so far."""
 
-    def mark(self) -> StreamMark:
+    def mark(self) -> CudaStreamMark:
         """Mark what has been issued so far on the link."""
 
     def synchronize(self) -> None:

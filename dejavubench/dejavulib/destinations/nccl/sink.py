@@ -17,10 +17,10 @@ from .link import (
     Acknowledgement,
     Announcement,
     ChunkForm,
+    CudaStreamMark,
     Grant,
     NCCLLink,
     Notifications,
-    StreamMark,
 )
 
 
@@ -36,9 +36,9 @@ class _PackedReceive:
     ) -> None:
         self.packed = packed
         self.scatter = scatter
-        self._scattered_mark: StreamMark | None = None
+        self._scattered_mark: CudaStreamMark | None = None
         self.received_ns = 0  # when it was seen that the chunk had come
-        self._arrived_mark: StreamMark | None = None
+        self._arrived_mark: CudaStreamMark | None = None
         self._endpoint = endpoint
         self._stream = stream
         self._due_s: float | None = None
@@ -47,8 +47,8 @@ class _PackedReceive:
         """Issue the receive, and the scatter behind it."""
         link.recv(self.packed.data_ptr(), self.packed.numel())
         self._arrived_mark = link.mark()
-        # On a side stream, so that the next receive need not wait for this scatter.
-        with link.side_stream():
+        # On another CUDA stream, so that the next receive need not wait for this scatter.
+        with link.side_cuda_stream():
             self.scatter(self.packed)
             self._scattered_mark = link.mark_filled()
 
@@ -67,8 +67,8 @@ class _PackedReceive:
             return False
         if not self.received_ns and self._arrived_mark.query():
             self.received_ns = chunk_times.now()
-        # The scatter's mark lies behind the receive's, but on another stream: both are asked. The
-        # announcement went first, and must be taken before the next chunk's.
+        # The scatter's mark lies behind the receive's, but on another CUDA stream: both are asked.
+        # The announcement went first, and must be taken before the next chunk's.
         if self.received_ns and self._scattered_mark.query() and self._due_s is not None:
             return True
         waited_s = 0.0 if self._due_s is None else MPI.Wtime() - self._due_s
@@ -199,7 +199,7 @@ class NCCLSinkEndpoint:
         _check_size(announcement, sum(nbytes for _, nbytes in extents), peer)
         self._notifications.send(peer, Grant(stream.id))
         # A mark each block: a lost source is noticed within one.
-        earlier_mark: StreamMark | None = None
+        earlier_mark: CudaStreamMark | None = None
         is_grouped = announcement.form == ChunkForm.IN_GROUPS
         block_extent_count = MOST_EXTENTS_PER_GROUP if is_grouped else MOST_SINGLE_EXTENTS
         for start in range(0, len(extents), block_extent_count):
@@ -261,7 +261,7 @@ class NCCLSinkEndpoint:
         announced.extend(self._notifications.receive(peer, Announcement))
         return announced
 
-    def _wait(self, mark: StreamMark, stream: Stream) -> None:
+    def _wait(self, mark: CudaStreamMark, stream: Stream) -> None:
         began_s = MPI.Wtime()
 
         def has_arrived() -> bool:

@@ -20,10 +20,10 @@ from .link import (
     Acknowledgement,
     Announcement,
     ChunkForm,
+    CudaStreamMark,
     Grant,
     NCCLLink,
     Notifications,
-    StreamMark,
 )
 
 
@@ -42,8 +42,8 @@ class _AnnouncedChunk:
     chunk: Chunk
     stream_id: int
     packed: torch.Tensor | None = None
-    filled_mark: StreamMark | None = None
-    sent_mark: StreamMark | None = None
+    filled_mark: CudaStreamMark | None = None
+    sent_mark: CudaStreamMark | None = None
     moved_ns: int | None = None
 
     def has_left(self) -> bool:
@@ -207,7 +207,7 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
             announced_chunk = sink.announced.popleft()
             sink.granted.popleft()
             assert announced_chunk.packed is not None
-            # The link's stream waits on the device for the gather; this thread does not.
+            # The link's CUDA stream waits on the device for the gather; this thread does not.
             sink.link.wait_for_mark(announced_chunk.filled_mark)
             sink.link.send(announced_chunk.packed.data_ptr(), announced_chunk.packed.numel())
             announced_chunk.sent_mark = sink.link.mark()

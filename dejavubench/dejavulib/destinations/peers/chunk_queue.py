@@ -76,8 +76,8 @@ class ChunkQueue:
         """
         number = self.next_number()
         if not self._waiting and (grant := self._find_grant(number, packed is None)):
-            # On the stream that has packed the chunk, or waits for the model: no event is needed.
-            self._put(number, prepared, packed, grant, self._puts.current_stream_handle())
+            # On the CUDA stream that packed the chunk, or waits for the model: no event is needed.
+            self._put(number, prepared, packed, grant, self._puts.current_cuda_stream_handle())
         else:
             self._waiting.append(_WaitingChunk(number, prepared, packed, self._puts.mark()))
         return number
@@ -91,18 +91,18 @@ class ChunkQueue:
                 return
             self._waiting.popleft()
             self._puts.wait_for_mark(ready_mark)
-            self._put(number, prepared, packed, grant, self._puts.own_stream_handle)
+            self._put(number, prepared, packed, grant, self._puts.own_cuda_stream_handle)
 
     def is_granted(self, number: int) -> bool:
         """Return whether a chunk whose extents the caller puts may begin; True once."""
         self.issue()
         return not self._waiting and bool(self._find_grant(number, False))
 
-    def store_flag(self, number: int, target: ChunkTarget, stream_handle: int) -> None:
-        """Announce a chunk. Its copies have been issued before, on the same stream."""
-        # In stream order, so the flag is stored when the last byte is in the sink's memory.
+    def store_flag(self, number: int, target: ChunkTarget, cuda_stream_handle: int) -> None:
+        """Announce a chunk. Its copies have been issued before, on the same CUDA stream."""
+        # In that stream's order, so the flag is stored when the last byte is in the sink's memory.
         self._puts.store_word(
-            find_flag_index(number, target), self.words.flag_address(number), stream_handle
+            find_flag_index(number, target), self.words.flag_address(number), cuda_stream_handle
         )
 
     def _find_grant(self, number: int, is_direct: bool) -> int:
@@ -122,11 +122,11 @@ class ChunkQueue:
         prepared: PreparedChunk | None,
         packed: torch.Tensor | None,
         grant: int,
-        stream_handle: int,
+        cuda_stream_handle: int,
     ) -> None:
         if packed is None:
-            self._puts.put_prepared(prepared, stream_handle)
-            self.store_flag(number, ChunkTarget.PLACE, stream_handle)
+            self._puts.put_prepared(prepared, cuda_stream_handle)
+            self.store_flag(number, ChunkTarget.PLACE, cuda_stream_handle)
             return
         slot_address, slot_nbytes = self._slots.get(grant, (0, 0))
         nbytes = packed.numel()
@@ -135,5 +135,5 @@ class ChunkQueue:
                 f"rank {self.peer.rank} has granted a slot of {slot_nbytes} bytes "
                 f"for a chunk of {nbytes}"
             )
-        self._puts.put(packed.data_ptr(), slot_address, nbytes, stream_handle)
-        self.store_flag(number, ChunkTarget.SLOT, stream_handle)
+        self._puts.put(packed.data_ptr(), slot_address, nbytes, cuda_stream_handle)
+        self.store_flag(number, ChunkTarget.SLOT, cuda_stream_handle)

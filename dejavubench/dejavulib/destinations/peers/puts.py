@@ -18,37 +18,37 @@ from .shared_words import WORD_NBYTES, PeerMemoryError, SharedWords
 class Puts(Protocol):
     """Copies from a GPU into memory of other processes, and the words that announce them.
 
-    A *stream handle* is CUDA's. What is issued on one stream is done in the order of the calls.
+    What is issued on one CUDA stream is done in the order of the calls.
     """
 
-    own_stream_handle: int
-    """Handle of a stream that nothing else is issued on."""
+    own_cuda_stream_handle: int
+    """Handle of a CUDA stream that nothing else is issued on."""
 
-    def current_stream_handle(self) -> int:
+    def current_cuda_stream_handle(self) -> int:
         """Return the handle of torch's current stream."""
 
     def mark(self) -> Any:
         """Mark what has been issued so far on torch's current stream."""
 
     def wait_for_mark(self, mark: Any) -> None:
-        """Let what is issued on the own stream from now on begin after a mark."""
+        """Let what is issued on the own CUDA stream from now on begin after a mark."""
 
     def prepare(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> Any:
         """Prepare copies from a cache of this process; ``bases``: of the other cache, as mapped."""
 
-    def put_prepared(self, prepared: Any, stream_handle: int) -> None:
+    def put_prepared(self, prepared: Any, cuda_stream_handle: int) -> None:
         """Issue copies of :meth:`prepare`."""
 
     def put(
-        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+        self, source_address: int, target_address: int, nbytes: int, cuda_stream_handle: int
     ) -> None:
         """Issue a copy between two addresses."""
 
-    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
+    def store_word(self, value_index: int, target_address: int, cuda_stream_handle: int) -> None:
         """Issue the store of one of the known values in a word, behind all copies before it."""
 
     def synchronize(self) -> None:
-        """Wait until all that was issued on the own stream is done."""
+        """Wait until all that was issued on the own CUDA stream is done."""
 
     def pin(self, words: SharedWords) -> None:
         """Let the device store into shared words. Raises PeerMemoryError: it cannot."""
@@ -62,9 +62,9 @@ class CudaPuts:
 
     Args:
         values: int64, the values that words can get. They lie on the device: a word is stored by a
-            copy of 8 bytes to host memory. In stream order it begins after the copies before it are
-            done, that is, after their last byte is in the other GPU's memory. A kernel or a host
-            function would keep this order, too, but would take a multiprocessor or a thread.
+            copy of 8 bytes to host memory. On one CUDA stream it begins after the copies before it
+            are done, that is, after their last byte is in the other GPU's memory. A kernel or a
+            host function would keep this order, too, but would take a multiprocessor or a thread.
     """
 
     def __init__(self, device: torch.device, values: np.ndarray) -> None:
@@ -74,12 +74,12 @@ class CudaPuts:
         self._copy = runtime.memcpyAsync  # once: an import statement takes 1 µs of each call
         self._values = torch.from_numpy(values).to(device)
         self._first_value_address = self._values.data_ptr()
-        torch.cuda.synchronize(device)  # the values arrive before any stream reads them
+        torch.cuda.synchronize(device)  # the values arrive before any CUDA stream reads them
         self._cuda_stream = torch.cuda.Stream(device)
-        self.own_stream_handle = self._cuda_stream.cuda_stream
+        self.own_cuda_stream_handle = self._cuda_stream.cuda_stream
         self._pinned: list[SharedWords] = []
 
-    def current_stream_handle(self) -> int:
+    def current_cuda_stream_handle(self) -> int:
         """Return the handle of torch's current stream."""
         return torch.cuda.current_stream(self._device).cuda_stream
 
@@ -90,30 +90,30 @@ class CudaPuts:
         return event
 
     def wait_for_mark(self, mark: torch.cuda.Event) -> None:
-        """Let the own stream wait for an event on the device."""
+        """Let the own CUDA stream wait for an event on the device."""
         self._cuda_stream.wait_event(mark)
 
     def prepare(self, cache: KVCache, copies: Sequence[BoxCopy], bases: BaseAddresses) -> CacheCopy:
         """Return the copies with CUDA's arguments for them."""
         return CacheCopy(cache, copies, bases)
 
-    def put_prepared(self, prepared: CacheCopy, stream_handle: int) -> None:
+    def put_prepared(self, prepared: CacheCopy, cuda_stream_handle: int) -> None:
         """Issue prepared copies."""
-        prepared.issue(stream_handle)
+        prepared.issue(cuda_stream_handle)
 
     def put(
-        self, source_address: int, target_address: int, nbytes: int, stream_handle: int
+        self, source_address: int, target_address: int, nbytes: int, cuda_stream_handle: int
     ) -> None:
         """Issue a copy between two addresses, of any two devices."""
-        self._copy(target_address, source_address, nbytes, ANY_TO_ANY, stream_handle)
+        self._copy(target_address, source_address, nbytes, ANY_TO_ANY, cuda_stream_handle)
 
-    def store_word(self, value_index: int, target_address: int, stream_handle: int) -> None:
+    def store_word(self, value_index: int, target_address: int, cuda_stream_handle: int) -> None:
         """Issue the copy of one value into a word of pinned host memory."""
         value_address = self._first_value_address + value_index * WORD_NBYTES
-        self._copy(target_address, value_address, WORD_NBYTES, DEVICE_TO_HOST, stream_handle)
+        self._copy(target_address, value_address, WORD_NBYTES, DEVICE_TO_HOST, cuda_stream_handle)
 
     def synchronize(self) -> None:
-        """Wait for the own stream."""
+        """Wait for the own CUDA stream."""
         self._cuda_stream.synchronize()
 
     def pin(self, words: SharedWords) -> None:

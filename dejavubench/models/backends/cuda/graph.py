@@ -66,16 +66,16 @@ class DecodeGraph:
         step_input.begin(0, None)
         self.graph = torch.cuda.CUDAGraph()
         # CUDA cannot capture the default stream.
-        side_stream = torch.cuda.Stream(model.device)
-        side_stream.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.inference_mode(), torch.cuda.stream(side_stream):
+        cuda_stream = torch.cuda.Stream(model.device)
+        cuda_stream.wait_stream(torch.cuda.current_stream(model.device))
+        with torch.inference_mode(), torch.cuda.stream(cuda_stream):
             for _ in range(WARM_UP_STEPS):
                 self._step()
-            side_stream.synchronize()
-            with torch.cuda.graph(self.graph, stream=side_stream):
+            cuda_stream.synchronize()
+            with torch.cuda.graph(self.graph, stream=cuda_stream):
                 # The capture's own tensors: every replay writes there.
                 self.out, self.check = self._step()
-        torch.cuda.current_stream(model.device).wait_stream(side_stream)
+        torch.cuda.current_stream(model.device).wait_stream(cuda_stream)
 
     def _step(self) -> tuple[Tensor, Tensor | None]:
         x = self._input.x
