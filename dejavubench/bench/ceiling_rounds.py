@@ -127,7 +127,7 @@ class CeilingRounds:
         times_ms = sleeping_gather(self._world, together_ms)
         if times_ms is not None:
             self._record_without_compute(arm, max(ms for ms in times_ms if ms is not None))
-        source_count = self._rank_at_point.view.topology.source_count
+        source_count = self._rank_at_point.worker_view.topology.source_count
         if arm.remote and 1 < source_count <= MOST_ISOLATED_SOURCES:
             self._measure_isolated_sources(arm, together_ms)
 
@@ -137,13 +137,15 @@ class CeilingRounds:
         Args:
             together_ms: the time of this source while all stream; None on a sink.
         """
-        topology = self._rank_at_point.view.topology
+        topology = self._rank_at_point.worker_view.topology
         isolated_ms = None
-        for first_worker in range(topology.source_count):
-            has_ended, stream_ms = self._stream(arm, partial(self._stream_behind, first_worker))
+        for first_worker_index in range(topology.source_count):
+            has_ended, stream_ms = self._stream(
+                arm, partial(self._stream_behind, first_worker_index)
+            )
             if not has_ended:
                 return
-            if topology.worker == first_worker:
+            if topology.worker_index == first_worker_index:
                 isolated_ms = stream_ms
         if isolated_ms is not None and together_ms is not None:
             self._record_source(arm, isolated_ms, together_ms)
@@ -167,15 +169,15 @@ class CeilingRounds:
             stream_ms = stream(arm, DEFAULT_LEVEL)
         return not iterations.agree_on_failure(arm), stream_ms
 
-    def _stream_behind(self, first_worker: int, arm: Arm, level_name: str) -> float | None:
+    def _stream_behind(self, first_worker_index: int, arm: Arm, level_name: str) -> float | None:
         """Stream as :meth:`PointWorker.stream_alone`; other sources wait for the first one's end.
 
         A first source has the start of a stream of all: its sink has just begun to look for chunks.
         """
-        view = self._rank_at_point.view
-        if not view.is_source:
+        worker_view = self._rank_at_point.worker_view
+        if not worker_view.is_source:
             return self._worker.stream_alone(arm, level_name)
-        is_first = view.topology.worker == first_worker
+        is_first = worker_view.topology.worker_index == first_worker_index
         # Among sources alone: sinks are busy receiving.
         side = self._rank_at_point.context.comms.side
         if not is_first:
@@ -189,7 +191,7 @@ class CeilingRounds:
         """Record this source's two times, for every level of the destination."""
         nbytes = sum(
             stream.schedule.nbytes
-            for microbatch_streams in self._rank_at_point.view.remote_streams()
+            for microbatch_streams in self._rank_at_point.worker_view.remote_streams()
             for stream in microbatch_streams
         )
         for level_arm in self._arms:
@@ -217,17 +219,19 @@ class CeilingRounds:
 
 def _make_ceilings(rank_at_point: RankAtPoint, progress_bar: ProgressBar) -> Ceilings:
     """Make this rank's probes: rank 0 and the first sink measure, the others have none."""
-    view = rank_at_point.view
-    if view.topology.worker != 0:
+    worker_view = rank_at_point.worker_view
+    if worker_view.topology.worker_index != 0:
         return Ceilings(())
     model = ProbedModel(
         dtype=rank_at_point.dtype,
         multiplied=rank_at_point.context.devices.compute_dtype(rank_at_point.dtype),
-        geometry=view.geometry,
+        geometry=worker_view.geometry,
         input_len=rank_at_point.point.input_len,
-        slot_nbytes=view.slot_nbytes,
+        slot_nbytes=worker_view.slot_nbytes,
     )
-    rank = ProbedRank(view.topology, rank_at_point.context.comms.verification, rank_at_point.device)
+    rank = ProbedRank(
+        worker_view.topology, rank_at_point.context.comms.verification, rank_at_point.device
+    )
     return make_ceilings(
         rank,
         model,

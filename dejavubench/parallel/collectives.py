@@ -114,9 +114,12 @@ class MPICollectives:
     """
 
     def __init__(self, sources: MPI.Intracomm, topology: Topology, spin: bool) -> None:
-        if (sources.Get_size(), sources.Get_rank()) != (topology.source_count, topology.worker):
+        if (sources.Get_size(), sources.Get_rank()) != (
+            topology.source_count,
+            topology.worker_index,
+        ):
             raise ValueError(
-                f"worker {topology.worker} of {topology.source_count} cannot be rank "
+                f"worker {topology.worker_index} of {topology.source_count} cannot be rank "
                 f"{sources.Get_rank()} of a communicator of {sources.Get_size()}"
             )
         self.topology = topology

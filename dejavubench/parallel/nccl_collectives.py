@@ -55,10 +55,10 @@ class NCCLCollectives:
         )
         # Each worker is connected with the one of equal tensor rank in the next stage.
         width = topology.tensor_size
-        pairs = [(worker, worker + width) for worker in range(topology.source_count - width)]
+        pairs = [(index, index + width) for index in range(topology.source_count - width)]
         neighbours = connect_pairs(sources, pairs, device, timeout_s)
-        self._next_pair: NCCLPair | None = neighbours.get(topology.worker + width)
-        self._previous_pair: NCCLPair | None = neighbours.get(topology.worker - width)
+        self._next_pair: NCCLPair | None = neighbours.get(topology.worker_index + width)
+        self._previous_pair: NCCLPair | None = neighbours.get(topology.worker_index - width)
 
     @property
     def spin(self) -> bool:

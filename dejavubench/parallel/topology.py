@@ -79,19 +79,19 @@ class Topology:
         return "source" if self.rank < self.source_count else "sink"
 
     @property
-    def worker(self) -> int:
+    def worker_index(self) -> int:
         """This rank's number on its side."""
         return self.rank if self.rank < self.source_count else self.rank - self.source_count
 
     @property
     def stage(self) -> int:
         """Pipeline stage of this rank within its side, from 0."""
-        return self.worker // self._width
+        return self.worker_index // self._width
 
     @property
     def tensor_rank(self) -> int:
         """Tensor-parallel rank of this rank within its stage, from 0."""
-        return self.worker % self._width
+        return self.worker_index % self._width
 
     @property
     def _width(self) -> int:
@@ -111,8 +111,10 @@ class Topology:
     def own_side(self) -> Topology:
         """Return this rank's place in a job of its own side alone, as sources."""
         if self.role == "source":
-            return Topology(self.source_count, self.worker, self.tensor_size, self.stages)
-        return Topology(self.sink_count, self.worker, self._width, self.sink_stages or self.stages)
+            return Topology(self.source_count, self.worker_index, self.tensor_size, self.stages)
+        return Topology(
+            self.sink_count, self.worker_index, self._width, self.sink_stages or self.stages
+        )
 
     def shard(self) -> ShardPlace:
         """Return which part of the model this worker has."""

@@ -29,12 +29,12 @@ def make_whole_region(point: Point) -> Region:
     )
 
 
-def geometry_of(point: Point, setup: Setup, worker: int) -> KVGeometry:
+def geometry_of(point: Point, setup: Setup, worker_index: int) -> KVGeometry:
     """Return a worker's cache of one microbatch."""
     return KVGeometry(
-        layers=setup.layers(worker).size,
+        layers=setup.layers(worker_index).size,
         requests=setup.microbatch_size,
-        heads=setup.heads_of(worker).size,
+        heads=setup.heads_of(worker_index).size,
         positions=point.positions,
         head_size=point.spec.size_per_head,
         itemsize=point.itemsize,

@@ -156,12 +156,12 @@ class Traffic:
     @property
     def busiest_source(self) -> int:
         """The source that sends most; the first of several."""
-        return max(self.sent, key=lambda worker: self.sent[worker].total_nbytes)
+        return max(self.sent, key=lambda worker_index: self.sent[worker_index].total_nbytes)
 
     @property
     def busiest_sink(self) -> int:
         """The sink that receives most; the first of several."""
-        return max(self.received, key=lambda worker: self.received[worker].total_nbytes)
+        return max(self.received, key=lambda worker_index: self.received[worker_index].total_nbytes)
 
     def compute_least_s(self, link: LinkSpec) -> tuple[float, float, float]:
         """Return the times of the prompt, of one token and of all: those of the busiest worker."""
@@ -171,11 +171,11 @@ class Traffic:
         )
         return prompt_s, token_s, total_s
 
-    def _by_worker(self, worker_of: Callable[[Exchange], int]) -> dict[int, Volume]:
+    def _by_worker(self, index_of: Callable[[Exchange], int]) -> dict[int, Volume]:
         volumes: dict[int, Volume] = {}
         for flow in self.flows:
-            worker = worker_of(flow.exchange)
-            volumes[worker] = volumes.get(worker, Volume()) + flow.volume
+            worker_index = index_of(flow.exchange)
+            volumes[worker_index] = volumes.get(worker_index, Volume()) + flow.volume
         return dict(sorted(volumes.items()))
 
 

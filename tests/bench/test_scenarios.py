@@ -24,7 +24,7 @@ SWAPPING = Arm("swap-host", "swap-host", "3", scenario="swap", store="host")
 
 def make_sink() -> Sink:
     """Return the part of a rank of which a scenario keeps two fields, and uses none here."""
-    return cast(Sink, SimpleNamespace(rank_at_point=None, view=None))
+    return cast(Sink, SimpleNamespace(rank_at_point=None, worker_view=None))
 
 
 def scenarios_of(sink: Sink) -> Scenarios:

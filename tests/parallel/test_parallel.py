@@ -27,7 +27,7 @@ Outcomes = dict[tuple[str, str], dict[str, Any]]
 def test_the_first_ranks_are_sources_and_the_others_sinks() -> None:
     ranks = [Topology(size=8, rank=rank, tensor_size=2, stages=2) for rank in range(8)]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 4
-    assert [place.worker for place in ranks] == [0, 1, 2, 3] * 2
+    assert [place.worker_index for place in ranks] == [0, 1, 2, 3] * 2
     assert [place.stage for place in ranks] == [0, 0, 1, 1] * 2
     assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1] * 2
     assert ranks[0].has_sinks
@@ -42,7 +42,7 @@ def test_sinks_of_another_setup_have_roles_of_their_own() -> None:
         for rank in range(7)
     ]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 3
-    assert [place.worker for place in ranks] == [0, 1, 2, 3, 0, 1, 2]
+    assert [place.worker_index for place in ranks] == [0, 1, 2, 3, 0, 1, 2]
     assert [place.stage for place in ranks] == [0, 0, 1, 1, 0, 1, 2]
     assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1, 0, 0, 0]
     assert not Topology(

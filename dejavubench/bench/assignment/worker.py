@@ -51,7 +51,7 @@ class WorkerView:
     @property
     def geometry(self) -> KVGeometry:
         """Geometry of this worker's cache of one microbatch."""
-        return geometry_of(self.point, self.setup, self.topology.worker)
+        return geometry_of(self.point, self.setup, self.topology.worker_index)
 
     def local_streams(self) -> list[list[Stream]]:
         """Return each microbatch's stream of this worker's whole cache to a place of its own."""
@@ -76,11 +76,11 @@ class WorkerView:
     def _region_pairs(self) -> Iterator[tuple[int, Region, KVGeometry, int]]:
         """Yield microbatch, region, the other side's geometry and its rank, in the plan's order."""
         point = self.point
-        worker = self.topology.worker
+        worker_index = self.topology.worker_index
         sources, sinks = list_setups(point)
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
-            for outgoing_pair in stream_out(sources, sinks, worker, make_whole_region(point)):
+            for outgoing_pair in stream_out(sources, sinks, worker_index, make_whole_region(point)):
                 other_geometry = geometry_of(point, sinks, outgoing_pair.target)
                 yield (
                     outgoing_pair.source_microbatch,
@@ -89,7 +89,7 @@ class WorkerView:
                     self.topology.sinks[outgoing_pair.target],
                 )
         else:
-            for incoming_pair in stream_in(sources, sinks, worker, make_whole_region(point)):
+            for incoming_pair in stream_in(sources, sinks, worker_index, make_whole_region(point)):
                 other_geometry = geometry_of(point, sources, incoming_pair.source)
                 yield (
                     incoming_pair.target_microbatch,
@@ -123,8 +123,9 @@ class WorkerView:
 
     def locate(self, layer: int, head: int) -> tuple[int, int]:
         """Translate a local layer and head to the numbers of the whole model."""
-        worker = self.topology.worker
-        return layer + self.setup.layers(worker).start, head + self.setup.heads_of(worker).start
+        worker_index = self.topology.worker_index
+        layers, heads = self.setup.layers(worker_index), self.setup.heads_of(worker_index)
+        return layer + layers.start, head + heads.start
 
 
 def view_of(point: Point, topology: Topology, rank: int | None = None) -> WorkerView:

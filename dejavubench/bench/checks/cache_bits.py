@@ -33,7 +33,12 @@ def locate_element(geometry: KVGeometry, kv: KV, region: Region, element_index: 
 
 
 def describe_difference(
-    view: WorkerView, microbatch: int, kv: KV, element: int, is_streamed: bool, wrong_count: int
+    worker_view: WorkerView,
+    microbatch: int,
+    kv: KV,
+    element: int,
+    is_streamed: bool,
+    wrong_count: int,
 ) -> str:
     """Return where a cache differs, in words.
 
@@ -43,8 +48,8 @@ def describe_difference(
         wrong_count: number of elements of the same layer that differ.
     """
     # This worker's numbers first, then those of the whole model, which a user can look up.
-    layer, request, head, position, head_element = view.geometry.locate(kv, element)
-    layer, head = view.locate(layer, head)
+    layer, request, head, position, head_element = worker_view.geometry.locate(kv, element)
+    layer, head = worker_view.locate(layer, head)
     fault = (
         "is not what the source has" if is_streamed else "was written outside the streamed region"
     )

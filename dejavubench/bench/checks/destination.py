@@ -29,7 +29,7 @@ def check_destination(
     manager: CacheManager,
     buffer: torch.Tensor,
     pattern: int,
-    view: WorkerView,
+    worker_view: WorkerView,
     microbatch: int,
 ) -> str | None:
     """Compare all that the destination holds of one microbatch; checksums come first.
@@ -54,12 +54,12 @@ def check_destination(
     try:
         for stream in streams:
             connector.check(destination, stream)
-        difference = compare_packed(fetch, manager.cache, streams, view, microbatch)
+        difference = compare_packed(fetch, manager.cache, streams, worker_view, microbatch)
         if difference is None:  # a wrong byte inside tells more than one outside
             outside_writes = [
                 connector.find_outside_write(destination, stream, pattern) for stream in streams
             ]
-            difference = _describe_outside_write(outside_writes, view, microbatch)
+            difference = _describe_outside_write(outside_writes, worker_view, microbatch)
         return difference
     except WrongBytesError as error:  # the destination itself noticed
         return str(error)
@@ -69,7 +69,7 @@ def compare_packed(
     fetch: Callable[[Stream, Chunk], torch.Tensor],
     cache: KVCache,
     streams: Sequence[Stream],
-    view: WorkerView,
+    worker_view: WorkerView,
     microbatch: int,
 ) -> str | None:
     """Compare what a destination holds with ``cache``, in the packed order of the schedules.
@@ -91,13 +91,17 @@ def compare_packed(
             if not torch.equal(arrived_bits, expected_bits):
                 widths = [piece.shape[1] for piece in pieces]
                 return _locate_difference(
-                    arrived_bits != expected_bits, widths, chunk, view, microbatch
+                    arrived_bits != expected_bits, widths, chunk, worker_view, microbatch
                 )
     return None
 
 
 def _locate_difference(
-    is_wrong: torch.Tensor, widths: list[int], chunk: Chunk, view: WorkerView, microbatch: int
+    is_wrong: torch.Tensor,
+    widths: list[int],
+    chunk: Chunk,
+    worker_view: WorkerView,
+    microbatch: int,
 ) -> str:
     """Locate the first difference within a chunk; ``widths``: elements of K and V of a layer."""
     # Layers count from the chunk's first one here, and from the model's first one in the message.
@@ -109,18 +113,20 @@ def _locate_difference(
         if wrong_of_kv.any()
     )
     region = chunk.region.layer(chunk.region.layers.start + layer)
-    element = locate_element(view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
-    return describe_difference(view, microbatch, kv, element, True, int(wrong_elements.sum()))
+    element = locate_element(worker_view.geometry, kv, region, int(wrong_elements.nonzero()[0]))
+    return describe_difference(
+        worker_view, microbatch, kv, element, True, int(wrong_elements.sum())
+    )
 
 
 def _describe_outside_write(
-    outside_writes: Sequence[OutsideWrite | None], view: WorkerView, microbatch: int
+    outside_writes: Sequence[OutsideWrite | None], worker_view: WorkerView, microbatch: int
 ) -> str | None:
     """Return the first difference that a sink has found by itself, in the whole model's numbers."""
     for outside_write in outside_writes:
         if outside_write is not None:
             return describe_difference(
-                view,
+                worker_view,
                 microbatch,
                 outside_write.kv,
                 outside_write.flat,

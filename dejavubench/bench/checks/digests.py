@@ -23,11 +23,13 @@ def compute_digests(cache: KVCache, position_count: int) -> list[str]:
 
 
 def describe_digest_difference(
-    actual_digests: list[str], expected_digests: list[str], view: WorkerView, microbatch: int
+    actual_digests: list[str], expected_digests: list[str], worker_view: WorkerView, microbatch: int
 ) -> str | None:
     """Return which layer's K or V of a microbatch differs first, if any does."""
     tensor_places = [
-        (view.locate(layer, 0)[0], kv) for layer in range(view.geometry.layers) for kv in BOTH
+        (worker_view.locate(layer, 0)[0], kv)
+        for layer in range(worker_view.geometry.layers)
+        for kv in BOTH
     ]
     for (layer, kv), digest, expected_digest in zip(
         tensor_places, actual_digests, expected_digests, strict=True

@@ -22,16 +22,20 @@ NO_POSITIONS = Span(0, 0)
 
 def check_sink_caches(
     caches: Sequence[KVCache],
-    view: WorkerView,
+    worker_view: WorkerView,
     comm: MPI.Intracomm,
     pattern: int,
     written_here: Span = NO_POSITIONS,
 ) -> str | None:
     """Compare the cache of each microbatch with the sources; see :func:`compare`."""
     first_difference = None
-    for microbatch, (cache, streams) in enumerate(zip(caches, view.remote_streams(), strict=True)):
+    for microbatch, (cache, streams) in enumerate(
+        zip(caches, worker_view.remote_streams(), strict=True)
+    ):
         receive_piece = make_piece_receiver(comm, cache)
-        difference = compare(cache, streams, receive_piece, pattern, view, microbatch, written_here)
+        difference = compare(
+            cache, streams, receive_piece, pattern, worker_view, microbatch, written_here
+        )
         # The sources send all they have, so every cache is compared.
         first_difference = first_difference or difference
     return first_difference
@@ -42,7 +46,7 @@ def compare(
     streams: Sequence[Stream],
     receive_piece: PieceReceiver,
     pattern: int,
-    view: WorkerView,
+    worker_view: WorkerView,
     microbatch: int,
     written_here: Span = NO_POSITIONS,
 ) -> str | None:
@@ -80,7 +84,13 @@ def compare(
             # Go on after a difference: the source sends all that it has.
             if first_difference is None and not torch.equal(received_layer, expected_layer):
                 first_difference = _locate_difference(
-                    received_layer, expected_layer, streams_of_layer, view, microbatch, layer, kv
+                    received_layer,
+                    expected_layer,
+                    streams_of_layer,
+                    worker_view,
+                    microbatch,
+                    layer,
+                    kv,
                 )
     return first_difference
 
@@ -89,7 +99,7 @@ def _locate_difference(
     received_layer: torch.Tensor,
     expected_layer: torch.Tensor,
     streams: Sequence[Stream],
-    view: WorkerView,
+    worker_view: WorkerView,
     microbatch: int,
     layer: int,
     kv: KV,
@@ -100,8 +110,10 @@ def _locate_difference(
     # stream that has no business there.
     is_streamed = torch.zeros_like(received_layer, dtype=torch.bool)
     for stream in streams:
-        is_streamed[view.geometry.index(kv, stream.schedule.region)[1:]] = True
+        is_streamed[worker_view.geometry.index(kv, stream.schedule.region)[1:]] = True
     offset = int(wrong_elements[0])
     was_streamed = bool(is_streamed.flatten()[offset])
     element = layer * received_layer.numel() + offset
-    return describe_difference(view, microbatch, kv, element, was_streamed, len(wrong_elements))
+    return describe_difference(
+        worker_view, microbatch, kv, element, was_streamed, len(wrong_elements)
+    )

@@ -27,12 +27,12 @@ class RankAtPoint:
 
     Attributes:
         context: all that the rank has for the whole run.
-        view: this worker's cache and streams.
+        worker_view: this worker's cache and streams.
         stream_identity: entries for the headers of this rank's stream files.
     """
 
     context: RunContext
-    view: WorkerView
+    worker_view: WorkerView
     stream_identity: Mapping[str, str]
 
     @classmethod
@@ -50,7 +50,11 @@ class RankAtPoint:
             context.workspace.stream_id,
             context.rank,
         )
-        return cls(context=context, view=context.view(point), stream_identity=header_entries)
+        return cls(
+            context=context,
+            worker_view=context.find_worker_view(point),
+            stream_identity=header_entries,
+        )
 
     @property
     def experiment(self) -> Experiment:
@@ -60,7 +64,7 @@ class RankAtPoint:
     @property
     def point(self) -> Point:
         """The point of the sweep."""
-        return self.view.point
+        return self.worker_view.point
 
     @property
     def device(self) -> torch.device:

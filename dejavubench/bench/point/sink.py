@@ -62,7 +62,7 @@ class Sink:
         self.rank_at_point = rank_at_point
         ranks = rank_at_point.context.ranks
         self._shares_host_with_sources = ranks.on_this_host(ranks.topology.sources) > 0
-        self.view = rank_at_point.view
+        self.worker_view = rank_at_point.worker_view
         self.model = model
         self.pattern = 0
         self._caches: dict[str, list[KVCache]] = {}  # by the type of device that they are on
@@ -134,10 +134,11 @@ class Sink:
         # Modes that bring the cache to the same device share it: only one arm works at a time.
         device = self._device_of(mode)
         if device.type not in self._caches:
-            geometry = self.view.geometry
+            geometry = self.worker_view.geometry
             dtype = self.rank_at_point.dtype
             self._caches[device.type] = [
-                KVCache.allocate(geometry, dtype, device) for _ in range(self.view.microbatch_count)
+                KVCache.allocate(geometry, dtype, device)
+                for _ in range(self.worker_view.microbatch_count)
             ]
         return self._caches[device.type]
 
@@ -189,12 +190,12 @@ class Sink:
 
     def _list_streams(self, mode: str) -> list[tuple[KVCache, Stream]]:
         """Return every stream, with the cache that it fills."""
-        caches = zip(self.caches(mode), self.view.remote_streams(), strict=True)
+        caches = zip(self.caches(mode), self.worker_view.remote_streams(), strict=True)
         return [(cache, stream) for cache, streams in caches for stream in streams]
 
     def _list_microbatches(self) -> list[int]:
         """Return the number of the microbatch that each stream fills."""
-        numbered_streams = enumerate(self.view.remote_streams())
+        numbered_streams = enumerate(self.worker_view.remote_streams())
         return [microbatch for microbatch, streams in numbered_streams for _ in streams]
 
     def _open_endpoint(self, mode: str) -> SinkEndpoint:
@@ -202,7 +203,7 @@ class Sink:
             self._endpoints[mode] = self.rank_at_point.context.connectors[mode].open_sink(
                 SinkContext(
                     self._list_streams(mode),
-                    self.view.peers(),
+                    self.worker_view.peers(),
                     lambda: self._slots_of(mode),
                     self._device_of(mode),
                     self.rank_at_point.experiment.drain_timeout,

@@ -34,16 +34,16 @@ class Source:
 
     def __init__(self, rank_at_point: RankAtPoint, model: GPT) -> None:
         plan = rank_at_point.context.plan
-        view = rank_at_point.view
+        worker_view = rank_at_point.worker_view
         self.rank_at_point = rank_at_point
-        self.view = view
+        self.worker_view = worker_view
         self.model = model
         self.caches = [
-            KVCache.allocate(view.geometry, model.dtype, model.device)
-            for _ in range(view.microbatch_count)
+            KVCache.allocate(worker_view.geometry, model.dtype, model.device)
+            for _ in range(worker_view.microbatch_count)
         ]
         self.prompts = make_prompts(
-            view.point, view.microbatch_count, plan.experiment.seed, plan.prompts
+            worker_view.point, worker_view.microbatch_count, plan.experiment.seed, plan.prompts
         )
         self.maker = self.make_maker(self.caches)
         self.staging = SourceStaging(rank_at_point, self.caches[0])
@@ -121,7 +121,7 @@ class Source:
 
     def write_tokens(self, generated_tokens: torch.Tensor) -> None:
         """Record, on rank 0, each request's prompt and its new tokens."""
-        if self.view.topology.rank == 0:
+        if self.worker_view.topology.rank == 0:
             prompt_ids = [prompt.without_padding() for prompt in self.prompts]
             self.rank_at_point.context.recorder.write_generated(
                 self.rank_at_point.point.id, prompt_ids, generated_tokens

@@ -68,7 +68,7 @@ class SourceDestinations:
         files: StreamFiles = STREAMED_FILES,
     ) -> None:
         self._rank_at_point = rank_at_point
-        self._view = rank_at_point.view
+        self._worker_view = rank_at_point.worker_view
         self._caches = caches
         self._staging = staging
         self._files = files
@@ -77,7 +77,9 @@ class SourceDestinations:
 
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
-        return self._view.remote_streams() if arm.remote else self._view.local_streams()
+        return (
+            self._worker_view.remote_streams() if arm.remote else self._worker_view.local_streams()
+        )
 
     def open_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:
         """Return the cache managers that stream each microbatch to the arm's destination."""
@@ -126,12 +128,12 @@ class SourceDestinations:
         """
         # Nothing is computed, so every layer and step is announced as ready at once.
         managers = self.open_managers(arm, level_name)
-        view = self._view
+        worker_view = self._worker_view
         began_s = time.perf_counter()
         for manager in managers:
-            for layer in range(view.geometry.layers):
+            for layer in range(worker_view.geometry.layers):
                 manager.layer_ready(layer)
-            for step in range(view.point.generated_tokens):
+            for step in range(worker_view.point.generated_tokens):
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()
@@ -201,7 +203,7 @@ class SourceDestinations:
             SourceContext(
                 caches=self._caches,
                 streams=self.streams(arm),
-                peers=self._view.peers(),
+                peers=self._worker_view.peers(),
                 make_slots=self._staging.slots,
                 device=self._caches[0].k.device,
                 timeout=experiment.drain_timeout,

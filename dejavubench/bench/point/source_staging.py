@@ -19,13 +19,13 @@ class SourceStaging:
     """The staging memory of one source, shared by all its arms: only one works at a time."""
 
     def __init__(self, rank_at_point: RankAtPoint, cache: KVCache) -> None:
-        self._slot_nbytes = rank_at_point.view.slot_nbytes
+        self._slot_nbytes = rank_at_point.worker_view.slot_nbytes
         self._count = rank_at_point.point.settings.staging_slots
         self._is_timed = rank_at_point.experiment.chunk_times
         self._make_streamer = choose_ranged_class(
             rank_at_point.experiment, Streamer, RangedStreamer
         )
-        ((whole_stream, *_), *_) = rank_at_point.view.local_streams()
+        ((whole_stream, *_), *_) = rank_at_point.worker_view.local_streams()
         self._whole_schedule = whole_stream.schedule
         self._cache = cache
         self._device = cache.k.device

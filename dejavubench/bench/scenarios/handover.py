@@ -65,7 +65,7 @@ class HandoverSource(StreamingSource):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._newest_iteration = NO_ITERATION
-        self._topology = source.view.topology
+        self._topology = source.worker_view.topology
         self._comm = self.rank_at_point.context.comms.handover
         self._sends_tokens = self._topology.rank == find_token_sender(self._topology)
         self._under_way: list[MPI.Request] = []
@@ -205,15 +205,15 @@ class SinkModel:
     """
 
     def __init__(self, sink: Sink, caches: list[KVCache]) -> None:
-        view, model = sink.view, sink.model
+        worker_view, model = sink.worker_view, sink.model
         context = sink.rank_at_point.context
         plan, collectives = context.plan, context.collectives
         assert model is not None
         assert collectives is not None
         # Prompts are cut into this side's microbatches, which may be larger than the sources'.
-        sink_point = replace(view.point, ubatch_size=view.sizes.ubatch_size)
+        sink_point = replace(worker_view.point, ubatch_size=worker_view.sizes.ubatch_size)
         self._prompts = make_prompts(
-            sink_point, view.microbatch_count, plan.experiment.seed, plan.prompts
+            sink_point, worker_view.microbatch_count, plan.experiment.seed, plan.prompts
         )
         steps = make_steps(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]
@@ -222,10 +222,10 @@ class SinkModel:
             steps=steps,
             collectives=collectives,
             prompts=prompts,
-            output_len=view.point.output_len,
+            output_len=worker_view.point.output_len,
         )
-        self._view = view
-        self._point = view.point
+        self._worker_view = worker_view
+        self._point = worker_view.point
         self._comm = context.comms.handover
         self._silent_streams: list[MicrobatchStream] = [NoStreaming() for _ in caches]
 
@@ -235,7 +235,7 @@ class SinkModel:
         Args:
             began_s: the beginning of the iteration, by ``perf_counter``.
         """
-        topology = self._view.topology
+        topology = self._worker_view.topology
         point = self._point
         clocks = self._maker.make_clocks()
         if topology.rank in find_token_receivers(topology):
@@ -265,7 +265,7 @@ class SinkModel:
         point = self._point
         source_tokens = torch.empty(point.requests, point.generated_tokens, dtype=torch.long)
         message = self._comm.Irecv(
-            source_tokens.numpy(), find_token_sender(self._view.topology), _TOKENS_TAG
+            source_tokens.numpy(), find_token_sender(self._worker_view.topology), _TOKENS_TAG
         )
         wait_asleep(message.Test, "the sources' tokens")
         for clock, prompts in zip(clocks, self._prompts, strict=True):

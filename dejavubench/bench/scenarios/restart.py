@@ -146,7 +146,7 @@ class RestartSource(StreamingSource):
         source = self.source
         first_step = self._first_step
         clocks = source.maker.make_clocks()
-        layers = source.view.geometry.layers
+        layers = source.worker_view.geometry.layers
         if source.model.is_first_stage:
             for clock, tokens in zip(
                 clocks, self._restored_caches.list_tokens(first_step), strict=True

@@ -149,7 +149,13 @@ class StreamingSource(ScenarioPart):
         buffer = destinations.fetch_buffer()
         for microbatch, manager in enumerate(managers):
             difference = check_destination(
-                connector, destination, manager, buffer, self._pattern, self.source.view, microbatch
+                connector,
+                destination,
+                manager,
+                buffer,
+                self._pattern,
+                self.source.worker_view,
+                microbatch,
             )
             if difference:
                 return difference
@@ -202,7 +208,7 @@ class StreamingSink(ScenarioPart):
         generated_end = point.written_positions if self._generates else streamed_end
         return check_sink_caches(
             self.sink.caches(arm.mode),
-            self.sink.view,
+            self.sink.worker_view,
             self.rank_at_point.context.comms.verification,
             self.sink.pattern,
             Span(streamed_end, generated_end),

@@ -65,12 +65,12 @@ class Swaps:
             source = self._source
             if not self._resident_caches:
                 dtype = source.caches[0].k.dtype
-                geometry = source.view.geometry
+                geometry = source.worker_view.geometry
                 self._resident_caches = [
                     KVCache.allocate(geometry, dtype, source.model.device)
                     for _ in range(self._experiment.resident)
                 ]
-            streams = [stream for (stream,) in source.view.local_streams()]
+            streams = [stream for (stream,) in source.worker_view.local_streams()]
             streamer = self._stores.open_streamer(arm)
             timeout_s = self._experiment.drain_timeout
             swapper = Swapper(self._resident_caches, streams, streamer, timeout_s)
@@ -172,11 +172,15 @@ class SwapSource(ScenarioPart):
 
     def verify(self, arm: Arm) -> str | None:
         """Bring every microbatch back once more, and compare it with its undisturbed cache."""
-        view = self.source.view
+        worker_view = self.source.worker_view
         swapper = self._swaps.open_swap(arm).swapper
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected_digests in enumerate(self._digests):
-            hashes = compute_digests(swapper.bring_back(microbatch), view.point.written_positions)
-            if difference := describe_digest_difference(hashes, expected_digests, view, microbatch):
+            hashes = compute_digests(
+                swapper.bring_back(microbatch), worker_view.point.written_positions
+            )
+            if difference := describe_digest_difference(
+                hashes, expected_digests, worker_view, microbatch
+            ):
                 return difference
         return None

@@ -31,7 +31,7 @@ def load_destinations(runnable: RunnablePlan, ranks: Ranks, device: torch.device
         world=ranks.world,
         host=ranks.host,
         is_source=ranks.is_source,
-        worker=ranks.topology.worker,
+        worker=ranks.topology.worker_index,
         device=device,
         options=runnable.experiment,
     )

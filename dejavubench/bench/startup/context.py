@@ -93,7 +93,7 @@ class RunContext:
         """True if this rank has a part of the model."""
         return self.collectives is not None
 
-    def view(self, point: Point, rank: int | None = None) -> WorkerView:
+    def find_worker_view(self, point: Point, rank: int | None = None) -> WorkerView:
         """Return the part of this rank, or of another one, at a point."""
         return view_of(point, self.ranks.topology, rank)
 

@@ -55,7 +55,11 @@ def _write_rank(context: RunContext, spin: bool) -> None:
     environment |= _describe_points(context)
     staging = _find_most_staging(context)
     # The peers may differ from point to point: the record names all of them.
-    peers = {peer for point in context.runnable.points for peer in context.view(point).peers()}
+    peers = {
+        peer
+        for point in context.runnable.points
+        for peer in context.find_worker_view(point).peers()
+    }
     workspace.recorder.write(
         records.RankInfo(
             rank=topology.rank,
@@ -85,10 +89,12 @@ def _find_most_staging(context: RunContext) -> Staging:
 
 def _count_staging(context: RunContext, point: Point) -> Staging:
     plan = context.plan
-    view = context.view(point)
+    worker_view = context.find_worker_view(point)
     if context.ranks.is_source:
-        return plan_source_staging(plan, point, view.local_streams()[0][0].schedule.largest_nbytes)
-    return plan_sink_staging(plan, point, sum(map(len, view.remote_streams())))
+        return plan_source_staging(
+            plan, point, worker_view.local_streams()[0][0].schedule.largest_nbytes
+        )
+    return plan_sink_staging(plan, point, sum(map(len, worker_view.remote_streams())))
 
 
 def _describe_points(context: RunContext) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dejavubench.errors import UsageError
 
 
 def open_saved_streams(
-    plan: Plan, restart_request: RestartRequest, view: WorkerView, device: str
+    plan: Plan, restart_request: RestartRequest, worker_view: WorkerView, device: str
 ) -> list[SavedStream]:
     """Open the files that this source has left, one per microbatch.
 
@@ -23,9 +23,11 @@ def open_saved_streams(
     Raises:
         UsageError: one of them cannot be restarted from, as :class:`SavedStream` says.
     """
-    rank = view.topology.rank
+    rank = worker_view.topology.rank
     # The killed run's id, not this one's: the identity is that of the files it has written.
-    expected_identity = identify_streams(plan, view.point, device, restart_request.run_id, rank)
+    expected_identity = identify_streams(
+        plan, worker_view.point, device, restart_request.run_id, rank
+    )
     name = restart_request.stream_name(rank)
     try:
         return [
@@ -34,7 +36,7 @@ def open_saved_streams(
                 stream,
                 expected_identity,
             )
-            for (stream,) in view.local_streams()
+            for (stream,) in worker_view.local_streams()
         ]
     except StreamingError as error:
         raise UsageError(f"--restart-request: {error}") from None

@@ -108,8 +108,8 @@ def _open_saved_streams(
     if plan.restart_request is None or not ranks.is_source:
         return []
     (point,) = runnable.points
-    view = view_of(point, ranks.topology)
-    return open_saved_streams(plan, plan.restart_request, view, devices.compute_type)
+    worker_view = view_of(point, ranks.topology)
+    return open_saved_streams(plan, plan.restart_request, worker_view, devices.compute_type)
 
 
 def _check_continued_run(runnable: RunnablePlan, ranks: Ranks, devices: Devices) -> None:
