@@ -22,7 +22,7 @@ RUN_EXTRAS := $(if $(MPI),[$(MPI)])
 GPU_EXTRAS := [$(if $(MPI),$(MPI)$(comma))cuda]
 DEV_EXTRAS := [$(if $(MPI),$(MPI)$(comma))dev]
 
-.PHONY: help figures figures-full figures-gpu figure-link lint test drills test-gpu coverage clean
+.PHONY: help figures figures-full figures-gpu figure-link lint test drills test-nixl test-gpu coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make lint          lint, types, spelling and conflict markers alone'
 	@echo 'make test          make lint, then the test suite'
 	@echo 'make drills        the tests that take longer than 10 seconds each'
+	@echo 'make test-nixl     the tests of nixl, between CPUs; installs NIXL, 130 MB'
 	@echo 'make test-gpu      the tests that need a CUDA device; about 15 minutes'
 	@echo 'make coverage      the tests and the lines that they run; fails below a floor; twice as long'
 	@echo 'make clean         remove the environment and caches; keep logs/ and figures/'
@@ -55,6 +56,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-gpu: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.$(GPU_EXTRAS)'
 	@touch $@ $(VENV)/.installed-run
+
+$(VENV)/.installed-nixl: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[nixl]'
+	@touch $@
 
 # ---- figures: $(call measure,ranks,config,log folder,flags) and $(call report,set) ----
 # Tables and progress go to stderr. A single arm prints its text lines on stdout, too; they are in
@@ -171,6 +176,10 @@ test: lint
 
 drills: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m drill --durations=15
+
+# Without NIXL `make test` skips these tests, so a change could break them unseen.
+test-nixl: $(VENV)/.installed-dev $(VENV)/.installed-nixl
+	$(BIN)/pytest -q -m 'not gpu' --durations=5 tests/dejavulib/test_nixl.py
 
 # Without a device each of these tests would be skipped, which must not look like a success.
 test-gpu: $(VENV)/.installed-dev $(VENV)/.installed-gpu
