@@ -6,7 +6,6 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -227,48 +226,104 @@ def join_model(model: Model) -> None:
         raise model.error
 
 
-@pytest.mark.parametrize("slot", [WHOLE_LAYERS, CUT_LAYERS])
+FEW_EXTENTS = 16
+
+
+@pytest.fixture
+def few_extents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an NCCL group have few extents, so that a chunk has several."""
+    monkeypatch.setattr(nccl_source, "MOST_EXTENTS_PER_GROUP", FEW_EXTENTS)
+    monkeypatch.setattr(nccl_sink, "MOST_EXTENTS_PER_GROUP", FEW_EXTENTS)
+
+
+class InterleavedStreams:
+    """The streams of two microbatches over one link, which only the announcements tell apart."""
+
+    def __init__(
+        self, streamer: Streamer, endpoint: NCCLSinkEndpoint, level: Level, streams: list[Stream]
+    ) -> None:
+        self.streams = streams
+        self.geometry = streams[0].schedule.geometry
+        self.targets = [KVCache.allocate(self.geometry, INTEGERS[2]) for _ in streams]
+        self.managers = [
+            CacheManager(
+                KVCache.allocate(self.geometry, INTEGERS[2]), [stream], level, streamer, PATIENCE
+            )
+            for stream in streams
+        ]
+        self._endpoint = endpoint
+        self._receivers = [
+            CacheReceiver(target, stream, level, endpoint)
+            for target, stream in zip(self.targets, streams, strict=True)
+        ]
+
+    def play(self, first_seed: int, old_byte: int) -> list[KVCache]:
+        """Stream random caches over targets that hold ``old_byte``; return what was sent."""
+        sources = [
+            random_cache(self.geometry, seed=first_seed + stream.id) for stream in self.streams
+        ]
+        for receiver, target in zip(self._receivers, self.targets, strict=True):
+            target.fill(old_byte)
+            for slot in receiver.slots:
+                slot.fill_(0x41)
+            receiver.begin()
+        for manager in self.managers:
+            manager.cache.fill(0x51)
+            manager.begin()
+        model = Model(sources, self.managers)
+        model.start()
+        receive_all(reversed(self._receivers))
+        self._endpoint.finish()
+        join_model(model)
+        return sources
+
+
+@pytest.mark.usefixtures("few_extents")
+@pytest.mark.parametrize("slot_nbytes", [WHOLE_LAYERS, CUT_LAYERS])
 @pytest.mark.parametrize("layout", list(KVLayout))
 @pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
 def test_interleaved_streams_arrive_in_place(
-    level: Level, layout: KVLayout, slot: int, monkeypatch: pytest.MonkeyPatch
+    level: Level, layout: KVLayout, slot_nbytes: int
 ) -> None:
-    """Two microbatches, which only the announcements tell apart; twice, with other data."""
-    monkeypatch.setattr(nccl_source, "MOST_EXTENTS_PER_GROUP", 16)
-    monkeypatch.setattr(nccl_sink, "MOST_EXTENTS_PER_GROUP", 16)
-    geometry = small_geometry(layout)
-    streams = [Stream(number, schedule_of(geometry, slot), peer=0) for number in range(2)]
+    """Twice, with other data."""
+    schedule = schedule_of(small_geometry(layout), slot_nbytes)
+    streams = [Stream(number, schedule, peer=0) for number in range(2)]
+    with linked_ends(slot_nbytes, MemoryLink()) as ends:
+        interleaved = InterleavedStreams(*ends, level, streams)
+        for first_seed, old_byte in ((0, 0x31), (2, 0x32)):
+            sources = interleaved.play(first_seed, old_byte)
+            for source, target, stream in zip(sources, interleaved.targets, streams, strict=True):
+                require_arrival(source, target, stream, unused_byte=old_byte)
+
+
+@pytest.mark.usefixtures("few_extents")
+@pytest.mark.parametrize("slot_nbytes", [WHOLE_LAYERS, CUT_LAYERS])
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("level", LEVELS.values(), ids=list(LEVELS))
+def test_only_extents_of_level_0_batched_are_sent_in_groups(
+    level: Level, layout: KVLayout, slot_nbytes: int
+) -> None:
+    schedule = schedule_of(small_geometry(layout), slot_nbytes)
     link = MemoryLink()
-    with linked_ends(slot, link) as (streamer, endpoint):
-        caches = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
-        targets = [KVCache.allocate(geometry, INTEGERS[2]) for _ in streams]
-        managers = [
-            CacheManager(cache, [stream], level, streamer, PATIENCE)
-            for cache, stream in zip(caches, streams, strict=True)
-        ]
-        receivers = [
-            CacheReceiver(target, stream, level, endpoint)
-            for target, stream in zip(targets, streams, strict=True)
-        ]
-        for microbatch in range(2):
-            sources = [random_cache(geometry, seed=2 * microbatch + number) for number in range(2)]
-            for receiver, target in zip(receivers, targets, strict=True):
-                target.fill(0x31 + microbatch)
-                for staged in receiver.slots:
-                    staged.fill_(0x41)
-                receiver.begin()
-            for manager, cache in zip(managers, caches, strict=True):
-                cache.fill(0x51)
-                manager.begin()
-            model = Model(sources, managers)
-            model.start()
-            receive_all(reversed(receivers))
-            endpoint.finish()
-            join_model(model)
-            for source, target, stream in zip(sources, targets, streams, strict=True):
-                require_arrival(source, target, stream, unused_byte=0x31 + microbatch)
-    assert link.closed == 1
-    require_messages(link, level, managers)
+    with linked_ends(slot_nbytes, link) as ends:
+        interleaved = InterleavedStreams(*ends, level, [Stream(0, schedule, peer=0)])
+        interleaved.play(first_seed=0, old_byte=0x31)
+    if level.buffered or level.each_complete:
+        assert not link.groups
+    else:
+        assert 1 < max(link.groups) <= FEW_EXTENTS
+
+
+@pytest.mark.parametrize("layout", list(KVLayout))
+@pytest.mark.parametrize("level", ["0", "0-batched"])
+def test_each_extent_is_one_message(level: str, layout: KVLayout) -> None:
+    schedule = schedule_of(small_geometry(layout), WHOLE_LAYERS)
+    link = MemoryLink()
+    with linked_ends(WHOLE_LAYERS, link) as ends:
+        interleaved = InterleavedStreams(*ends, LEVELS[level], [Stream(0, schedule, peer=0)])
+        interleaved.play(first_seed=0, old_byte=0x31)
+    (manager,) = interleaved.managers
+    assert len(link.sizes) == manager.prompt.copies + manager.tokens.copies
 
 
 def require_arrival(source: KVCache, target: KVCache, stream: Stream, unused_byte: int) -> None:
@@ -279,17 +334,6 @@ def require_arrival(source: KVCache, target: KVCache, stream: Stream, unused_byt
     for kv in BOTH:
         unused_bytes = target.piece(kv, unused).contiguous().view(torch.uint8)
         assert (unused_bytes == unused_byte).all()
-
-
-def require_messages(link: MemoryLink, level: Level, managers: Sequence[CacheManager]) -> None:
-    """Hold that extents are sent in groups, and nothing else is."""
-    if level.buffered or level.each_complete:
-        assert not link.groups
-    else:
-        assert 1 < max(link.groups) <= 16
-    if not level.buffered:
-        extents = sum(manager.prompt.copies + manager.tokens.copies for manager in managers)
-        assert len(link.sizes) == 2 * extents, "a run is one message"
 
 
 @pytest.mark.parametrize("layout", list(KVLayout))
