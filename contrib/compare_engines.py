@@ -649,7 +649,12 @@ def time_rounds(
 
 def plain(value: Any) -> Any:
     """Return a value that JSON can hold, for paths and dataclasses."""
-    return str(value) if isinstance(value, Path) else asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    json_object = asdict(value)
+    if isinstance(value, Estimate):
+        json_object["samples"] = json_object.pop("sample_count")
+    return json_object
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def in_words(change: Estimate) -> str:
     """Write an estimate in percent, with its interval and number of pairs."""
     return (
         f"{change.median:+.2%} [{change.low:+.2%}, {change.high:+.2%}], half-width "
-        f"{change.half_width:.2%}, {change.samples} pairs"
+        f"{change.half_width:.2%}, {change.sample_count} pairs"
     )
 
 

@@ -162,8 +162,8 @@ def format_duration(duration_s: float) -> str:
         return f"{duration_s / 60:.0f} min"
     if duration_s < 48 * 3600:
         return f"{duration_s / 3600:.1f} h"
-    days = duration_s / 86400
-    return f"{days:.1f} days" if days < 1e6 else f"{days:.2g} days"
+    day_count = duration_s / 86400
+    return f"{day_count:.1f} days" if day_count < 1e6 else f"{day_count:.2g} days"
 
 
 def format_count_of(count: int, noun: str) -> str:

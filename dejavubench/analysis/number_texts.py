@@ -22,15 +22,15 @@ def format_or_dash(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def format_rate(rate: float | None, decimals: int) -> str:
+def format_rate(rate: float | None, decimal_count: int) -> str:
     """Write a rate with some decimals; a small one has three significant digits."""
     if rate is None:
         return "–"
     if 0 < abs(rate) < 1:
         # 0.0123: log10 is −1.9, its floor −2, so 4 decimals show three digits.
-        shown_decimals = max(decimals, 2 - math.floor(math.log10(abs(rate))))
-        return f"{rate:.{shown_decimals}f}"
-    return f"{rate:.{decimals}f}"
+        shown_decimal_count = max(decimal_count, 2 - math.floor(math.log10(abs(rate))))
+        return f"{rate:.{shown_decimal_count}f}"
+    return f"{rate:.{decimal_count}f}"
 
 
 def format_ms(ms: float | None, total_ms: float | None = None) -> str:
@@ -62,27 +62,27 @@ def format_count(count: float | None) -> str:
     return f"{count:,.0f}" if count == round(count) else f"{count:,.2f}"
 
 
-def format_signed_percent(percent: float, more_decimals: int = 0) -> str:
+def format_signed_percent(percent: float, more_decimal_count: int = 0) -> str:
     """Write a percentage with its sign, without the unit: +0.42, +31.5, +9,150.
 
     Args:
-        more_decimals: for a sentence on two numbers that differ but would look equal.
+        more_decimal_count: for a sentence on two numbers that differ but would look equal.
     """
-    text = format_unsigned_percent(percent, more_decimals)
+    text = format_unsigned_percent(percent, more_decimal_count)
     # "−0.00" would be read as faster, "+0.00" as slower.
     if float(text.replace(",", "")) == 0:
         return text
     return f"{'+' if percent >= 0 else MINUS}{text}"
 
 
-def format_unsigned_percent(percent: float, more_decimals: int = 0) -> str:
+def format_unsigned_percent(percent: float, more_decimal_count: int = 0) -> str:
     """Write the size of a percentage as :func:`format_signed_percent` does, without its sign.
 
     Its size alone gives its decimals, in every table and sentence.
     """
     size_pct = abs(percent)
-    decimals = 2 if size_pct < 10 else 1 if size_pct < 100 else 0
-    return f"{size_pct:,.{decimals + more_decimals}f}"
+    decimal_count = 2 if size_pct < 10 else 1 if size_pct < 100 else 0
+    return f"{size_pct:,.{decimal_count + more_decimal_count}f}"
 
 
 def format_percent_interval(low: float | None, high: float | None) -> str:

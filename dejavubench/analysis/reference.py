@@ -174,7 +174,7 @@ def make_makefile_text() -> str:
         f"FIGURES := {' '.join(name for name, _ in quick_runs)}",
     ]
     for name, run in quick_runs:
-        lines += ["", f"RANKS_{name} := {run.ranks}", f"QUICK_{name} := {run.flags}"]
+        lines += ["", f"RANKS_{name} := {run.rank_count}", f"QUICK_{name} := {run.flags}"]
     return "\n".join(lines) + "\n"
 
 

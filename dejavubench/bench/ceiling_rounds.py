@@ -21,10 +21,10 @@ from dejavubench.dejavulib.levels import DEFAULT_LEVEL
 from dejavubench.parallel.collectives import sleeping_barrier, sleeping_bcast, sleeping_gather
 from dejavubench.transports.contexts import FileContext
 
-ROUNDS_WITH_CEILINGS = 5
+CEILING_ROUND_COUNT = 5
 """Rounds of the first point that are followed by ceilings and destinations without compute."""
 
-LATER_ROUNDS_WITH_CEILINGS = 1
+LATER_CEILING_ROUND_COUNT = 1
 """The same for later points; they can also use the first point's ceilings."""
 
 MOST_ISOLATED_SOURCES = 4

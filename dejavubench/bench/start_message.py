@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dejavubench.bench.assignment.runnable import RunnablePlan
 from dejavubench.bench.ceiling_rounds import (
+    CEILING_ROUND_COUNT,
     CEILINGS_S,
-    LATER_ROUNDS_WITH_CEILINGS,
-    ROUNDS_WITH_CEILINGS,
+    LATER_CEILING_ROUND_COUNT,
 )
 from dejavubench.bench.recording.measured_so_far import MeasuredSoFar
 from dejavubench.bench.recording.progress_bar import ProgressBar
@@ -25,7 +25,7 @@ GPU_RATES = Rates(matmul=2e14, read=3e12)
 
 def count_ceiling_rounds(point_index: int) -> int:
     """Return how many rounds of the run's n-th point, from 0, are followed by ceilings."""
-    return LATER_ROUNDS_WITH_CEILINGS if point_index else ROUNDS_WITH_CEILINGS
+    return LATER_CEILING_ROUND_COUNT if point_index else CEILING_ROUND_COUNT
 
 
 def make_progress_bar(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
@@ -71,7 +71,7 @@ def make_progress_bar(runnable: RunnablePlan, is_shown: bool) -> ProgressBar:
 def _estimate_seconds(point: Point, device: str) -> float:
     """Return roughly the time of one request at a point, to compare points with."""
     on_cuda = device == "cuda"
-    core_count = 1 if on_cuda else point.settings.busy_cores
+    core_count = 1 if on_cuda else point.settings.busy_core_count
     prompt_s, token_s = estimate_compute_s(point, GPU_RATES if on_cuda else CPU_RATES, core_count)
     return prompt_s + (point.output_len - 1) * token_s
 

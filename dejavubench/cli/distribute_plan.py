@@ -53,7 +53,7 @@ def agree_on_plan(
         os.environ, lambda note: print(f"note: {note}", file=sys.stderr, flush=True)
     )
     timeout_s = (
-        max(LEAST_START_S, heartbeat.NO_PROGRESS_TIMEOUTS * rank_timeout) if rank_timeout else 0.0
+        max(LEAST_START_S, heartbeat.NO_PROGRESS_FACTOR * rank_timeout) if rank_timeout else 0.0
     )
     own_heartbeat = heartbeat.start_heartbeat(f"rank {read_rank() or 0}")
     import_mpi(own_heartbeat, timeout_s)
@@ -121,18 +121,18 @@ def _read_outcome(read_plan: Callable[[], Plan]) -> Plan | Exception:
         return error
 
 
-def check_launcher(known_ranks: int, vendor: tuple[str, tuple[int, ...]]) -> None:
+def check_launcher(known_rank_count: int, vendor: tuple[str, tuple[int, ...]]) -> None:
     """Refuse ranks that another MPI's launcher has started: each of them would be alone.
 
     Raises:
         UsageError: the launcher started more ranks than this MPI knows.
     """
-    started_ranks = read_rank_count()
+    started_rank_count = read_rank_count()
     name, version = vendor
-    if started_ranks is not None and started_ranks > known_ranks:
+    if started_rank_count is not None and started_rank_count > known_rank_count:
         library = f"{name} {'.'.join(map(str, version))}"
         raise UsageError(
-            f"the launcher started {format_count_of(started_ranks, 'rank')}, but this MPI knows "
-            f"{known_ranks}: it is not the launcher of {library}, which mpi4py uses. Start the "
-            f"ranks with {name}'s mpirun"
+            f"the launcher started {format_count_of(started_rank_count, 'rank')}, but this MPI "
+            f"knows {known_rank_count}: it is not the launcher of {library}, which mpi4py uses. "
+            f"Start the ranks with {name}'s mpirun"
         )

@@ -105,10 +105,10 @@ def _make_notes(plan: Plan, host: fit.HostResources) -> list[str]:
     notes += host_lines.make_notes(plan)
     interval = plan.experiment.flush_interval
     notes += [
-        f"{point.id} has {format_count_of(point.generated_tokens - 1, 'decode step')}, fewer than "
-        f"--flush-interval {interval}: they move as one, after the last of them."
+        f"{point.id} has {format_count_of(point.generated_token_count - 1, 'decode step')}, fewer "
+        f"than --flush-interval {interval}: they move as one, after the last of them."
         for point in plan.points
-        if interval > max(1, point.generated_tokens - 1)
+        if interval > max(1, point.generated_token_count - 1)
     ]
     if plan.checkpoint is not None:
         notes += [f"{note}." for note in plan.checkpoint.notes]

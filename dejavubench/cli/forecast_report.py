@@ -156,7 +156,7 @@ def _format_markdown(forecast: Forecast) -> str:
     for block in _make_tables(forecast):
         rows = [cells for group in block.groups for cells in group]
         lines += ["", f"### {block.title}", ""]
-        lines += markdown.make_table(block.columns, rows, block.leading_columns)
+        lines += markdown.make_table(block.columns, rows, block.leading_column_count)
     return (
         "\n".join([*lines, "", *(f"- {remark}" for remark in sentences.write_remarks(forecast))])
         + "\n"

@@ -15,7 +15,7 @@ from dejavubench.values import format_one_line
 LEAST_FILES = 64
 """Open files that a rank needs; about 40 were measured: sockets, libraries, records, streams."""
 
-REQUESTED_FILES = 4096
+REQUESTED_FILE_COUNT = 4096
 """Open files that a rank asks for, if the hard limit allows as many."""
 
 NUMBA_THREADS = "NUMBA_NUM_THREADS"
@@ -66,9 +66,9 @@ def raise_file_limit() -> None:
     """
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     most_files = (
-        REQUESTED_FILES
+        REQUESTED_FILE_COUNT
         if hard_limit == resource.RLIM_INFINITY
-        else min(hard_limit, REQUESTED_FILES)
+        else min(hard_limit, REQUESTED_FILE_COUNT)
     )
     if soft_limit != resource.RLIM_INFINITY and soft_limit < most_files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, hard_limit))

@@ -131,7 +131,7 @@ def _choose_spec(named_spec: ModelSpec | None, folder: Path | None) -> ModelSpec
         raise BadInput(f"--ckpt-path: {error}") from None
 
 
-def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) -> Traffic:
+def _make_traffic(spec: ModelSpec, request_count: int | None, sizes: dict[str, Any]) -> Traffic:
     """Return the traffic between the two setups that the options ask for."""
     from dejavubench.planning.traffic import plan_traffic
 
@@ -147,7 +147,7 @@ def _make_traffic(spec: ModelSpec, requests: int | None, sizes: dict[str, Any]) 
         sizes["sink_ubatch_size"] or source.microbatch_size,
         sizes["sink_tensor_para_size"] or source.tensor_parallel,
     )
-    in_flight = requests or source.microbatch_size * source.stages
+    in_flight = request_count or source.microbatch_size * source.stages
     for side, setup in (("sources", source), ("sinks", sink)):
         if in_flight % setup.microbatch_size:
             raise BadInput(

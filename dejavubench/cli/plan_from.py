@@ -157,23 +157,25 @@ def _make_point(base: PointInfo, spec: ModelSpec | None, options: Mapping[str, A
     if spec is not None:
         changes |= {
             "model": spec.name,
-            "parameters": spec.parameters,
+            "parameters": spec.parameter_count,
             "layer_num": spec.layer_num,
             "head_num": spec.head_num,
             "size_per_head": spec.size_per_head,
             "kv_head_num": spec.kv_heads,
-            "layer_weights": spec.layer_weights,
-            "head_weights": spec.head_weights,
+            "layer_weights": spec.layer_weight_count,
+            "head_weights": spec.head_weight_count,
             "vocab_size": spec.vocab_size,
         }
     if "data_type" in options:
         changes["weight_nbytes"] = ITEMSIZE[sizes["data_type"]]
     point = base.model_copy(update=changes)
-    heads = point.kv_head_num or point.head_num
-    position_nbytes = 2 * point.layer_num * heads * point.size_per_head * ITEMSIZE[point.data_type]
-    written_positions = point.input_len + (point.handed_over or point.output_len) - 1
+    head_count = point.kv_head_num or point.head_num
+    position_nbytes = (
+        2 * point.layer_num * head_count * point.size_per_head * ITEMSIZE[point.data_type]
+    )
+    written_position_count = point.input_len + (point.handed_over or point.output_len) - 1
     return point.model_copy(
-        update={"streamed_nbytes": point.ubatch_size * written_positions * position_nbytes}
+        update={"streamed_nbytes": point.ubatch_size * written_position_count * position_nbytes}
     )
 
 
@@ -230,21 +232,21 @@ def _make_setup(
     tensor = options.get(f"{side}tensor_para_size", source.tensor_parallel if source else 1)
     microbatch = options.get(f"{side}ubatch_size", point.ubatch_size)
     cuts: tuple[int, ...] | None = options.get(f"{side}layer_cuts")
-    stages: int | None = options.get(f"{side}pipeline_para_size")
+    stage_count: int | None = options.get(f"{side}pipeline_para_size")
     flags = f"--{side}".replace("_", "-")
-    if stages is not None and stages > point.layer_num:
+    if stage_count is not None and stage_count > point.layer_num:
         raise BadInput(
-            f"{flags}pipeline-para-size {stages} is more than the {point.layer_num} layers of "
+            f"{flags}pipeline-para-size {stage_count} is more than the {point.layer_num} layers of "
             f"{point.model}"
         )
     if cuts is None:
         default_cuts = source.layer_cuts if source else (0, point.layer_num)
-        cuts = default_cuts if stages is None else cut_evenly(point.layer_num, stages)
+        cuts = default_cuts if stage_count is None else cut_evenly(point.layer_num, stage_count)
     elif cuts[-1] != point.layer_num:
         raise BadInput(f"{flags}layer-cuts: the last cut must be {point.layer_num}")
-    elif stages not in (None, len(cuts) - 1):
+    elif stage_count not in (None, len(cuts) - 1):
         raise BadInput(
-            f"{flags}layer-cuts does not make the {stages} stages of {flags}pipeline-para-size"
+            f"{flags}layer-cuts does not make the {stage_count} stages of {flags}pipeline-para-size"
         )
     try:
         return Setup(cuts, point.kv_head_num or point.head_num, tensor, microbatch)

@@ -40,7 +40,7 @@ class PlanReport:
         lines = [
             f"{spec.name}, {point.data_type}, {point.kv_layout}: {spec.layer_num} layers × "
             f"{spec.kv_heads} KV heads of {spec.size_per_head}; "
-            f"{format_count_of(traffic.requests, 'request')} of "
+            f"{format_count_of(traffic.request_count, 'request')} of "
             f"{format_count_of(point.input_len, 'prompt token')} and "
             f"{format_count_of(point.output_len, 'new token')}",
             f"sources: {_describe_setup(traffic.source)}",
@@ -51,7 +51,7 @@ class PlanReport:
             lines.append(
                 f"flush: every {point.flush_interval} tokens; the busiest source then sends "
                 f"{format_nbytes(sent_volume.flush_nbytes)} in "
-                f"{format_count(sent_volume.flush_extents)} extents"
+                f"{format_count(sent_volume.flush_extent_count)} extents"
             )
         if link is not None:
             lines.append(
@@ -104,14 +104,16 @@ class PlanReport:
     def _make_table(
         self,
         headings: list[str],
-        name_columns: int,
+        name_column_count: int,
         cells: list[list[str]],
         rows: Sequence[PlanRow],
     ) -> Block:
         """Put amounts and, with a link, least times beside what names a row."""
         amounts = len(headings), len(headings) + len(_AMOUNTS)
         headings = [*headings, *_AMOUNTS, *(_TIMES if self.rows.link else ())]
-        return Block("", headings, name_columns, [self._make_cells(cells, rows)], breaks=amounts)
+        return Block(
+            "", headings, name_column_count, [self._make_cells(cells, rows)], breaks=amounts
+        )
 
     def _make_cells(
         self, row_names: Sequence[list[str]], rows: Sequence[PlanRow]
@@ -211,5 +213,5 @@ def _format_markdown(report: PlanReport) -> str:
     lines = [f"## {report.heading[0]}", "", *(f"- {line}" for line in report.heading[1:])]
     for block in report.tables():
         rows = [cells for group in block.groups for cells in group]
-        lines += ["", *markdown.make_table(block.columns, rows, block.leading_columns)]
+        lines += ["", *markdown.make_table(block.columns, rows, block.leading_column_count)]
     return "\n".join([*lines, "", report.summary]) + "\n"

@@ -25,13 +25,13 @@ COLUMNS = {
     "prompt_nbytes": "prompt_nbytes",
     "token_nbytes": "token_nbytes",
     "total_nbytes": "total_nbytes",
-    "prompt_extents": "prompt_runs",
-    "token_extents": "token_runs",
+    "prompt_extent_count": "prompt_runs",
+    "token_extent_count": "token_runs",
 }
 """Columns of csv and json by attribute of a volume. Their old names say transfers for region pairs,
 and runs for extents."""
 
-FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extents": "flush_runs"}
+FLUSH_COLUMNS = {"flush_nbytes": "flush_nbytes", "flush_extent_count": "flush_runs"}
 """Further columns if several tokens move as one."""
 
 
@@ -88,7 +88,7 @@ class PlanRows:
             "input_len": point.input_len,
             "output_len": point.output_len,
             "flush_interval": point.flush_interval,
-            "requests": traffic.requests,
+            "requests": traffic.request_count,
             "sources": _make_setup_columns(traffic.source),
             "sinks": _make_setup_columns(traffic.sink),
             "link": self.link and {"bytes_per_s": self.link.rate, "latency_s": self.link.latency_s},

@@ -120,7 +120,7 @@ class Plan:
         }
 
     @property
-    def most_threads(self) -> int:
+    def most_thread_count(self) -> int:
         """Threads per rank; the most of any point."""
         return max(self.experiment.threads)
 
@@ -151,8 +151,8 @@ class Plan:
     def _count_positions(self, context: int | None, input_len: int, output_len: int) -> int:
         if self.experiment.max_seq_len:
             return self.experiment.max_seq_len
-        rounded_positions = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
-        return rounded_positions if context is None else min(rounded_positions, context)
+        rounded_count = math.ceil((input_len + output_len) / CACHE_STEP) * CACHE_STEP
+        return rounded_count if context is None else min(rounded_count, context)
 
     def _choose_sink_sizes(self, ubatch_size: int) -> SetupSizes | None:
         """Return the sizes of the sinks' setup; None if it is that of the sources."""
@@ -255,7 +255,7 @@ class Plan:
         Raises:
             UsageError: there are too many.
         """
-        if (thread_count := self.most_threads) > THREADS_PER_CORE * core_count:
+        if (thread_count := self.most_thread_count) > THREADS_PER_CORE * core_count:
             core_text = units.format_count_of(core_count, "core")
             raise UsageError(
                 f"--threads {thread_count} is more than {THREADS_PER_CORE} per core: a rank may "

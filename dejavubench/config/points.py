@@ -49,7 +49,7 @@ class PointSettings:
     confine: bool = False
 
     @property
-    def busy_cores(self) -> int:
+    def busy_core_count(self) -> int:
         """Cores that the threads of one source can use at a time."""
         return 1 if self.confine else self.threads
 
@@ -93,7 +93,7 @@ class Point:
         return SetupSizes(self.tensor_para_size, self.pipeline_para_size, self.ubatch_size)
 
     @property
-    def requests(self) -> int:
+    def request_count(self) -> int:
         """Requests of all microbatches in flight."""
         return self.pipeline_para_size * self.ubatch_size
 
@@ -103,34 +103,38 @@ class Point:
         return ITEMSIZE[self.data_type]
 
     @property
-    def written_positions(self) -> int:
+    def written_position_count(self) -> int:
         """Positions that keys and values are written to: P + T − 1."""
         # The last new token is chosen but never fed back, so it has no keys and values.
         return self.input_len + self.output_len - 1
 
     @property
-    def generated_tokens(self) -> int:
+    def generated_token_count(self) -> int:
         """New tokens of each request that the sources generate."""
         return self.handed_over or self.output_len
 
     @property
-    def streamed_positions(self) -> int:
+    def streamed_position_count(self) -> int:
         """Positions whose keys and values are streamed: all that the sources write."""
         # Likewise: the step that takes the newest token writes its keys and values.
-        return self.input_len + self.generated_tokens - 1
+        return self.input_len + self.generated_token_count - 1
 
     @property
     def flush_groups(self) -> tuple[tuple[int, int], ...]:
         """Sizes of the groups of decode steps, each with the number of groups of that size."""
-        full_groups, leftover_tokens = divmod(self.generated_tokens - 1, self.flush_interval)
+        full_group_count, leftover_token_count = divmod(
+            self.generated_token_count - 1, self.flush_interval
+        )
         # The last group is shorter if the interval does not divide the decode steps.
-        sizes_and_counts = ((self.flush_interval, full_groups), (leftover_tokens, 1))
-        return tuple((tokens, count) for tokens, count in sizes_and_counts if tokens and count)
+        sizes_and_counts = ((self.flush_interval, full_group_count), (leftover_token_count, 1))
+        return tuple(
+            (token_count, count) for token_count, count in sizes_and_counts if token_count and count
+        )
 
     @property
     def most_flushed(self) -> int:
         """Most tokens of the decode phase that move as one; 0 without decode steps."""
-        return max((tokens for tokens, _ in self.flush_groups), default=0)
+        return max((token_count for token_count, _ in self.flush_groups), default=0)
 
     @property
     def token_nbytes(self) -> int:
@@ -142,7 +146,7 @@ class Point:
     @property
     def streamed_nbytes(self) -> int:
         """Bytes of one microbatch's cache over all workers: what a streaming arm moves for it."""
-        return self.ubatch_size * self.streamed_positions * self.token_nbytes
+        return self.ubatch_size * self.streamed_position_count * self.token_nbytes
 
     @property
     def problem(self) -> str | None:
@@ -165,10 +169,10 @@ class Point:
         spec = self.spec
         if spec.context is None:
             return None
-        if self.written_positions > spec.context:
+        if self.written_position_count > spec.context:
             return (
                 f"--input-len {self.input_len} and --output-len {self.output_len} take "
-                f"{self.written_positions} positions, but {spec.name} has "
+                f"{self.written_position_count} positions, but {spec.name} has "
                 f"{spec.context}{spec.limit_text}"
             )
         if self.positions > spec.context:
@@ -196,10 +200,10 @@ class Point:
         return None
 
     def _sink_microbatch_problem(self) -> str | None:
-        if self.sinks is None or not self.requests % self.sinks.ubatch_size:
+        if self.sinks is None or not self.request_count % self.sinks.ubatch_size:
             return None
         return (
-            f"--sink-ubatch-size {self.sinks.ubatch_size} does not divide the {self.requests} "
+            f"--sink-ubatch-size {self.sinks.ubatch_size} does not divide the {self.request_count} "
             f"requests in flight ({self.pipeline_para_size} × --ubatch-size {self.ubatch_size})"
         )
 

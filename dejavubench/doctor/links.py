@@ -20,15 +20,15 @@ SMALL_MESSAGE_NBYTES = 8
 """Bytes of a ping-pong message. The first one says whether another exchange follows."""
 
 LATENCY_S = 0.1
-"""Seconds of ping-pong, after as many exchanges as :data:`WARM_EXCHANGES`."""
+"""Seconds of ping-pong, after as many exchanges as :data:`WARM_EXCHANGE_COUNT`."""
 
-WARM_EXCHANGES = 20
+WARM_EXCHANGE_COUNT = 20
 """First exchanges, which do not count: they make the connection and wake both cores."""
 
 BANDWIDTH_S = 0.15
 """Seconds of large messages in each direction."""
 
-WINDOWS = 4
+WINDOW_COUNT = 4
 """Windows that fit this time on a slow link, whose messages are smaller. The fastest one counts:
 TCP begins slowly and waits 0.2 s for a lost packet, and other programs can only slow a window.
 """
@@ -161,15 +161,15 @@ class LinkProbe:
         goes_on = True
         while goes_on:
             began_s = time.perf_counter()
-            goes_on = began_s < deadline_s or len(exchange_times_s) <= WARM_EXCHANGES
+            goes_on = began_s < deadline_s or len(exchange_times_s) <= WARM_EXCHANGE_COUNT
             buffer[0] = goes_on  # the answering rank has no clock of its own to end by
             self._send(buffer, peer)
             self._receive(buffer, peer)
             exchange_times_s.append(time.perf_counter() - began_s)
-        return exchange_times_s[WARM_EXCHANGES:]
+        return exchange_times_s[WARM_EXCHANGE_COUNT:]
 
     def _choose_nbytes(self, peer: int, is_leader: bool) -> int:
-        """Return the bytes of a large message, of which :data:`WINDOWS` windows fit the time."""
+        """Return the bytes of a large message. :data:`WINDOW_COUNT` windows of it fit the time."""
         payload = memoryview(self._large_buffer)[:PACING_NBYTES]
         nbytes_message = bytearray(8)
         bytes_per_s = 0.0
@@ -187,7 +187,8 @@ class LinkProbe:
             return int.from_bytes(nbytes_message, "little")
         nbytes = LARGE_MESSAGE_NBYTES
         while (
-            nbytes > LEAST_MESSAGE_NBYTES and WINDOWS * WINDOW * nbytes > bytes_per_s * BANDWIDTH_S
+            nbytes > LEAST_MESSAGE_NBYTES
+            and WINDOW_COUNT * WINDOW * nbytes > bytes_per_s * BANDWIDTH_S
         ):
             nbytes //= 2
         self._send(bytearray(nbytes.to_bytes(8, "little")), peer)
@@ -210,7 +211,9 @@ class LinkProbe:
             if is_sender:
                 self._receive(goes_on, peer)
             else:
-                goes_on[0] = time.perf_counter() < deadline_s or len(window_times_s) < WINDOWS - 1
+                goes_on[0] = (
+                    time.perf_counter() < deadline_s or len(window_times_s) < WINDOW_COUNT - 1
+                )
                 self._send(goes_on, peer)
             window_times_s.append(time.perf_counter() - began_s)
         # The first window may still connect; WINDOWS of them are sent in any case.

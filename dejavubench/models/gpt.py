@@ -238,7 +238,7 @@ class GPT:
     # ---- weights and cache ----
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """How many weights this worker holds; a tied head counts once."""
         return sum(weight_slice.memory.numel() for weight_slice in self.weight_slices)
 

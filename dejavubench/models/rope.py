@@ -40,9 +40,9 @@ def compute_frequencies(rope: RopeSpec, size: int) -> Tensor:
     return plain_frequencies
 
 
-def _find_pair(rope: RopeSpec, size: int, turns: float) -> float:
-    """Return which pair makes ``turns`` turns within the context that the model was trained on."""
-    return size * log(rope.original_context / (turns * 2 * pi)) / (2 * log(rope.theta))
+def _find_pair(rope: RopeSpec, size: int, turn_count: float) -> float:
+    """Return which pair makes so many turns within the context that the model was trained on."""
+    return size * log(rope.original_context / (turn_count * 2 * pi)) / (2 * log(rope.theta))
 
 
 class Rotary:

@@ -186,7 +186,10 @@ class MPICollectives:
     def recv_tokens(self, ubatch_size: int, microbatch: int) -> Tensor:
         """Return this microbatch's new tokens [B] from the last stage."""
         return self._recv(
-            (ubatch_size,), torch.long, self.topology.stages - 1, _make_tag(microbatch, _TOKENS)
+            (ubatch_size,),
+            torch.long,
+            self.topology.stage_count - 1,
+            _make_tag(microbatch, _TOKENS),
         )
 
     def finish(self) -> None:

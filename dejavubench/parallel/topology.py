@@ -26,8 +26,8 @@ class Topology:
     sources. The following ranks, if there are any, are the sinks.
 
     Attributes:
-        tensor_size, stages: tensor-parallel degree and pipeline depth of the sources.
-        sink_tensor_size, sink_stages: the same of the sinks; 0 means as the sources.
+        tensor_size, stage_count: tensor-parallel degree and pipeline depth of the sources.
+        sink_tensor_size, sink_stage_count: the same of the sinks; 0 means as the sources.
 
     Raises:
         ValueError: ``size`` is neither the number of sources nor that of both sides, or another
@@ -37,18 +37,19 @@ class Topology:
     size: int
     rank: int
     tensor_size: int = 1
-    stages: int = 1
+    stage_count: int = 1
     sink_tensor_size: int = 0
-    sink_stages: int = 0
+    sink_stage_count: int = 0
 
     def __post_init__(self) -> None:
-        if self.tensor_size < 1 or self.stages < 1:
+        if self.tensor_size < 1 or self.stage_count < 1:
             raise ValueError("tensor- and pipeline-parallel sizes must be positive")
         if self.size not in (self.source_count, self.source_count + self.sink_count):
             both_sides = self.source_count + self.sink_count
             raise ValueError(
-                f"tensor parallel {self.tensor_size} × pipeline parallel {self.stages} runs on "
-                f"{self.source_count} ranks, or with sinks on {both_sides}; there are {self.size}"
+                f"tensor parallel {self.tensor_size} × pipeline parallel {self.stage_count} "
+                f"runs on {self.source_count} ranks, or with sinks on {both_sides}; there are "
+                f"{self.size}"
             )
         if not 0 <= self.rank < self.size:
             raise ValueError(f"there is no rank {self.rank} of {self.size}")
@@ -56,12 +57,12 @@ class Topology:
     @property
     def source_count(self) -> int:
         """Number of sources."""
-        return self.tensor_size * self.stages
+        return self.tensor_size * self.stage_count
 
     @property
     def sink_count(self) -> int:
         """Number of sinks, if there are any."""
-        return self.sink_width * (self.sink_stages or self.stages)
+        return self.sink_width * (self.sink_stage_count or self.stage_count)
 
     @property
     def sink_width(self) -> int:
@@ -111,9 +112,14 @@ class Topology:
     def own_side(self) -> Topology:
         """Return this rank's place in a job of its own side alone, as sources."""
         if self.role == "source":
-            return Topology(self.source_count, self.worker_index, self.tensor_size, self.stages)
+            return Topology(
+                self.source_count, self.worker_index, self.tensor_size, self.stage_count
+            )
         return Topology(
-            self.sink_count, self.worker_index, self._width, self.sink_stages or self.stages
+            self.sink_count,
+            self.worker_index,
+            self._width,
+            self.sink_stage_count or self.stage_count,
         )
 
     def shard(self) -> ShardPlace:
@@ -122,7 +128,7 @@ class Topology:
         side = self.own_side()
         return ShardPlace(
             stage=side.stage,
-            stage_count=side.stages,
+            stage_count=side.stage_count,
             tensor_rank=side.tensor_rank,
             tensor_size=side.tensor_size,
         )

@@ -67,18 +67,18 @@ def estimate_compute_s(point: Point, rates: Rates, thread_count: int) -> tuple[f
     spec = point.spec
     batch = point.ubatch_size
     # Positions that a decode step attends to, on average.
-    attended_positions = point.input_len + point.output_len // 2
-    layer_weights, head_weights = spec.layer_weights, spec.head_weights
+    attended_position_count = point.input_len + point.output_len // 2
+    weight_count = spec.layer_weight_count + spec.head_weight_count
     # A CPU that multiplies a half type does so twice as fast.
     speedup = 2 if multiplies_natively(point.data_type) and point.data_type != "fp32" else 1
     matmul = rates.matmul * thread_count * speedup * PROMPT_SHARE
     # A pair of positions takes 4 · hidden FLOP per layer; a prompt's mask leaves half of the pairs.
     attention_flop = 2 * spec.layer_num * spec.hidden
-    prompt_flop = 2 * batch * (point.input_len * layer_weights + head_weights)
+    prompt_flop = 2 * batch * (point.input_len * spec.layer_weight_count + spec.head_weight_count)
     prompt_flop += attention_flop * batch * point.input_len**2
-    token_flop = 2 * batch * (layer_weights + head_weights + attention_flop * attended_positions)
-    weights_nbytes = (layer_weights + head_weights) * point.itemsize
-    read_nbytes = weights_nbytes + batch * attended_positions * point.token_nbytes
+    token_flop = 2 * batch * (weight_count + attention_flop * attended_position_count)
+    weights_nbytes = weight_count * point.itemsize
+    read_nbytes = weights_nbytes + batch * attended_position_count * point.token_nbytes
     return prompt_flop / matmul, max(token_flop / matmul, read_nbytes / (rates.read * TOKEN_SHARE))
 
 
@@ -89,14 +89,16 @@ def estimate_naive_s(point: Point, arm: Arm) -> float:
         return 0.0
     geometry = make_worker_geometry(point)
 
-    def count_extents(positions: int) -> int:
-        region = geometry.region(layers=Span(0, 1), positions=Span(0, positions))
+    def count_extents(position_count: int) -> int:
+        region = geometry.region(layers=Span(0, 1), positions=Span(0, position_count))
         return geometry.layers * sum(
             prod(count for count, _ in geometry.rows(kv, region).axes) for kv in BOTH
         )
 
     copy_count = count_extents(point.input_len)
-    copy_count += sum(count * count_extents(tokens) for tokens, count in point.flush_groups)
+    copy_count += sum(
+        count * count_extents(token_count) for token_count, count in point.flush_groups
+    )
     flush_count = 1 + sum(count for _, count in point.flush_groups)
     is_on_storage = transport.waits_for_storage(arm.durability)
     if LEVELS[arm.level].each_complete:
@@ -110,7 +112,7 @@ def estimate_naive_s(point: Point, arm: Arm) -> float:
 
 def estimate_iteration_s(plan: Plan, point: Point, arm: Arm, rates: Rates) -> float:
     """Return the time of one iteration of ``arm``, whose workers share this machine's cores."""
-    core_count = point.settings.busy_cores
+    core_count = point.settings.busy_core_count
     depth = plan.experiment.pipeline_para_size
     prompt_s, token_s = estimate_compute_s(point, rates, core_count)
     parallel_worker_count = min(

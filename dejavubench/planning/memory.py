@@ -89,7 +89,7 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     in_flight = point.pipeline_para_size
     geometry = make_worker_geometry(point)
     streamed_nbytes = (
-        in_flight * point.ubatch_size * point.streamed_positions * geometry.token_nbytes
+        in_flight * point.ubatch_size * point.streamed_position_count * geometry.token_nbytes
     )
     is_swapping = any(arm.is_swapping for arm in plan.running)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
@@ -97,9 +97,9 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     weights_nbytes = point.itemsize * count_most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
-    most_positions = max(point.input_len, point.most_flushed)
+    most_position_count = max(point.input_len, point.most_flushed)
     staging = plan_source_staging(
-        plan, point, point.ubatch_size * most_positions * geometry.token_nbytes
+        plan, point, point.ubatch_size * most_position_count * geometry.token_nbytes
     )
     # Arms of one destination reuse its buffer, whatever their level.
     host_modes = {
@@ -166,14 +166,16 @@ def make_worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeo
 def count_arriving_nbytes(point: Point) -> int:
     """Return the caches of the sink that holds most layers."""
     sinks = point.sinks or point.sources
-    return point.requests // sinks.ubatch_size * make_worker_geometry(point, sinks).nbytes
+    return point.request_count // sinks.ubatch_size * make_worker_geometry(point, sinks).nbytes
 
 
 def count_arriving_streams(point: Point) -> int:
     """Return the streams of the sink that receives most."""
     sources = point.sources
     sinks = point.sinks or point.sources
-    request_spans = count_common_requests(sources.ubatch_size, sinks.ubatch_size, point.requests)
+    request_spans = count_common_requests(
+        sources.ubatch_size, sinks.ubatch_size, point.request_count
+    )
     return _count_most_sources(point.spec, sources, sinks) * request_spans
 
 
@@ -233,7 +235,7 @@ def _estimate_cuda_sink(plan: Plan, point: Point) -> Needs:
 def _estimate_cpu_working_nbytes(point: Point) -> int:
     """Return the compiler's memory, plus the larger of a drawn tensor and a layer's activations."""
     spec = point.spec
-    loading_nbytes = 4 * spec.head_weights
+    loading_nbytes = 4 * spec.head_weight_count
     activations_nbytes = (
         4 * point.ubatch_size * point.input_len * (8 * spec.hidden + 2 * spec.ffn_size)
     )
@@ -246,9 +248,9 @@ def _estimate_cuda_working_nbytes(point: Point) -> int:
     A tensor whose columns come in pairs is there twice while it is loaded.
     """
     spec = point.spec
-    rows = point.ubatch_size * point.input_len
-    loading_nbytes = point.itemsize * max(spec.head_weights, 2 * spec.hidden * spec.ffn_size)
-    activations_nbytes = 2 * rows * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
+    row_count = point.ubatch_size * point.input_len
+    loading_nbytes = point.itemsize * max(spec.head_weight_count, 2 * spec.hidden * spec.ffn_size)
+    activations_nbytes = 2 * row_count * (spec.ffn_size + 4 * spec.hidden) * point.itemsize
     return max(
         loading_nbytes,
         activations_nbytes + point.ubatch_size * spec.vocab_size * (point.itemsize + 4),

@@ -23,9 +23,9 @@ def make_whole_region(point: Point) -> Region:
     spec = point.spec
     return Region(
         Span(0, spec.layer_num),
-        Span(0, point.requests),
+        Span(0, point.request_count),
         Span(0, spec.kv_heads),
-        Span(0, point.streamed_positions),
+        Span(0, point.streamed_position_count),
     )
 
 

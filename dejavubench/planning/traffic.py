@@ -47,19 +47,19 @@ class Volume:
             Each step moves one position of every pair.
         prompt_nbytes, token_nbytes, total_nbytes: bytes of the prompt, of one position of all
             requests, and of all positions.
-        prompt_extents, token_extents: pieces of the prompt, and of one position of all requests,
-            that are contiguous in the caches of both sides; K and V of all layers.
-        flush_nbytes, flush_extents: bytes and pieces of the tokens that move as one.
+        prompt_extent_count, token_extent_count: pieces of the prompt, and of one position of all
+            requests, that are contiguous in the caches of both sides; K and V of all layers.
+        flush_nbytes, flush_extent_count: bytes and pieces of the tokens that move as one.
     """
 
     region_pair_count: int = 0
     prompt_nbytes: int = 0
     token_nbytes: int = 0
     total_nbytes: int = 0
-    prompt_extents: int = 0
-    token_extents: int = 0
+    prompt_extent_count: int = 0
+    token_extent_count: int = 0
     flush_nbytes: int = 0
-    flush_extents: int = 0
+    flush_extent_count: int = 0
 
     def __add__(self, other: Volume) -> Volume:
         return Volume(
@@ -102,13 +102,13 @@ class Flow:
 
     def region_pairs(self) -> Iterator[RegionPair]:
         """Yield all region pairs, in the order of the source's microbatches."""
-        source_microbatches, sink_microbatches = self.microbatch_counts
+        source_microbatch_count, sink_microbatch_count = self.microbatch_counts
         for repeat in range(self.repeat_count):
             for pair in self.exchange.pairs:
                 yield replace(
                     pair,
-                    source_microbatch=pair.source_microbatch + repeat * source_microbatches,
-                    target_microbatch=pair.target_microbatch + repeat * sink_microbatches,
+                    source_microbatch=pair.source_microbatch + repeat * source_microbatch_count,
+                    target_microbatch=pair.target_microbatch + repeat * sink_microbatch_count,
                 )
 
 
@@ -118,14 +118,14 @@ class Traffic:
 
     Attributes:
         point: the sizes of the sources' caches.
-        requests: number of requests of all microbatches in flight.
+        request_count: number of requests of all microbatches in flight.
         flows: one per source and sink that share a part, sorted by source, then by sink.
     """
 
     point: Point
     source: Setup
     sink: Setup
-    requests: int
+    request_count: int
     flows: tuple[Flow, ...]
 
     @property
@@ -179,8 +179,8 @@ class Traffic:
         return dict(sorted(volumes.items()))
 
 
-def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Traffic:
-    """Return the traffic of all positions of ``requests`` requests.
+def plan_traffic(point: Point, source: Setup, sink: Setup, request_count: int) -> Traffic:
+    """Return the traffic of all positions of ``request_count`` requests.
 
     Microbatches of the two sides begin together after every lcm of their sizes: the requests up to
     there are looked at, and repeat.
@@ -192,8 +192,8 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
     least_period = lcm(source.microbatch_size, sink.microbatch_size)
     # Sizes 2 and 3 repeat every 6 requests: 600 requests cost no more work than 6. Requests that
     # are no multiple end in a partial period, so they are computed whole.
-    repeat_count = 1 if requests % least_period else requests // least_period
-    period = requests // repeat_count
+    repeat_count = 1 if request_count % least_period else request_count // least_period
+    period = request_count // repeat_count
     span_count = count_common_requests(source.microbatch_size, sink.microbatch_size, period)
     worker_pair_count = sum(len(sink.partners(source, worker)) for worker in range(source.workers))
     if span_count * worker_pair_count > MOST_REGION_PAIRS:
@@ -207,13 +207,13 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
         Span(0, source.layer_cuts[-1]),
         Span(0, period),
         Span(0, source.heads),
-        Span(0, point.written_positions),
+        Span(0, point.written_position_count),
     )
     microbatch_counts = period // source.microbatch_size, period // sink.microbatch_size
     flows = tuple(
         Flow(
             exchange=exchange,
-            region=replace(exchange.region, requests=Span(0, requests)),
+            region=replace(exchange.region, requests=Span(0, request_count)),
             volume=_sum_volumes(
                 _make_volume(point, source, sink, pair) for pair in exchange.pairs
             ).repeat(repeat_count),
@@ -222,7 +222,7 @@ def plan_traffic(point: Point, source: Setup, sink: Setup, requests: int) -> Tra
         )
         for exchange in exchanges(source, sink, whole_region)
     )
-    return Traffic(point=point, source=source, sink=sink, requests=requests, flows=flows)
+    return Traffic(point=point, source=source, sink=sink, request_count=request_count, flows=flows)
 
 
 def count_common_requests(source_size: int, sink_size: int, request_count: int) -> int:
@@ -255,11 +255,11 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
         region_pair_count=1,
         prompt_nbytes=point.input_len * token_nbytes,
         token_nbytes=token_nbytes,
-        total_nbytes=point.written_positions * token_nbytes,
-        prompt_extents=count_extents(Span(0, point.input_len)),
-        token_extents=count_extents(Span(0, 1)),
+        total_nbytes=point.written_position_count * token_nbytes,
+        prompt_extent_count=count_extents(Span(0, point.input_len)),
+        token_extent_count=count_extents(Span(0, 1)),
         flush_nbytes=point.most_flushed * token_nbytes,
-        flush_extents=count_extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
+        flush_extent_count=count_extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
     )
 
 

@@ -29,7 +29,7 @@ from dejavubench.machine.liveness import (
 HEARTBEAT_S = 1.0
 """The longest time between two heartbeats."""
 
-NO_PROGRESS_TIMEOUTS = 1.5
+NO_PROGRESS_FACTOR = 1.5
 """Timeouts without progress after which a rank with a heartbeat is at fault. A rank without one
 is at fault after one timeout, so it is named before the ranks that wait for it."""
 

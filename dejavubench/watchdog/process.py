@@ -32,16 +32,16 @@ from dejavubench.machine.liveness import (
     WAITING,
     LivenessPage,
 )
-from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS_TIMEOUTS
+from dejavubench.watchdog.heartbeat import HEARTBEAT_S, NO_PROGRESS_FACTOR
 from dejavubench.whole_file import write_whole
 
-ELSEWHERE_TIMEOUTS = 4.0
+ELSEWHERE_FACTOR = 4.0
 """Timeouts after which ranks that wait for other hosts are at fault: those cannot be seen here."""
 
 STOPPED_STATES = ("T", "t")
 """States of a process that a signal or a debugger has stopped."""
 
-MISSED_HEARTBEATS = 5
+MISSED_HEARTBEAT_COUNT = 5
 """Heartbeats that a rank must have missed to be mentioned when another one fails."""
 
 NOTE_TIMEOUT_S = 1.0
@@ -112,7 +112,7 @@ class HangJudge:
         """Return ranks that missed a few heartbeats: they may be why another one fails."""
         self._follow(now_s)
         return (
-            self._find_silent(now_s, MISSED_HEARTBEATS * choose_heartbeat_s(self._timeout_s))
+            self._find_silent(now_s, MISSED_HEARTBEAT_COUNT * choose_heartbeat_s(self._timeout_s))
             if self._timeout_s
             else {}
         )
@@ -158,14 +158,14 @@ class HangJudge:
         idle_s = {
             rank: now_s - last_seen.progress_at_s for rank, last_seen in self._last_seen.items()
         }
-        most_idle_s = NO_PROGRESS_TIMEOUTS * self._timeout_s
+        most_idle_s = NO_PROGRESS_FACTOR * self._timeout_s
         stuck_ranks = [rank for rank, seconds in idle_s.items() if seconds > most_idle_s]
         working_ranks = [
             rank for rank in stuck_ranks if self._last_seen[rank].page.counters[STATE] != WAITING
         ]
         if not working_ranks:  # ranks that wait are at fault only if no other rank can be
             if not self._is_whole_job:  # the ranks of other hosts may be those at fault
-                most_idle_s = ELSEWHERE_TIMEOUTS * self._timeout_s
+                most_idle_s = ELSEWHERE_FACTOR * self._timeout_s
             if any(seconds <= most_idle_s for seconds in idle_s.values()):
                 return {}
         waiting_text = "" if working_ranks else ", it waits for other ranks"

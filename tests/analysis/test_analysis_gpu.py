@@ -204,7 +204,7 @@ def test_the_local_copy_is_bound_by_the_way_to_the_host(tmp_path: Path) -> None:
     run = read_run(tmp_path / "r")
     row = flat_rows(run)[2]
     assert (row["ceiling"], row["ceiling_gb_per_s"]) == ("pcie-d2h", 50.0)
-    assert raw_loops.compare_with_raw_loops(run)["pcie-destination / pcie-d2h"].samples == 2
+    assert raw_loops.compare_with_raw_loops(run)["pcie-destination / pcie-d2h"].sample_count == 2
 
 
 def test_the_share_of_python_in_the_naive_loop_is_said(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_interval_holds_the_median_and_stays_within_the_samples(samples: list[fl
     interval = estimate(samples)
     assert interval.median == pytest.approx(np.median(samples))
     assert min(samples) <= interval.low <= interval.median <= interval.high <= max(samples)
-    assert interval.samples == len(samples)
+    assert interval.sample_count == len(samples)
 
 
 @given(st.lists(times, min_size=1, max_size=20), st.floats(min_value=0.5, max_value=2.0))
@@ -115,7 +115,8 @@ def test_a_target_is_met_only_by_the_upper_end(
 ) -> None:
     assert (
         judge_overhead(
-            Estimate(median=(low + high) / 2, low=low, high=high, iqr=0.0, samples=rounds), 0.02
+            Estimate(median=(low + high) / 2, low=low, high=high, iqr=0.0, sample_count=rounds),
+            0.02,
         )
         is expected
     )
@@ -123,7 +124,10 @@ def test_a_target_is_met_only_by_the_upper_end(
 
 def test_there_is_no_verdict_without_overhead_or_target() -> None:
     assert judge_overhead(None, 0.02) is None
-    assert judge_overhead(Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, samples=9), None) is None
+    assert (
+        judge_overhead(Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, sample_count=9), None)
+        is None
+    )
 
 
 def make_iterations(

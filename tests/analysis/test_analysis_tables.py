@@ -58,7 +58,7 @@ def append(folder: Path, rank: int, line: str) -> None:
     ],
 )
 def test_a_small_rate_has_three_significant_digits(value: float | None, text: str) -> None:
-    assert format_rate(value, decimals=2) == text
+    assert format_rate(value, decimal_count=2) == text
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_destination_is_held_against_its_raw_loop_pair_by_pair(tmp_path: Path)
     ((label, ratio),) = raw_loops.compare_with_raw_loops(read_run(folder)).items()
     assert label == "mpi-destination / mpi-windowed"
     assert ratio.median == pytest.approx(1.0)
-    assert ratio.samples == 3
+    assert ratio.sample_count == 3
     assert any(
         "mpi-destination / mpi-windowed 100.0 [" in note
         for note in make_report(read_run(folder)).note_texts

@@ -94,7 +94,7 @@ def test_a_pair_that_is_not_ranked_says_what_would_rank_it(tmp_path: Path) -> No
     arms = [NONE, AGAIN, arm_of("host"), arm_of("mpi")]
     answers = answer_run(tmp_path / "r", arms, factors={"mpi@3": 1.02}, noise=0.05, rounds=20)
     (pair,) = (text for text in sentences(answers) if " against " in text)
-    added_rounds = answers.pairs[0].difference.more_rounds
+    added_rounds = answers.pairs[0].difference.more_round_count
     assert added_rounds is not None
     reach = format_noise_of(answers.pairs[0].difference)
     below = f", as the difference is below the noise ({reach})"
@@ -231,14 +231,14 @@ def test_a_cost_whose_medians_point_the_other_way_is_explained() -> None:
 
 def test_rounds_that_are_proposed_have_an_option_and_a_time() -> None:
     hidden_cost = Difference(percent(0.07, low=0.03, high=0.10), noise(0.09))
-    added_rounds = hidden_cost.more_rounds
+    added_rounds = hidden_cost.more_round_count
     assert added_rounds is not None
     answers = RunAnswers(
         [ArmAnswer("p000", "host@3", hidden_cost, token_cost=hidden_cost)],
         round_ms=30e3,
         continue_command="dejavubench run --continue logs/r",
     )
-    rounds = hidden_cost.estimate.samples + added_rounds
+    rounds = hidden_cost.estimate.sample_count + added_rounds
     assert sentences(answers)[1] == (
         "For more rounds go on with this run: dejavubench run --continue logs/r --rounds "
         f"{rounds} (the requests of the added rounds take about {-(-added_rounds // 2)} min)."

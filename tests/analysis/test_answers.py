@@ -13,9 +13,9 @@ import pytest
 from dejavubench.analysis.answers.judgement import (
     Judgement,
     Noise,
+    count_more_rounds,
     is_within_noise,
     judge,
-    plan_more_rounds,
     side_of,
 )
 from dejavubench.analysis.answers.pairs import pairs_of
@@ -97,14 +97,14 @@ def test_identical_arms_are_seldom_told_apart() -> None:
 
 def test_more_rounds_follow_the_square_root_law() -> None:
     """Twice the interval around the same difference needs four times the rounds."""
-    rounds_for_a_narrow_interval = plan_more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
-    rounds_for_a_wide_interval = plan_more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
+    rounds_for_a_narrow_interval = count_more_rounds(percent(1.0, low=-1.0, high=3.0), noise(0.5))
+    rounds_for_a_wide_interval = count_more_rounds(percent(1.0, low=-3.0, high=5.0), noise(0.5))
     assert rounds_for_a_narrow_interval == 200  # 20 · ((2 · 1.43)² − 1) = 143
     assert rounds_for_a_wide_interval == 700  # 20 · ((4 · 1.43)² − 1) = 634
-    assert plan_more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
+    assert count_more_rounds(percent(1.0, low=0.5, high=1.5), noise(0.5)) is None  # shown already
     # It would take far too many.
-    assert plan_more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
-    assert plan_more_rounds(percent(1.0, low=-1.0, high=3.0), None) is None
+    assert count_more_rounds(percent(0.1, low=-3.0, high=3.0), noise(0.5)) is None
+    assert count_more_rounds(percent(1.0, low=-1.0, high=3.0), None) is None
 
 
 def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
@@ -128,10 +128,10 @@ def test_that_many_more_rounds_do_rank_two_arms_mostly() -> None:
         low=low - true_difference,
         high=3 * true_difference - low,
         iqr=0.0,
-        samples=rounds,
+        sample_count=rounds,
     )
     reach = float(np.median([run_noise.reach for _, run_noise in runs]))
-    added_rounds = plan_more_rounds(typical, noise(100 * reach))
+    added_rounds = count_more_rounds(typical, noise(100 * reach))
     assert added_rounds is not None
     ranked = np.mean([judge(*draw_run(rounds + added_rounds)).is_shown for _ in range(60)])
     assert ranked >= 0.6

@@ -24,7 +24,7 @@ from dejavubench.analysis.prediction.target import Target
 from helpers.synthetic_runs import point_of
 
 STEPS = 5
-NO_OVERHEAD = Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, samples=3)
+NO_OVERHEAD = Estimate(median=0.0, low=0.0, high=0.0, iqr=0.0, sample_count=3)
 
 
 def make_point(length: int, prompt_ms: float) -> PointInputs:
@@ -45,7 +45,7 @@ def make_arm(
     rate: float = 1e9,
 ) -> ArmInputs:
     """Return an arm of ``mpi`` whose prompt and steps took longer by known times in 3 rounds."""
-    shape = PhaseShape(nbytes=1000, extents=1)
+    shape = PhaseShape(nbytes=1000, extent_count=1)
     chunks = ChunkRounds(shape, shape, from_device=True)
     for by_round, ms in (
         (chunks.tail_ms, 0.0),
@@ -61,7 +61,7 @@ def make_arm(
         point=make_point(length, prompt_ms),
         chunks=chunks,
         link=LinkInputs(rate, "--link"),
-        staging=StagingInputs(slots=4, slot_nbytes=2**24, flush_interval=1),
+        staging=StagingInputs(slot_count=4, slot_nbytes=2**24, flush_interval=1),
         prompt_added_ms=dict.fromkeys(range(3), prompt_added_ms),
         tokens_added_ms=dict.fromkeys(range(3), tokens_added_ms),
         overhead=NO_OVERHEAD,

@@ -32,7 +32,7 @@ SLOWER = CostFacts(
     tokens_pct=2.0,
 )
 LEVEL_1 = StreamFacts(overlapped=False, nbytes=1e9)
-LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copies=1e6)
+LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copy_count=1e6)
 CEILING: dict[str, Any] = {"ceiling": "a-probe", "ceiling_gb_per_s": 11.0}
 
 
@@ -49,12 +49,19 @@ def make_facts(
 RISING, CONSTANT = (1000.0, 100.0), (110.0, 100.0)
 """Times of a large and a small chunk: in proportion to bytes, and nearly the same."""
 
-BUSY_MACHINE = MachineFacts(cores=2, busy_cores=1.1, other_cores=0.9)
+BUSY_MACHINE = MachineFacts(core_count=2, busy_core_count=1.1, other_core_count=0.9)
 CROWDED_MACHINE = MachineFacts(
-    cores=2, busy_cores=1.1, other_cores=0.0, cpu_wait_pct=8.0, baseline_cpu_wait_pct=0.5
+    core_count=2,
+    busy_core_count=1.1,
+    other_core_count=0.0,
+    cpu_wait_pct=8.0,
+    baseline_cpu_wait_pct=0.5,
 )
 POLLED_MACHINE = MachineFacts(
-    cores=2, busy_cores=1.9, model_cores=1.9, sink=MovingSide(cpu_ms=600.0, needed_ms=20.0)
+    core_count=2,
+    busy_core_count=1.9,
+    model_core_count=1.9,
+    sink=MovingSide(cpu_ms=600.0, needed_ms=20.0),
 )
 MEMORY_BOUND_MACHINE = MachineFacts(copy_gb_per_s=10.0, read_pct=90.0)
 
@@ -158,9 +165,9 @@ LACKING: dict[str, dict[str, dict[str, Any]]] = {
     "slow gather": {"cost": {"stalled_ms": 40.0}},
     "kernels send": {"cost": {"tokens_pct": 25.0}},
     "a kernel gathers": {"stream": {"on_gpu": False}},
-    "a sink polls": {"machine": {"cores": 4}},
+    "a sink polls": {"machine": {"core_count": 4}},
     "a helper polls": {"machine": {"helper": MovingSide(cpu_ms=600.0, needed_ms=580.0)}},
-    "other programs": {"machine": {"other_cores": 0.05}},
+    "other programs": {"machine": {"other_core_count": 0.05}},
     "threads wait": {"machine": {"baseline_cpu_wait_pct": 7.9}},
     "copies": {"machine": {"read_pct": 20.0}},
 }
@@ -195,14 +202,16 @@ def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
 
 def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
     """One of eight cores is busy, but the program took most of the rest as CPU time."""
-    machine = MachineFacts(cores=8, busy_cores=1.0, other_cores=0.5, other_ms=80.0)
+    machine = MachineFacts(core_count=8, busy_core_count=1.0, other_core_count=0.5, other_ms=80.0)
     assert limit_of(Evidence(SLOWER, machine=machine)).name == "shared cores"
     idle = replace(machine, other_ms=20.0)
     assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
 
 
 def test_more_cpu_time_beside_streaming_is_named_as_that_of_other_processes() -> None:
-    machine = MachineFacts(cores=2, busy_cores=0.68, other_cores=1.27, other_ms=298.0)
+    machine = MachineFacts(
+        core_count=2, busy_core_count=0.68, other_core_count=1.27, other_ms=298.0
+    )
     assert limit_of(Evidence(SLOWER, machine=machine)).evidence_text.endswith(
         "; other processes took 1.27 and this job 0.68 of 2 cores; the other processes, kernel "
         "threads included, took 298.0 ms more CPU time per iteration than without streaming"

@@ -32,13 +32,13 @@ from helpers.synthetic_runs import AGAIN, ENVIRONMENT, NONE, arm_of, point_of, w
 
 # A prompt of 2 layers in 100 ms and 3 steps of 10 ms: 130 ms. 4000 bytes a prompt, 100 a step.
 REQUEST = StreamedRequest(
-    layers=2,
-    steps=3,
+    layer_count=2,
+    step_count=3,
     prompt_ms=100.0,
     token_ms=10.0,
     prompt_nbytes=4000.0,
     step_nbytes=100.0,
-    messages=50,
+    message_count=50,
     message_ms=0.2,
 )
 ARMS = [
@@ -100,7 +100,12 @@ def test_each_level_leaves_zero_at_its_own_speed() -> None:
 
 def test_the_prediction_for_one_token_has_no_steps() -> None:
     assert StreamedRequest(
-        layers=2, steps=0, prompt_ms=100.0, token_ms=0.0, prompt_nbytes=4000.0, step_nbytes=100.0
+        layer_count=2,
+        step_count=0,
+        prompt_ms=100.0,
+        token_ms=0.0,
+        prompt_nbytes=4000.0,
+        step_nbytes=100.0,
     ).predict_ms("3", 100.0) == pytest.approx(120)
 
 

@@ -70,7 +70,7 @@ def parts_of(**added: float) -> dict[tuple[str, str], tuple[float, float]]:
         "mpi@3": make_arm_samples(arm_of("mpi"), drift, **added),
     }
     parts = compute_overhead_parts(PointSamples(point_of(), arms), arms["mpi@3"])
-    assert all(part.ms.samples == ROUNDS for part in parts)
+    assert all(part.ms.sample_count == ROUNDS for part in parts)
     return {(part.phase, part.part): (part.ms.median, 100 * part.share.median) for part in parts}
 
 

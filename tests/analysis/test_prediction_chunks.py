@@ -34,7 +34,7 @@ def rounds_of(ready_ms: list[int], complete_ms: list[int]) -> ChunkRounds:
         posted=ready,
         complete=[MS * time for time in complete_ms],
     )
-    rounds = ChunkRounds(PhaseShape(nbytes=8, extents=1), None, from_device=False)
+    rounds = ChunkRounds(PhaseShape(nbytes=8, extent_count=1), None, from_device=False)
     add_round(rounds, 1, listed, times)
     return rounds
 

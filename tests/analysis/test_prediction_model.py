@@ -22,7 +22,12 @@ from dejavubench.analysis.prediction.table import find_first_for_good
 
 # 4 layers in 100 ms, 6 steps of 10 ms; a layer has 1000 bytes, a step 400.
 PLAIN = StreamedRequest(
-    layers=4, steps=6, prompt_ms=100.0, token_ms=10.0, prompt_nbytes=4000.0, step_nbytes=400.0
+    layer_count=4,
+    step_count=6,
+    prompt_ms=100.0,
+    token_ms=10.0,
+    prompt_nbytes=4000.0,
+    step_nbytes=400.0,
 )
 COSTS = ChunkCosts(
     helper_ms=0.3, helper_ms_per_byte=1e-4, sink_ms=0.2, sink_ms_per_byte=2e-4, latency_ms=0.5
@@ -41,17 +46,17 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
         sink_ms_per_byte=draw(st.floats(0.0, 1e-3)),
         latency_ms=draw(times),
         slot_nbytes=draw(st.sampled_from([math.inf, 500.0, 3000.0])),
-        slots=draw(st.sampled_from([None, 1, 4])),
-        least_pieces=draw(st.integers(1, 3)),
+        slot_count=draw(st.sampled_from([None, 1, 4])),
+        least_piece_count=draw(st.integers(1, 3)),
     )
     return StreamedRequest(
-        layers=draw(st.integers(1, 5)),
-        steps=draw(st.integers(0, 9)),
+        layer_count=draw(st.integers(1, 5)),
+        step_count=draw(st.integers(0, 9)),
         prompt_ms=draw(st.floats(1.0, 100.0)),
         token_ms=draw(st.floats(0.1, 10.0)),
         prompt_nbytes=draw(st.floats(1.0, 1e4)),
         step_nbytes=draw(st.floats(1.0, 1e3)),
-        messages=draw(st.integers(0, 100)),
+        message_count=draw(st.integers(0, 100)),
         message_ms=draw(times),
         message_nbytes=draw(st.floats(0.0, 200.0)),
         flush_interval=draw(st.integers(1, 4)),
@@ -117,8 +122,8 @@ def complete_queue(
     helper, link, sink = [0.0], [-burst_ms], [0.0]
     complete: list[float] = []
     for place, (ready, nbytes) in enumerate(chunks):
-        has_slot = costs.slots is None or place < costs.slots
-        freed = 0.0 if has_slot else complete[place - (costs.slots or 0)]
+        has_slot = costs.slot_count is None or place < costs.slot_count
+        freed = 0.0 if has_slot else complete[place - (costs.slot_count or 0)]
         own_ms = costs.helper_ms + costs.helper_ms_per_byte * nbytes
         helper.append(max(helper[-1], ready, freed) + own_ms)
         sent = max(helper[-1], sink[-1] - SOCKET_NBYTES / rate)
@@ -133,13 +138,13 @@ def total_by_formula(request: StreamedRequest, level: str, rate: float) -> float
     """Return TOTAL by the formulas, for chunks that fit their slots and groups of one step."""
     prompt_ms = request.prompt_ms + request.prompt_rest_ms
     token_ms = request.token_ms + request.token_rest_ms
-    layers, steps, step_nbytes = request.layers, request.steps, request.step_nbytes
+    layers, steps, step_nbytes = request.layer_count, request.step_count, request.step_nbytes
     steps_in_turn_ms = steps * (token_ms + step_nbytes / rate)
     if level == "0":
         total_ms = prompt_ms + request.prompt_nbytes / rate + steps_in_turn_ms
         for count, message_ms, nbytes in (
-            (request.prompt_messages, request.prompt_message_ms, request.prompt_nbytes),
-            (request.messages, request.message_ms, steps * step_nbytes),
+            (request.prompt_message_count, request.prompt_message_ms, request.prompt_nbytes),
+            (request.message_count, request.message_ms, steps * step_nbytes),
         ):
             packets_ms = count * request.message_nbytes / rate
             if not request.burst_nbytes:
@@ -166,9 +171,13 @@ def total_by_formula(request: StreamedRequest, level: str, rate: float) -> float
 def test_totals_are_those_of_the_documented_formulas(
     request_: StreamedRequest, level: str, power: float
 ) -> None:
-    whole_chunks = replace(request_.costs, slot_nbytes=math.inf, least_pieces=1)
+    whole_chunks = replace(request_.costs, slot_nbytes=math.inf, least_piece_count=1)
     uncut = replace(
-        request_, costs=whole_chunks, flush_interval=1, prompt_messages=7, prompt_message_ms=0.5
+        request_,
+        costs=whole_chunks,
+        flush_interval=1,
+        prompt_message_count=7,
+        prompt_message_ms=0.5,
     )
     rate = 10.0**power
     expected = total_by_formula(uncut, level, rate)
@@ -228,7 +237,7 @@ def test_a_rested_link_passes_its_burst_at_once() -> None:
     bucket = replace(PLAIN, burst_nbytes=100.0)
     assert PLAIN.predict_ms("2", 100.0) - bucket.predict_ms("2", 100.0) == pytest.approx(7 * 1)
     # A message is answered while the bucket fills for the next one.
-    naive: dict[str, Any] = {"messages": 60, "message_ms": 0.2, "message_nbytes": 20.0}
+    naive: dict[str, Any] = {"message_count": 60, "message_ms": 0.2, "message_nbytes": 20.0}
     steps, slow = 6 * 400 / 100, 60 * (0.2 + 20 / 100)
     unlimited, with_burst = replace(PLAIN, **naive), replace(bucket, **naive)
     assert unlimited.predict_ms("0", 100.0) == pytest.approx(160 + 40 + steps + slow)
@@ -247,25 +256,27 @@ def test_contention_is_the_same_on_every_link_and_a_slow_one_hides_it() -> None:
 
 
 def test_messages_are_paid_one_by_one() -> None:
-    naive = replace(PLAIN, messages=10, message_ms=0.2, message_nbytes=50.0)
+    naive = replace(PLAIN, message_count=10, message_ms=0.2, message_nbytes=50.0)
     ideal = PLAIN.predict_ms("1", 100.0)
     assert naive.predict_ms("0", 100.0) == pytest.approx(ideal + 10 * (0.2 + 0.5))
 
 
 def test_slots_bound_what_is_under_way() -> None:
     """With one slot, a layer's chunk begins when the one before it is complete."""
-    one_slot = replace(PLAIN, steps=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slots=1))
+    one_slot = replace(
+        PLAIN, step_count=0, prompt_ms=0.0, costs=ChunkCosts(latency_ms=7.0, slot_count=1)
+    )
     assert one_slot.predict_ms("2", 1000.0) == pytest.approx(4 * (1 + 7))
-    four_slots = replace(one_slot, costs=ChunkCosts(latency_ms=7.0, slots=4))
+    four_slots = replace(one_slot, costs=ChunkCosts(latency_ms=7.0, slot_count=4))
     assert four_slots.predict_ms("2", 1000.0) == pytest.approx(4 * 1 + 7)
 
 
 def test_what_does_not_fit_a_slot_is_cut() -> None:
     costs = ChunkCosts(helper_ms=1.0, slot_nbytes=2500.0)
-    cut = replace(PLAIN, steps=0, costs=costs)
+    cut = replace(PLAIN, step_count=0, costs=costs)
     # Level 1: two layers fit a slot. The helper packs the second while the first is on the link.
     assert cut.predict_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
-    parted = replace(PLAIN, steps=0, costs=ChunkCosts(helper_ms=1.0, least_pieces=2))
+    parted = replace(PLAIN, step_count=0, costs=ChunkCosts(helper_ms=1.0, least_piece_count=2))
     assert parted.predict_ms("1", 1000.0) == pytest.approx(100 + 1 + 2 + 2)
 
 

@@ -38,13 +38,13 @@ def test_a_known_change_lies_in_its_interval_and_drift_that_both_share_cancels()
     assert change is not None
     assert change.low < 0.02 < change.high
     assert change.half_width < 0.002
-    assert change.samples == 20
+    assert change.sample_count == 20
 
 
 def test_only_rounds_that_both_have_count() -> None:
     change = ratio_change({1: 10.0, 2: 10.0}, {2: 11.0, 3: 5.0})
     assert change is not None
-    assert change.samples == 1
+    assert change.sample_count == 1
     assert change.middle == pytest.approx(0.1)
     assert np.isnan(change.low)
     assert not change.decides
@@ -52,7 +52,7 @@ def test_only_rounds_that_both_have_count() -> None:
 
 
 def test_the_fewest_rounds_are_those_of_the_verdicts_and_grow_with_the_confidence() -> None:
-    assert count_fewest_rounds(0.95) == stats.COVERING_ROUNDS
+    assert count_fewest_rounds(0.95) == stats.COVERING_ROUND_COUNT
     for confidence in (0.95, 0.99, 0.999):
         rounds = count_fewest_rounds(confidence)
         tail = (1 - confidence) / 2

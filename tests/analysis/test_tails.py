@@ -93,7 +93,7 @@ def test_only_the_tail_of_an_arm_is_slower() -> None:
     assert overhead is not None
     assert overhead.median == pytest.approx(0.3, abs=0.06)
     assert 0.1 < overhead.low <= overhead.median <= overhead.high
-    assert overhead.samples == 12
+    assert overhead.sample_count == 12
     slow_tail = compute_percentiles(slow_tailed_arm)
     none_tail = compute_percentiles(none)
     assert slow_tail is not None

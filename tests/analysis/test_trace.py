@@ -463,7 +463,7 @@ def test_each_rank_gets_the_offset_that_its_host_has(monkeypatch: pytest.MonkeyP
         assert clock["reference"] == "a"
         assert abs(clock["offset_ns"] - true_offsets[hosts[rank]]) <= clock["error_ns"]
     assert (clocks[0]["error_ns"], clocks[0]["round_trips"]) == (0, 0)
-    assert clocks[3]["round_trips"] == clock_offset.ROUND_TRIPS
+    assert clocks[3]["round_trips"] == clock_offset.ROUND_TRIP_COUNT
 
 
 def clock_of(offset: int, error: int, common: int) -> HostClock:

@@ -13,10 +13,10 @@ import torch
 
 from dejavubench.bench.environment import facts as environment
 from dejavubench.bench.probes import gpu_probes as device_ceilings
-from dejavubench.bench.probes.ceilings import PAIR_RUNS, Ceilings
+from dejavubench.bench.probes.ceilings import PAIR_RUN_COUNT, Ceilings
 from dejavubench.bench.probes.gpu_probes import (
-    FREE_MEMORY_PARTS,
     LEAST_BUFFER_NBYTES,
+    MEMORY_PART_COUNT,
     DeviceProbes,
     choose_buffer_nbytes,
     count_gathered_layers,
@@ -68,14 +68,14 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
     ceilings.run()
     assert [name for name in device.ran if name not in ("gather", "gather-copy")].count(
         "pcie-d2h"
-    ) == PAIR_RUNS
+    ) == PAIR_RUN_COUNT
     pairs = [name for name in device.ran if name.startswith("gather")]
-    assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIR_RUNS // 2)
+    assert pairs == ["gather-copy", "gather", "gather", "gather-copy"] * (PAIR_RUN_COUNT // 2)
     records = {record.name: record for record in ceilings.records("p000")}
     assert set(records) == set(device.ran)  # nothing of the CPU's own
     assert (records["memory-read"].value, records["memory-read"].shape) == (1.5, "large")
     assert (records["run-copy"].value, records["run-copy"].shape) == (1.0, "small")
-    assert len(records["gather"].samples) == len(records["gather-copy"].samples) == PAIR_RUNS
+    assert len(records["gather"].samples) == len(records["gather-copy"].samples) == PAIR_RUN_COUNT
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,12 @@ def test_a_device_has_the_place_of_the_cpu_and_its_pairs_run_in_turn() -> None:
 def test_a_quarter_of_free_device_memory_is_taken_at_most(l2: int, free: int) -> None:
     nbytes = choose_buffer_nbytes(l2, free)
     assert nbytes % 16 == 0
-    assert nbytes <= free // FREE_MEMORY_PARTS
-    if free > FREE_MEMORY_PARTS * 4 * LEAST_BUFFER_NBYTES:
+    assert nbytes <= free // MEMORY_PART_COUNT
+    if free > MEMORY_PART_COUNT * 4 * LEAST_BUFFER_NBYTES:
         assert nbytes >= max(LEAST_BUFFER_NBYTES, 4 * l2)
     layers = count_gathered_layers(PROMPT, 500, l2, free, nbytes)
     layer = PROMPT.nbytes // PROMPT.layers
-    assert 2 * nbytes + layers * layer <= free * 3 // FREE_MEMORY_PARTS
+    assert 2 * nbytes + layers * layer <= free * 3 // MEMORY_PART_COUNT
 
 
 def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
@@ -174,7 +174,7 @@ def test_the_read_kernel_reads_all() -> None:
             np.uintp(out.data_ptr()),
         )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREADS,), arguments)
+            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREAD_COUNT,), arguments)
         assert int(out) == WRITTEN_RESULT
 
 
@@ -223,7 +223,7 @@ def test_a_disk_that_fails_for_a_while_leaves_samples_that_belong_together() -> 
         "disk-destination (fdatasync): cannot write x: no space",
         "disk-write (fdatasync): No space left on device",
     ]
-    assert [len(record.samples) for record in ceilings.records("p000")] == [PAIR_RUNS - 3] * 2
+    assert [len(record.samples) for record in ceilings.records("p000")] == [PAIR_RUN_COUNT - 3] * 2
 
 
 def test_a_link_that_fails_ends_the_run() -> None:

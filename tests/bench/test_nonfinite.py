@@ -77,13 +77,13 @@ def test_the_shard_with_the_bad_value_is_named_and_workers_without_it_load(tmp_p
     file = json.loads((folder / INDEX).read_text())["weight_map"][KEY]
     for place in (
         Shard(),
-        Shard(stage=1, stages=2),
-        Shard(stage=0, stages=1, tensor_rank=0, tensor_size=2),
+        Shard(stage=1, stage_count=2),
+        Shard(stage=0, stage_count=1, tensor_rank=0, tensor_size=2),
     ):
         with pytest.raises(CheckpointError, match=f"{file}: tensor {KEY}: 1 of"):
             load_model(folder, place)
-    load_model(folder, Shard(stage=0, stages=2))
-    load_model(folder, Shard(stage=0, stages=1, tensor_rank=1, tensor_size=2))
+    load_model(folder, Shard(stage=0, stage_count=2))
+    load_model(folder, Shard(stage=0, stage_count=1, tensor_rank=1, tensor_size=2))
 
 
 @pytest.mark.parametrize(

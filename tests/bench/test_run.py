@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dejavubench.bench.probes.ceilings import PAIR_RUNS
+from dejavubench.bench.probes.ceilings import PAIR_RUN_COUNT
 from dejavubench.machine.cpu import WITHOUT_VARIABLE
 from dejavubench.records import (
     Ceiling,
@@ -321,7 +321,7 @@ def test_ceilings_are_measured_beside_what_they_bound(tmp_path: Path) -> None:
     for ceiling in ceilings.values():
         assert ceiling.value > 0
         paired = ceiling.name in {name for pair in raw_loops.items() for name in pair}
-        assert len(ceiling.samples) == (2 * PAIR_RUNS if paired else 2)  # two rounds
+        assert len(ceiling.samples) == (2 * PAIR_RUN_COUNT if paired else 2)  # two rounds
         assert ceiling.name in table
     assert {alone.arm for _, alone in job.run.records_of(StreamAlone)} == {"disk@3", "mpi@3"}
     assert not list(tmp_path.rglob("*.kv"))

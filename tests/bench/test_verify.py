@@ -50,7 +50,9 @@ def view_of(layout: LayoutName, data_type: DataType = "fp16") -> WorkerView:
         tensor_para_size=2,
         pipeline_para_size=2,
     )
-    return WorkerView(point, Topology(size=8, rank=7, tensor_size=2, stages=2), slot_nbytes=1 << 16)
+    return WorkerView(
+        point, Topology(size=8, rank=7, tensor_size=2, stage_count=2), slot_nbytes=1 << 16
+    )
 
 
 def make_arrived_cache(view: WorkerView, source: KVCache, streams: list[Stream]) -> KVCache:

@@ -410,8 +410,8 @@ def test_swept_staging_slots_are_those_of_the_point(tmp_path: Path) -> None:
     run = write_measured_run(tmp_path / "run", points=sweep, experiment=experiment)
     inputs = read_inputs(read_run(run))
     staging = {arm.point.info.id: arm.staging for arm in inputs.arms}
-    assert (staging["p000"].slots, staging["p000"].slot_nbytes) == (1, 2 * 2**20)
-    assert (staging["p001"].slots, staging["p001"].slot_nbytes) == (8, 4 * 2**20)
+    assert (staging["p000"].slot_count, staging["p000"].slot_nbytes) == (1, 2 * 2**20)
+    assert (staging["p001"].slot_count, staging["p001"].slot_nbytes) == (8, 4 * 2**20)
     assert "expected overhead" in print_plan(run)
 
 

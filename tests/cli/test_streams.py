@@ -272,7 +272,7 @@ def test_a_low_limit_is_raised_where_it_may_be(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 1 << 20))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changed.append(limits))
     host_checks.raise_file_limit()
-    assert changed == [(host_checks.REQUESTED_FILES, 1 << 20)]
+    assert changed == [(host_checks.REQUESTED_FILE_COUNT, 1 << 20)]
 
 
 @pytest.mark.mpi

@@ -210,7 +210,7 @@ def test_a_cache_has_positions_for_all_that_is_written(
 ) -> None:
     point = make_plan(**values).points[0]
     assert point.positions == positions
-    assert point.written_positions == point.input_len + point.output_len - 1 <= positions
+    assert point.written_position_count == point.input_len + point.output_len - 1 <= positions
 
 
 def test_custom_model_has_one_context_for_all_lengths() -> None:

@@ -166,7 +166,7 @@ def test_threads_make_a_point_faster_unless_they_share_a_core() -> None:
     plan = load(None, {**CPU, "threads": "1,2", "confine": [False, True]}, {})
     rates = Rates(matmul=1e9, read=1e12)
     one_thread_s, one_confined_s, two_threads_s, two_confined_s = (
-        estimate_compute_s(point, rates, point.settings.busy_cores)[0] for point in plan.points
+        estimate_compute_s(point, rates, point.settings.busy_core_count)[0] for point in plan.points
     )
     assert one_thread_s == one_confined_s == two_confined_s == pytest.approx(2 * two_threads_s)
 

@@ -497,8 +497,8 @@ def test_the_prediction_waits_for_the_last_step_of_a_group() -> None:
     """1 layer, prompt 10 ms, 3 steps of 4 ms; each step's bytes take 1 ms, the prompt's 2."""
     request_of_single_steps, request_of_pairs = (
         StreamedRequest(
-            layers=1,
-            steps=3,
+            layer_count=1,
+            step_count=3,
             prompt_ms=10.0,
             token_ms=4.0,
             prompt_nbytes=2.0,

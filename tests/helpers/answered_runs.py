@@ -15,7 +15,9 @@ from helpers.synthetic_runs import write_run
 
 
 def percent(median: float, low: float, high: float, samples: int = 20) -> Estimate:
-    return Estimate(median=median / 100, low=low / 100, high=high / 100, iqr=0.0, samples=samples)
+    return Estimate(
+        median=median / 100, low=low / 100, high=high / 100, iqr=0.0, sample_count=samples
+    )
 
 
 def noise(reach_pct: float) -> Noise:

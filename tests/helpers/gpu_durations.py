@@ -43,7 +43,7 @@ def estimate_run_seconds(plan: Plan) -> float:
     """Return the seconds of all points, from ``mpirun`` to its end."""
     # Every rank draws each tensor of its stage whole, and keeps its part. Models come in turn.
     drawn_weights = sum(
-        spec.layer_weights + spec.head_weights
+        spec.layer_weight_count + spec.head_weight_count
         for spec in dict.fromkeys(point.spec for point in plan.points)
     )
     points_s = sum(_estimate_point_seconds(plan, point) for point in plan.points)
@@ -65,9 +65,9 @@ def _estimate_point_seconds(plan: Plan, point: Point) -> float:
 
 def estimate_iteration_seconds(point: Point) -> float:
     """Return the seconds from the prompt to the last token, on the sinks if they go on."""
-    sources_s = _compute_seconds(point, point.sources, 0, point.generated_tokens)
+    sources_s = _compute_seconds(point, point.sources, 0, point.generated_token_count)
     sinks = point.sinks or point.sources
-    return sources_s + _compute_seconds(point, sinks, point.generated_tokens, point.output_len)
+    return sources_s + _compute_seconds(point, sinks, point.generated_token_count, point.output_len)
 
 
 def _compute_seconds(point: Point, sizes: SetupSizes, first: int, stop: int) -> float:

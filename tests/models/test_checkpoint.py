@@ -57,7 +57,11 @@ def test_a_folder_gives_the_model_that_was_saved(
     """Prompt and decode steps up to the context; the layouts, which do not matter, take turns."""
     theirs = MODELS[family]()
     model = load_model(save(theirs, tmp_path / "model", shards))
-    assert model.parameters == model.spec.parameters == sum(p.numel() for p in theirs.parameters())
+    assert (
+        model.parameter_count
+        == model.spec.parameter_count
+        == sum(p.numel() for p in theirs.parameters())
+    )
     tokens, steps = prompts(), 32
     cache = KVCache.allocate(
         model.kv_geometry(tokens.shape[0], tokens.shape[1] + steps, layout), torch.float32
@@ -85,7 +89,7 @@ def test_every_worker_reads_its_own_cuts(
     for stage in range(2):
         for tensor_rank in range(2):
             for place in load_model(
-                folder, Shard(stage=stage, stages=2, tensor_rank=tensor_rank, tensor_size=2)
+                folder, Shard(stage=stage, stage_count=2, tensor_rank=tensor_rank, tensor_size=2)
             ).weight_slices:
                 assert torch.equal(place.memory, memory[place.name][place.cut]), place.name
 

@@ -45,7 +45,9 @@ def test_our_model_equals_that_of_hugging_face(family: str, layout: KVLayout) ->
     ours = build(spec, weights)
     cache = cache_of_nan(ours, BATCH, PROMPT + STEPS, layout)
     tokens = prompts()
-    assert ours.parameters == spec.parameters == sum(p.numel() for p in theirs.parameters())
+    assert (
+        ours.parameter_count == spec.parameter_count == sum(p.numel() for p in theirs.parameters())
+    )
 
     logits = ours.forward(tokens, cache, 0)
     for step in range(STEPS):
@@ -140,7 +142,7 @@ def test_a_model_computes_in_bf16_where_asked() -> None:
 
 
 def test_a_stage_does_not_change_its_input() -> None:
-    stage = build(GPT2, make_random_weights(GPT2, 0), Shard(stage=1, stages=2))
+    stage = build(GPT2, make_random_weights(GPT2, 0), Shard(stage=1, stage_count=2))
     hidden = torch.randn(BATCH, PROMPT, GPT2.hidden)
     hidden_copy = hidden.clone()
     stage.forward(hidden, cache_of_nan(stage, BATCH, PROMPT), 0)
@@ -157,7 +159,7 @@ def test_stages_in_a_row_compute_what_the_whole_model_does(spec: ModelSpec) -> N
     expected = full_model.forward(prompts(), cache_of_nan(full_model, BATCH, PROMPT), 0)
     stage_output = prompts()
     for stage in range(2):
-        stage_model = build(spec, weights, Shard(stage=stage, stages=2))
+        stage_model = build(spec, weights, Shard(stage=stage, stage_count=2))
         stage_output = stage_model.forward(
             stage_output, cache_of_nan(stage_model, BATCH, PROMPT), 0
         )
@@ -214,7 +216,7 @@ def test_shards_cover_everything_once() -> None:
         )
     # The shards are those of torch.tensor_split.
     assert [
-        Shard(stage=0, stages=1, tensor_rank=tensor_rank, tensor_size=4).vocab(GPT2).size
+        Shard(stage=0, stage_count=1, tensor_rank=tensor_rank, tensor_size=4).vocab(GPT2).size
         for tensor_rank in range(4)
     ] == [26, 25, 25, 25]
 
@@ -224,7 +226,7 @@ def test_shards_cover_everything_once() -> None:
     [
         (lambda: Shard(stage=1), "not a part of 1 stages"),
         (lambda: Shard(tensor_rank=2, tensor_size=2), "not a part of"),
-        (lambda: Shard(stages=4).layers(GPT2), "3 layers"),
+        (lambda: Shard(stage_count=4).layers(GPT2), "3 layers"),
         (
             lambda: Shard(tensor_size=3).heads(GPT2),
             "4 heads of small cannot be divided evenly over 3",

@@ -57,7 +57,7 @@ def check_sends_to_next_stage(mpi: MPICollectives, topology: Topology) -> None:
             shape, 100.0 * stage + 10 * microbatch + topology.tensor_rank, dtype=torch.bfloat16
         )
 
-    if topology.stage < topology.stages - 1:
+    if topology.stage < topology.stage_count - 1:
         for microbatch in range(microbatches):
             mpi.send_hidden(hidden(topology.stage, microbatch), microbatch)
     if topology.stage > 0:
@@ -66,7 +66,7 @@ def check_sends_to_next_stage(mpi: MPICollectives, topology: Topology) -> None:
             assert torch.equal(received, hidden(topology.stage - 1, microbatch))
     for microbatch in range(microbatches):
         tokens = torch.tensor([microbatch, topology.tensor_rank, 2**40])
-        if topology.stage == topology.stages - 1:
+        if topology.stage == topology.stage_count - 1:
             mpi.send_tokens(tokens, microbatch)
         if topology.stage == 0:
             assert torch.equal(mpi.recv_tokens(3, microbatch), tokens)

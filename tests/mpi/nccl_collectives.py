@@ -66,13 +66,13 @@ def check_sends_to_next_stage(
             if topology.stage > 0:
                 received = nccl.recv_hidden(shape, torch.bfloat16, microbatch)
                 assert torch.equal(received, hidden(topology.stage - 1, microbatch) + step)
-            if topology.stage < topology.stages - 1:
+            if topology.stage < topology.stage_count - 1:
                 torch.cuda._sleep(1_000_000)
                 nccl.send_hidden(hidden(topology.stage, microbatch) + step, microbatch)
-            elif topology.stages > 1:
+            elif topology.stage_count > 1:
                 nccl.send_tokens(torch.tensor([microbatch, step, 2**40], device=device), microbatch)
         for microbatch in range(microbatches):
-            if topology.stage == 0 and topology.stages > 1:
+            if topology.stage == 0 and topology.stage_count > 1:
                 assert nccl.recv_tokens(3, microbatch).tolist() == [microbatch, step, 2**40]
     nccl.finish()
 

@@ -25,7 +25,7 @@ Outcomes = dict[tuple[str, str], dict[str, Any]]
 
 
 def test_the_first_ranks_are_sources_and_the_others_sinks() -> None:
-    ranks = [Topology(size=8, rank=rank, tensor_size=2, stages=2) for rank in range(8)]
+    ranks = [Topology(size=8, rank=rank, tensor_size=2, stage_count=2) for rank in range(8)]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 4
     assert [place.worker_index for place in ranks] == [0, 1, 2, 3] * 2
     assert [place.stage for place in ranks] == [0, 0, 1, 1] * 2
@@ -38,7 +38,9 @@ def test_the_first_ranks_are_sources_and_the_others_sinks() -> None:
 
 def test_sinks_of_another_setup_have_roles_of_their_own() -> None:
     ranks = [
-        Topology(size=7, rank=rank, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
+        Topology(
+            size=7, rank=rank, tensor_size=2, stage_count=2, sink_tensor_size=1, sink_stage_count=3
+        )
         for rank in range(7)
     ]
     assert [place.role for place in ranks] == ["source"] * 4 + ["sink"] * 3
@@ -46,14 +48,16 @@ def test_sinks_of_another_setup_have_roles_of_their_own() -> None:
     assert [place.stage for place in ranks] == [0, 0, 1, 1, 0, 1, 2]
     assert [place.tensor_rank for place in ranks] == [0, 1, 0, 1, 0, 0, 0]
     assert not Topology(
-        size=4, rank=0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3
+        size=4, rank=0, tensor_size=2, stage_count=2, sink_tensor_size=1, sink_stage_count=3
     ).has_sinks
     with pytest.raises(ValueError, match="runs on 4 ranks, or with sinks on 7; there are 8"):
-        Topology(size=8, rank=0, tensor_size=2, stages=2, sink_tensor_size=1, sink_stages=3)
+        Topology(
+            size=8, rank=0, tensor_size=2, stage_count=2, sink_tensor_size=1, sink_stage_count=3
+        )
 
 
 def test_ranks_for_the_sources_alone_have_no_sinks() -> None:
-    place = Topology(size=4, rank=3, tensor_size=2, stages=2)
+    place = Topology(size=4, rank=3, tensor_size=2, stage_count=2)
     assert (place.has_sinks, place.role, len(place.sinks)) == (False, "source", 0)
 
 

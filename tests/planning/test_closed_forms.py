@@ -55,13 +55,13 @@ def plan_of(model: str, sources: tuple[int, int, int], sinks: tuple[int, int, in
 @pytest.mark.parametrize("model", SPECS)
 def test_counts_of_a_specs_weights_equal_the_sum_over_its_tensors(model: str) -> None:
     spec = SPECS[model]
-    assert spec.parameters == sum(map(prod, spec.tensors.values()))
+    assert spec.parameter_count == sum(map(prod, spec.tensors.values()))
     matrices = [
         shape
         for name, shape in spec.tensors.items()
         if name.startswith("layers.") and len(shape) == 2
     ]
-    assert spec.layer_weights == sum(map(prod, matrices))
+    assert spec.layer_weight_count == sum(map(prod, matrices))
 
 
 @pytest.mark.parametrize(("sources", "sinks"), SPLITS)
@@ -85,7 +85,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     assert (
         memory.count_arriving_nbytes(point)
         + plan_sink_staging(plan, point, memory.count_arriving_streams(point)).host_nbytes
-        == point.requests // sink.microbatch_size * cache + 2 * streams * slot
+        == point.request_count // sink.microbatch_size * cache + 2 * streams * slot
     )
 
 
@@ -111,7 +111,9 @@ def test_a_plan_repeats_after_the_lcm_of_the_microbatches(microbatches: tuple[in
     sources = Setup((0, 3, 4), heads=4, tensor_parallel=2, microbatch_size=microbatches[0])
     sinks = Setup((0, 2, 4), heads=4, tensor_parallel=1, microbatch_size=microbatches[1])
     traffic = traffic_between(sources, sinks, 24)
-    region = Region(Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written_positions))
+    region = Region(
+        Span(0, 4), Span(0, 24), Span(0, 4), Span(0, traffic.point.written_position_count)
+    )
     expected = exchanges(sources, sinks, region)
     assert [list(flow.region_pairs()) for flow in traffic.flows] == [
         list(pairs.pairs) for pairs in expected

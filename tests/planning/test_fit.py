@@ -45,7 +45,8 @@ def plan_of(**values: Any) -> Plan:
 @pytest.mark.parametrize("name", SPECS)
 def test_one_worker_holds_the_whole_model(name: str) -> None:
     assert (
-        count_most_parameters(SPECS[name], tensor_size=1, stage_count=1) == SPECS[name].parameters
+        count_most_parameters(SPECS[name], tensor_size=1, stage_count=1)
+        == SPECS[name].parameter_count
     )
 
 
@@ -59,7 +60,7 @@ def test_worker_parameters_are_those_of_the_largest_shard(tensor_size: int, stag
     ]
     with torch.device("meta"):
         parameters = [
-            GPT(sizes, shard, torch.float32, torch.float32).parameters for shard in shards
+            GPT(sizes, shard, torch.float32, torch.float32).parameter_count for shard in shards
         ]
     assert count_most_parameters(sizes, tensor_size, stages) == max(parameters)
 
@@ -80,7 +81,7 @@ def test_weights_are_held_once_in_their_own_type(data_type: str, itemsize: int) 
     plan = plan_of(model="gpt2", inference_data_type=data_type)
     assert (
         memory.estimate_memory(plan, plan.points[0]).weights_nbytes
-        == itemsize * SPECS["gpt2"].parameters
+        == itemsize * SPECS["gpt2"].parameter_count
     )
 
 
@@ -142,7 +143,10 @@ def test_a_gpu_holds_weights_and_cache_in_the_models_type() -> None:
     cache = 8 * 1024 * 2 * 40 * 5120 * 2  # requests × positions × K and V × layers × hidden × bytes
     # Activations, and logits in fp16 and fp32.
     working = 2 * 4000 * (4 * 5120 + 4 * 5120) * 2 + 8 * 50272 * (2 + 4)
-    assert (needs.weights_nbytes, needs.cache_nbytes) == (2 * SPECS["opt-13b"].parameters, cache)
+    assert (needs.weights_nbytes, needs.cache_nbytes) == (
+        2 * SPECS["opt-13b"].parameter_count,
+        cache,
+    )
     assert (
         needs.source.device_nbytes
         == memory.CUDA_CONTEXT_NBYTES + needs.weights_nbytes + cache + working

@@ -90,7 +90,7 @@ def test_a_split_of_heads_makes_extents_by_the_layout(
         2,
         layout,
     )
-    assert (traffic.total.prompt_extents, traffic.total.token_extents) == (prompt, token)
+    assert (traffic.total.prompt_extent_count, traffic.total.token_extent_count) == (prompt, token)
 
 
 # ---- extents, against memory ----

@@ -93,7 +93,7 @@ def test_each_figure_of_the_registry_is_measured_and_drawn(place: Path, target: 
     runs = [call.split() for call in read_calls(place) if call.startswith("-n ")]
     measured_figures = [(run[1], run[4].removeprefix("configs/cpu/")) for run in runs]
     quick_figures = [
-        (str(figure.quick_run.ranks), f"{figure.name}.toml")
+        (str(figure.quick_run.rank_count), f"{figure.name}.toml")
         for figure in load_figures()
         if figure.quick_run
     ]

@@ -18,14 +18,14 @@ LOPSIDED_PCT = 15.0
 """Noise, in percent, from which both ends of its interval are written: −0.79 to +65.3 %."""
 
 
-def format_with_range(difference: Difference, more_decimals: int = 0) -> str:
+def format_with_range(difference: Difference, more_decimal_count: int = 0) -> str:
     """Return ``+2.52 % (1.35 to 4.93)``, with the digits of the table.
 
     Ends of both signs carry their signs.
     """
     estimate = difference.estimate
     median, low, high = (
-        format_signed_percent(100 * fraction, more_decimals + int(_looks_zero(fraction)))
+        format_signed_percent(100 * fraction, more_decimal_count + int(_looks_zero(fraction)))
         for fraction in (estimate.median, estimate.low, estimate.high)
     )
     if math.isnan(estimate.low):
@@ -33,7 +33,7 @@ def format_with_range(difference: Difference, more_decimals: int = 0) -> str:
     if estimate.low >= 0:
         low, high = low.removeprefix("+"), high.removeprefix("+")
     has_too_few = difference.judgement is Judgement.TOO_FEW
-    few_text = f" over {estimate.samples} rounds" if has_too_few else ""
+    few_text = f" over {estimate.sample_count} rounds" if has_too_few else ""
     return f"{median} % ({low} to {high}{few_text})"
 
 
@@ -59,18 +59,18 @@ def format_cost_and_noise(cost: Difference) -> tuple[str, str]:
     cost_text = format_unsigned_percent(100 * cost.estimate.median)
     reach = format_unsigned_percent(100 * cost.noise.reach)
     # "+11.0 %, beyond ±11.0 %" contradicts itself.
-    more_decimals = int(_number_of(cost_text) <= _number_of(reach))
-    return format_with_range(cost, more_decimals), format_noise(cost.noise, more_decimals)
+    more_decimal_count = int(_number_of(cost_text) <= _number_of(reach))
+    return format_with_range(cost, more_decimal_count), format_noise(cost.noise, more_decimal_count)
 
 
 def _number_of(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def format_noise(noise: Noise, more_decimals: int = 0) -> str:
+def format_noise(noise: Noise, more_decimal_count: int = 0) -> str:
     """Return noise as ``±2.83 %``; large noise as the table's interval."""
     # A factor up and the same factor down differ in percent as soon as the noise is large. The
     # rule takes both for noise: "either way".
     if 100 * math.expm1(noise.log_reach) >= LOPSIDED_PCT:
         return f"{format_noise_range(100 * noise.low, 100 * noise.high)} %, either way"
-    return f"±{format_unsigned_percent(100 * noise.reach, more_decimals)} %"
+    return f"±{format_unsigned_percent(100 * noise.reach, more_decimal_count)} %"

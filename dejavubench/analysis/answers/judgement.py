@@ -86,9 +86,9 @@ class Difference:
         return judge(self.estimate, self.noise)
 
     @property
-    def more_rounds(self) -> int | None:
+    def more_round_count(self) -> int | None:
         """Rounds that would be needed beside those measured, to show a difference of this size."""
-        return plan_more_rounds(self.estimate, self.noise)
+        return count_more_rounds(self.estimate, self.noise)
 
 
 def side_of(low: float, high: float, limit: float = 0.0) -> int:
@@ -118,7 +118,7 @@ def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
         noise: difference of two identical arms; None if it is unknown.
     """
     # The bootstrap of fewer rounds is narrower than 95 %, so it must decide nothing.
-    if difference.samples < stats.COVERING_ROUNDS:
+    if difference.sample_count < stats.COVERING_ROUND_COUNT:
         return Judgement.TOO_FEW
     if noise is None:
         return Judgement.NOISE_UNKNOWN
@@ -135,7 +135,7 @@ def is_told_from_noise(cost: Difference | None) -> bool | None:
     return cost.judgement.is_shown
 
 
-def plan_more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
+def count_more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | None:
     """Return how many more rounds would show the difference, if it stays; None if it is shown.
 
     Intervals and the noise of identical arms shrink with the square root of the rounds. The number
@@ -153,20 +153,20 @@ def plan_more_rounds(difference: stats.Estimate, noise: Noise | None) -> int | N
         near_half_width * (1 + POWER_HALF_WIDTHS),
         noise.log_reach + POWER_HALF_WIDTHS * near_half_width,
     )
-    rounds_to_add = difference.samples * ((needed_distance / log_change) ** 2 - 1)
-    return None if rounds_to_add > MOST_ROUNDS else _round_up(max(rounds_to_add, 1.0))
+    added_round_count = difference.sample_count * ((needed_distance / log_change) ** 2 - 1)
+    return None if added_round_count > MOST_ROUNDS else _round_up(max(added_round_count, 1.0))
 
 
-def _round_up(rounds: float) -> int:
+def _round_up(round_count: float) -> int:
     """Return a number of rounds, rounded up to one significant digit."""
-    scale = 10 ** math.floor(math.log10(rounds))
-    return math.ceil(rounds / scale) * int(scale)
+    scale = 10 ** math.floor(math.log10(round_count))
+    return math.ceil(round_count / scale) * int(scale)
 
 
 def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
     """Return the interval of the noise floor at a point; None if it is unknown."""
     noise_floor = stats.estimate_noise_floor(point.baselines(quantity))
-    if noise_floor is None or noise_floor.samples < stats.COVERING_ROUNDS:
+    if noise_floor is None or noise_floor.sample_count < stats.COVERING_ROUND_COUNT:
         return None
     return Noise(noise_floor.low, noise_floor.high)
 
@@ -192,5 +192,5 @@ def difference_of(point: PointSamples, arm: ArmSamples, other_arm: ArmSamples) -
         return None
     change = compute_paired_change(make_median_sample(np.log(ratios)))
     iqr = stats.estimate(ratios).iqr
-    estimate = stats.Estimate(change.middle, change.low, change.high, iqr, change.samples)
+    estimate = stats.Estimate(change.middle, change.low, change.high, iqr, change.sample_count)
     return Difference(estimate, noise_of(point))

@@ -173,18 +173,20 @@ def _describe_others(hosts: Sequence[HostRounds], samples: ArmSamples) -> str | 
     busy_hosts = []
     for host in hosts:
         iterations = host.iterations_of_arm(point_id, arm_name)
-        taken_cores = (iterations.other_cores or 0.0) + (iterations.steal_cores or 0.0)
-        disturbed_rounds = sum(
+        taken_core_count = (iterations.other_core_count or 0.0) + (
+            iterations.steal_core_count or 0.0
+        )
+        disturbed_count = sum(
             host_round.is_disturbed
             for (disturbed_id, _), host_round in host.rounds.items()
             if disturbed_id == point_id
         )
-        if is_busy(disturbed_rounds, len(samples.times.total), taken_cores, host.cores):
-            busy_hosts.append((taken_cores, host.cores))
+        if is_busy(disturbed_count, len(samples.times.total), taken_core_count, host.core_count):
+            busy_hosts.append((taken_core_count, host.core_count))
     if not busy_hosts:
         return None
-    taken_cores, cores = max(busy_hosts)
-    return f"other processes took {taken_cores:.2g} of {cores} cores"
+    taken_core_count, core_count = max(busy_hosts)
+    return f"other processes took {taken_core_count:.2g} of {core_count} cores"
 
 
 def _compute_median_totals_ms(

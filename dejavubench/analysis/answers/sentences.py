@@ -16,7 +16,7 @@ from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, NOT_LOOKED_FOR,
 from dejavubench.analysis.answers.pairs import Pair
 from dejavubench.analysis.answers.run_answers import NOT_SHOWN, ArmAnswer
 from dejavubench.analysis.number_texts import format_ms, format_unsigned_percent
-from dejavubench.analysis.numbers.stats import COVERING_ROUNDS
+from dejavubench.analysis.numbers.stats import COVERING_ROUND_COUNT
 
 LEAST_HIDDEN_PCT = 5.0
 """Upper end of an interval, in percent, from which a sentence begins with what could hide."""
@@ -55,15 +55,15 @@ def _describe_tokens(answer: ArmAnswer) -> str:
     if not proposes_rounds(answer):
         return ""
     cost_text = format_median(answer.cost)
-    more_rounds = answer.cost.more_rounds
-    return f"; about {more_rounds:,} more rounds would show a cost of {cost_text}"
+    more_round_count = answer.cost.more_round_count
+    return f"; about {more_round_count:,} more rounds would show a cost of {cost_text}"
 
 
 def proposes_rounds(answer: ArmAnswer) -> bool:
     """Return whether the sentence on a cost says how many more rounds would show it."""
     if answer.cost is None or answer.judgement not in NOT_SHOWN or answer.has_token_cost:
         return False
-    return answer.cost.more_rounds is not None and answer.median > 0
+    return answer.cost.more_round_count is not None and answer.median > 0
 
 
 def _describe_cost(cost: Difference) -> str:
@@ -80,7 +80,7 @@ def _describe_cost(cost: Difference) -> str:
                 "else differs between these arms"
             )
         case Judgement.TOO_FEW:
-            return f"{text}: undecided, as an interval needs {COVERING_ROUNDS} rounds"
+            return f"{text}: undecided, as an interval needs {COVERING_ROUND_COUNT} rounds"
         case Judgement.NOISE_UNKNOWN:
             return f"{text}: undecided, as the noise is unknown without a second arm none"
 
@@ -121,17 +121,17 @@ def pair_sentence(pair: Pair) -> str:
 
 def _describe_rounds_needed(difference: Difference) -> str:
     if difference.judgement is Judgement.TOO_FEW:
-        return f", as an interval needs {COVERING_ROUNDS} rounds"
+        return f", as an interval needs {COVERING_ROUND_COUNT} rounds"
     if difference.judgement is Judgement.NOISE_UNKNOWN:
         return ", as the noise is unknown without a second arm none"
-    more_rounds = difference.more_rounds
+    more_round_count = difference.more_round_count
     reason = ""
     # An interval without 0 in it looks like a ranking.
     if difference.judgement is Judgement.WITHIN_NOISE:
         reason = f", as the difference is below the noise ({format_noise_of(difference)})"
-    if more_rounds is None:
+    if more_round_count is None:
         return f"{reason}; {MOST_ROUNDS:,} more rounds would not be enough"
-    return f"{reason}; about {more_rounds:,} more rounds would"
+    return f"{reason}; about {more_round_count:,} more rounds would"
 
 
 def limit_sentence(

@@ -155,9 +155,12 @@ def _propose_rounds(answers: RunAnswers) -> list[str]:
         pair.difference for pair in answers.pairs if pair.destination is None
     ]
     proposed_rounds = [
-        (difference.estimate.samples + difference.more_rounds, difference.more_rounds)
+        (
+            difference.estimate.sample_count + difference.more_round_count,
+            difference.more_round_count,
+        )
         for difference in (*costs, *destination_differences)
-        if difference is not None and difference.more_rounds is not None
+        if difference is not None and difference.more_round_count is not None
     ]
     if not proposed_rounds:
         return []

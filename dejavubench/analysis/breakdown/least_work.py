@@ -51,14 +51,15 @@ def compute_least_work(point: PointInfo, itemsize: int | None) -> Work:
     # multiply-adds comes below.
     attention = point.layer_num * query_width * point.input_len**2
     # The first decode step sees P + 1 positions, the last one P + T − 1.
-    mean_positions = point.input_len + point.output_len / 2
+    mean_position_count = point.input_len + point.output_len / 2
     # Bytes of one position in one request: K and V of all layers.
     cached_nbytes = 2 * point.layer_num * key_width * ITEMSIZE[point.data_type]
     return Work(
         prompt_flop=2 * batch * (point.input_len * layer_weights + head_weights + attention),
         token_nbytes=None
         if itemsize is None
-        else (layer_weights + head_weights) * itemsize + batch * mean_positions * cached_nbytes,
+        else (layer_weights + head_weights) * itemsize
+        + batch * mean_position_count * cached_nbytes,
     )
 
 

@@ -122,7 +122,7 @@ def _compare_p99(arm: Tokens, baselines: Sequence[Tokens]) -> stats.Estimate | N
     # How often each round is drawn, [resamples, rounds]. Whole rounds, since tokens of a round are
     # not independent of each other.
     round_counts = rng.multinomial(
-        len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLES
+        len(rounds), np.full(len(rounds), 1 / len(rounds)), stats.RESAMPLE_COUNT
     )
     low, first_quartile, third_quartile, high = np.percentile(
         ratios(round_counts), [2.5, 25, 75, 97.5]

@@ -102,7 +102,7 @@ def make_row(
         pairing=str(pairing),
         samples_a=changes.rounds[0],
         samples_b=changes.rounds[1],
-        pairs=None if pairing is Pairing.APART else time_change.samples,
+        pairs=None if pairing is Pairing.APART else time_change.sample_count,
         setting=SettingColumns.of_point(changes.pair.point_b),
     )
     # Samples are logarithms, of which the median is turned back into a time or a ratio.

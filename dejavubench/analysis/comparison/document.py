@@ -158,7 +158,7 @@ def _to_markdown(comparison: Comparison) -> str:
         "",
         f"**{change_result.describe_result(comparison)}**",
         "",
-        *markdown.make_table(block.columns, rows, block.leading_columns),
+        *markdown.make_table(block.columns, rows, block.leading_column_count),
         "",
         *(
             f"- {change_sentences.describe_operand(operand)}"

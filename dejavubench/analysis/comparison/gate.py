@@ -53,7 +53,8 @@ def judge_by_interval(change: Change, limit: float) -> GateJudgement:
     if not change.decides:
         fewest_samples = count_fewest_rounds(change.confidence)
         return GateJudgement(
-            GateVerdict.UNRESOLVED, f"{change.samples} of at least {fewest_samples} rounds or pairs"
+            GateVerdict.UNRESOLVED,
+            f"{change.sample_count} of at least {fewest_samples} rounds or pairs",
         )
     if side_of(change.low, change.high, limit) > 0:
         return GateJudgement(GateVerdict.REGRESSION)

@@ -76,7 +76,7 @@ def collect(run: Run) -> dict[str, PointSamples]:
     for _, iteration in run.records_of(Iteration):
         samples = collector.samples_of(iteration.point, iteration.arm)
         if iteration.round is None:
-            samples.warmups += 1
+            samples.warmup_count += 1
         else:
             samples.times.total[iteration.round] = iteration.total_ms
     _add_microbatches(collector)
@@ -151,8 +151,8 @@ def _add_round(samples: ArmSamples, round_number: int, sources: list[list[Microb
         )
         # Each source copies its own part of a step's keys and values, so copies add up over
         # sources; over microbatches and steps they are an average.
-        copies = sum(microbatch.tokens.copies for microbatch in microbatches)
-        stream.token_copies[round_number] = copies / (steps * in_flight)
+        copy_count = sum(microbatch.tokens.copies for microbatch in microbatches)
+        stream.token_copies[round_number] = copy_count / (steps * in_flight)
     _add_events(times, round_number, sources)
     # What is still under way after the last token is counted in the drain.
     stream.nbytes[round_number] = sum(

@@ -69,24 +69,24 @@ class HostRound:
         return sum(values) / self.wall_s
 
     @property
-    def other_cores(self) -> float | None:
+    def other_core_count(self) -> float | None:
         """Processors that other processes took, averaged."""
         return self.per_second(lambda window: window.other_cpu_s)
 
     @property
-    def steal_cores(self) -> float | None:
+    def steal_core_count(self) -> float | None:
         """Processors that the hypervisor took, averaged."""
         return self.per_second(lambda window: window.steal_s)
 
     @property
     def is_disturbed_by_others(self) -> bool:
         """Whether other programs took a noticeable part of the processors."""
-        return self._exceeds(self.other_cores, MOST_OTHER_CORES)
+        return self._exceeds(self.other_core_count, MOST_OTHER_CORES)
 
     @property
     def is_disturbed_by_hypervisor(self) -> bool:
         """Whether the hypervisor took a noticeable part of the processors."""
-        return self._exceeds(self.steal_cores, MOST_STEAL_CORES)
+        return self._exceeds(self.steal_core_count, MOST_STEAL_CORES)
 
     @property
     def is_disturbed(self) -> bool:
@@ -109,10 +109,10 @@ class HostRound:
                 }
         return limits
 
-    def _exceeds(self, cores: float | None, bound: float) -> bool:
+    def _exceeds(self, core_count: float | None, bound: float) -> bool:
         # Two ticks of the kernel per iteration: less can be rounding of its counters.
         least_s = UNMARKED_CPU_S * len(self.windows)
-        return cores is not None and cores > bound and cores * self.wall_s > least_s
+        return core_count is not None and core_count > bound and core_count * self.wall_s > least_s
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class HostRounds:
         return self.prefix + self.log.host.host
 
     @property
-    def cores(self) -> int:
+    def core_count(self) -> int:
         """Number of processors that the job was granted here."""
         return len(self.log.host.cpus)
 

@@ -120,7 +120,7 @@ class ArmSamples:
 
     Attributes:
         restarts: one per source, of a run that restarts a killed run's request.
-        warmups: iterations that were recorded as warm-up.
+        warmup_count: iterations that were recorded as warm-up.
         checks: verifications in the order of the records.
         stream_alone: T_alone, of the best pass of each source.
         sources_alone: the streams of each source by its rank, if there are several.
@@ -136,7 +136,7 @@ class ArmSamples:
     handover: HandoverSamples = field(default_factory=HandoverSamples)
     swap: SwapSamples = field(default_factory=SwapSamples)
     restarts: list[Restart] = field(default_factory=list)
-    warmups: int = 0
+    warmup_count: int = 0
     checks: list[Verification] = field(default_factory=list)
     stream_alone: StreamAloneTime | None = None
     sources_alone: dict[int, SourceAloneTimes] = field(default_factory=dict)

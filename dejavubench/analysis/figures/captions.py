@@ -254,10 +254,10 @@ def rounds_sentence(frame: pd.DataFrame) -> str:
     rounds_text = f"{low}" if low == high else f"{low} to {high}"
     if high == 1:
         return "1 round, so there are no intervals."
-    if low < stats.COVERING_ROUNDS:
+    if low < stats.COVERING_ROUND_COUNT:
         return (
             f"{rounds_text} rounds: error bars are narrower than 95 % intervals, which need "
-            f"{stats.COVERING_ROUNDS}."
+            f"{stats.COVERING_ROUND_COUNT}."
         )
     return f"{rounds_text} rounds, 95\N{NO-BREAK SPACE}% intervals."
 

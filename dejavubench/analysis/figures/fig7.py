@@ -104,7 +104,7 @@ class Fig7(Figure):
                         arm=make_arm_columns(run, arm),
                         label=level_label(arm.info.level),
                         phase=phase,
-                        samples=overhead.samples,
+                        samples=overhead.sample_count,
                         slowdown=ratio,
                         slowdown_low=low,
                         slowdown_high=high,

@@ -28,7 +28,7 @@ class QuickRun:
         flags: those that make it shorter than ``configs/cpu/<figure>.toml`` asks for.
     """
 
-    ranks: int
+    rank_count: int
     flags: str
 
 

@@ -70,8 +70,8 @@ class HeatMap(Figure):
         rows_of_arms = [arm_rows for _, arm_rows in streaming_rows.groupby("arm", sort=False)]
         grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed_sizes))
         panel_count = len(rows_of_arms) + captions.has_noise(frame)
-        fitting_panels = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
-        panels_across = max(1, min(panel_count, MOST_ACROSS, fitting_panels))
+        fitting_count = int((WIDTH - 0.4) / (len(grid.lengths) * CELL_WIDTH))
+        panels_across = max(1, min(panel_count, MOST_ACROSS, fitting_count))
         panels_down = -(-panel_count // panels_across)
         # Narrow cells have room for the value alone.
         intervals = (WIDTH - 0.4) / (panels_across * len(grid.lengths)) >= CELL_WIDTH

@@ -235,7 +235,7 @@ def _make_link_row(
         sizes=Sizes.of_point(point.info),
         arm=make_arm_columns(run, arm),
         link=run.header.experiment.get("link") or "not recorded",
-        samples=overhead.samples,
+        samples=overhead.sample_count,
         # GB/s · 10³ = MB/s.
         link_mb_per_s=1e3 * speed,
         overhead=OverheadColumns(*split_estimate(overhead, 100)),

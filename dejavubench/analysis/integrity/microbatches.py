@@ -119,11 +119,11 @@ def _check_sums(run: Run) -> Iterator[str]:
 
 def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
     """Check one microbatch: a time per step, and parts that sum to its whole."""
-    steps = (point.handed_over or point.output_len) - 1
-    if len(microbatch.token_ms) != steps:
-        yield _describe_count("token_ms", microbatch.token_ms, steps)
-    if len(microbatch.token_event_ms) not in (0, steps):
-        yield _describe_count("token_event_ms", microbatch.token_event_ms, steps)
+    step_count = (point.handed_over or point.output_len) - 1
+    if len(microbatch.token_ms) != step_count:
+        yield _describe_count("token_ms", microbatch.token_ms, step_count)
+    if len(microbatch.token_event_ms) not in (0, step_count):
+        yield _describe_count("token_event_ms", microbatch.token_event_ms, step_count)
     parts_ms = microbatch.prompt_ms + microbatch.all_token_ms + microbatch.drain_ms
     if abs(microbatch.total_ms - parts_ms) > TOLERANCE * parts_ms:
         yield (
@@ -136,7 +136,7 @@ def _check_bounds(microbatch: Microbatch, point: PointInfo) -> Iterator[str]:
             f"all_token_ms is {microbatch.all_token_ms:g}, but the steps in token_ms together are "
             f"{sum(microbatch.token_ms):g}"
         )
-    if not steps and microbatch.all_token_ms:
+    if not step_count and microbatch.all_token_ms:
         yield (
             f"all_token_ms is {microbatch.all_token_ms:g}, but a request of one new token has no "
             "step"

@@ -91,11 +91,13 @@ def _check_handovers(run: Run) -> Iterator[str]:
     for log in run.ranks:
         for place, sink_record in log.with_places(HandoverAtSink):
             # The sink's first token is first_ms; token_ms has the ones after it.
-            steps = points[sink_record.point].output_len - points[sink_record.point].handed_over - 1
-            if len(sink_record.token_ms) != max(steps, 0):
+            step_count = (
+                points[sink_record.point].output_len - points[sink_record.point].handed_over - 1
+            )
+            if len(sink_record.token_ms) != max(step_count, 0):
                 yield (
                     f"{place}: token_ms has {len(sink_record.token_ms)} times, but the sink took "
-                    f"{max(steps, 0)} steps"
+                    f"{max(step_count, 0)} steps"
                 )
 
 

@@ -69,11 +69,11 @@ class RankPlaces:
     def of_run(run: Run) -> RankPlaces:
         """Return the places by a run's first point; the sinks' sizes default to the sources'."""
         point = run.header.points[0]
-        width, stages = point.tensor_para_size, point.pipeline_para_size
+        width, stage_count = point.tensor_para_size, point.pipeline_para_size
         sink_setup = _SINKS.fullmatch(point.sinks)
         sink_width = int(sink_setup[1]) if sink_setup else width
-        sink_stages = int(sink_setup[2]) if sink_setup else stages
-        return RankPlaces(width * stages, width, sink_width * sink_stages, sink_width)
+        sink_stage_count = int(sink_setup[2]) if sink_setup else stage_count
+        return RankPlaces(width * stage_count, width, sink_width * sink_stage_count, sink_width)
 
     def place(self, rank: int) -> tuple[str, int, int]:
         """Return role, stage and tensor rank."""

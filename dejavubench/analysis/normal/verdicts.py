@@ -68,12 +68,14 @@ class UnlikeMachines:
         smallest_chunk_bytes, largest_chunk_bytes: mean sizes of their runs' chunks.
     """
 
-    machines: int
+    machine_count: int
     smallest_chunk_bytes: float
     largest_chunk_bytes: float
 
     def __str__(self) -> str:
-        count = "1 machine was" if self.machines == 1 else f"{self.machines} machines were"
+        count = (
+            "1 machine was" if self.machine_count == 1 else f"{self.machine_count} machines were"
+        )
         texts = dict.fromkeys(
             format_nbytes(size) for size in (self.smallest_chunk_bytes, self.largest_chunk_bytes)
         )

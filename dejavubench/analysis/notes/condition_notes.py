@@ -82,7 +82,9 @@ def _find_disturbances(host: HostRounds) -> Iterable[_Finding]:
         yield _Finding(DISTURBED, others_text)
     stolen_rounds = _choose_rounds(host, lambda host_round: host_round.is_disturbed_by_hypervisor)
     if stolen_rounds:
-        cores_taken = median(host_round.steal_cores or 0.0 for host_round in stolen_rounds.values())
+        cores_taken = median(
+            host_round.steal_core_count or 0.0 for host_round in stolen_rounds.values()
+        )
         yield _Finding(
             DISTURBED,
             f"the hypervisor took {cores_taken:.2g} of {_format_cores(host)} in "
@@ -108,7 +110,9 @@ def _describe_others(host: HostRounds) -> str | None:
     disturbed_rounds = _choose_rounds(host, lambda host_round: host_round.is_disturbed_by_others)
     if not disturbed_rounds:
         return None
-    cores_taken = median(host_round.other_cores or 0.0 for host_round in disturbed_rounds.values())
+    cores_taken = median(
+        host_round.other_core_count or 0.0 for host_round in disturbed_rounds.values()
+    )
     return (
         f"other processes took {cores_taken:.2g} of {_format_cores(host)} in "
         f"{_format_rounds(host, disturbed_rounds)}"
@@ -119,7 +123,7 @@ def _list_cores_of_others(host: HostRounds) -> list[float]:
     return [
         cores
         for host_round in host.rounds.values()
-        if (cores := host_round.other_cores) is not None
+        if (cores := host_round.other_core_count) is not None
     ]
 
 
@@ -132,7 +136,7 @@ def _describe_cpus(host: HostRounds) -> Iterable[str]:
             f"other processes took {median(other_cores):.2f} of {_format_cores(host)} (at most "
             f"{max(other_cores):.2f})"
         )
-    steal = find_median_of_known(host_round.steal_cores for host_round in rounds)
+    steal = find_median_of_known(host_round.steal_core_count for host_round in rounds)
     if steal:
         yield f"the hypervisor {steal:.2f}"
     cpu_wait = find_median_of_known(
@@ -210,7 +214,7 @@ def _format_rounds(host: HostRounds, marked_rounds: dict[tuple[str, int], HostRo
 
 
 def _format_cores(host: HostRounds) -> str:
-    return format_count_of(host.cores, "core")
+    return format_count_of(host.core_count, "core")
 
 
 def _note_conditions(hosts: list[HostRounds]) -> list[Note]:

@@ -68,7 +68,7 @@ def _describe_ceiling(ceiling: Ceiling) -> str:
 def _note_raw_loops(run: Run) -> list[Note]:
     texts = [
         f"{loops} {100 * ratio.median:.1f} [{100 * ratio.low:.1f}, {100 * ratio.high:.1f}] % "
-        f"({ratio.samples} pairs)"
+        f"({ratio.sample_count} pairs)"
         for loops, ratio in raw_loops.compare_with_raw_loops(run).items()
     ]
     if not texts:

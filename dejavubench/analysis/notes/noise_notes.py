@@ -95,7 +95,7 @@ def _format_range(row: Row) -> str:
         assert floor_pct is not None
         return f"{format_signed_percent(floor_pct)} % in a single round"
     samples = row.times.samples or 0
-    few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUNDS else ""
+    few_text = f" over only {samples} rounds" if samples < stats.COVERING_ROUND_COUNT else ""
     return f"{format_noise_range(low, high)} %{few_text}"
 
 

@@ -137,11 +137,11 @@ def _note_missing_ceilings(rows: list[Row]) -> list[Note]:
 def note_few_rounds(rows: list[Row]) -> list[Note]:
     """Warn of intervals from so few rounds that they are wide, or cover less than 95 %."""
     round_counts = [row.times.samples for row in rows if row.times.samples]
-    if not round_counts or min(round_counts) >= stats.FEW_ROUNDS:
+    if not round_counts or min(round_counts) >= stats.FEW_ROUND_COUNT:
         return []
     rounds = f"Only {format_count_of(min(round_counts), 'round')}"
-    if min(round_counts) < stats.COVERING_ROUNDS:
-        need_text = f"a 95 % interval needs {stats.COVERING_ROUNDS}"
+    if min(round_counts) < stats.COVERING_ROUND_COUNT:
+        need_text = f"a 95 % interval needs {stats.COVERING_ROUND_COUNT}"
         return [FEW_ROUNDS.note(f"{rounds}: {need_text}. Give more --rounds, or --precision.")]
     return [FEW_ROUNDS.note(f"{rounds}: intervals are wide. Give more --rounds, or --precision.")]
 

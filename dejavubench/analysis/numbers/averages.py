@@ -14,7 +14,7 @@ import numpy as np
 
 from dejavubench.records.text_log import TextLog, TextLogError, format_count_or_no, read_log
 
-DROPPED_SAMPLES = 2
+DROPPED_SAMPLE_COUNT = 2
 """Prompts, TOTALs, and tokens of each iteration that the paper's scripts drop as warm-up."""
 
 
@@ -38,7 +38,7 @@ def format_prompt_token_average(log: TextLog) -> str:
             case "ALL-TOKEN":
                 iterations.append(tokens)
                 tokens = []
-    if len(prompts) <= DROPPED_SAMPLES:
+    if len(prompts) <= DROPPED_SAMPLE_COUNT:
         raise TextLogError(
             f"{path} is too short: {format_count_or_no(len(prompts), 'PROMPT line')} of RANK 0, "
             f"{_explain_dropping('prompts')}"
@@ -48,15 +48,15 @@ def format_prompt_token_average(log: TextLog) -> str:
             f"{path} is too short: no ALL-TOKEN line of RANK 0, so no iteration is complete"
         )
     for iteration_number, iteration in enumerate(iterations):
-        if len(iteration) <= DROPPED_SAMPLES:
+        if len(iteration) <= DROPPED_SAMPLE_COUNT:
             count_text = format_count_or_no(len(iteration), "TOKEN line")
             raise TextLogError(
                 f"{path} is too short: iteration {iteration_number} has {count_text} of RANK 0, "
                 f"{_explain_dropping('of them')}"
             )
-    prompt = np.average(prompts[DROPPED_SAMPLES:])
+    prompt = np.average(prompts[DROPPED_SAMPLE_COUNT:])
     # A mean of means, of all iterations: unlike prompts, the scripts drop no whole iteration here.
-    token = np.average([np.average(iteration[DROPPED_SAMPLES:]) for iteration in iterations])
+    token = np.average([np.average(iteration[DROPPED_SAMPLE_COUNT:]) for iteration in iterations])
     return f"AVERAGE PROMPT: {prompt} ms, AVERAGE TOKEN: {token} ms"
 
 
@@ -67,12 +67,12 @@ def format_total_average(log: TextLog) -> str:
         TextLogError: the log is too short.
     """
     totals_ms = [entry.ms for entry in log.entries if entry.rank == 0 and entry.kind == "TOTAL"]
-    if len(totals_ms) <= DROPPED_SAMPLES:
+    if len(totals_ms) <= DROPPED_SAMPLE_COUNT:
         count_text = format_count_or_no(len(totals_ms), "TOTAL line")
         raise TextLogError(
             f"{log.path} is too short: {count_text} of RANK 0, {_explain_dropping('of them')}"
         )
-    average = np.average(totals_ms[DROPPED_SAMPLES:])
+    average = np.average(totals_ms[DROPPED_SAMPLE_COUNT:])
     label = "AVERAGE TIME FOR THE WHOLE BATCH (PROMPT PROCESSING AND TOKEN GENERATION)"
     return f"{totals_ms}\n{label}: {average} ms"
 
@@ -106,6 +106,6 @@ def run_script(arguments: Sequence[str], average: Callable[[TextLog], str]) -> i
 
 def _explain_dropping(samples: str) -> str:
     return (
-        f"and the first {DROPPED_SAMPLES} {samples} are dropped as warm-up; at least "
-        f"{DROPPED_SAMPLES + 1} are needed"
+        f"and the first {DROPPED_SAMPLE_COUNT} {samples} are dropped as warm-up; at least "
+        f"{DROPPED_SAMPLE_COUNT + 1} are needed"
     )

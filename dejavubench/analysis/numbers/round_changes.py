@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavubench.analysis.numbers.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMPLES, SEED
+from dejavubench.analysis.numbers.stats import CONFIDENCE, PICKS_AT_ONCE, RESAMPLE_COUNT, SEED
 
 RESAMPLES_IN_TAIL = 20
 """Resamples beyond each end of an interval; fewer would leave the end to chance."""
@@ -52,14 +52,14 @@ class Change:
 
     Attributes:
         low, high: ends of the interval; NaN where one of both has one round.
-        samples: rounds, the fewer of both, or pairs.
+        sample_count: rounds, the fewer of both, or pairs.
         confidence: of the interval, a fraction.
     """
 
     middle: float
     low: float
     high: float
-    samples: int
+    sample_count: int
     confidence: float
 
     @property
@@ -70,7 +70,7 @@ class Change:
     @property
     def decides(self) -> bool:
         """Whether there are enough rounds for an interval of this confidence."""
-        return self.samples >= count_fewest_rounds(self.confidence)
+        return self.sample_count >= count_fewest_rounds(self.confidence)
 
 
 def count_fewest_rounds(confidence: float) -> int:
@@ -182,7 +182,7 @@ def _resample(sample: RoundSample, in_blocks: bool, seed: int, confidence: float
     block_size = choose_block_length(sample.round_count) if in_blocks else 1
     # A fixed seed: the same records must give the same table, byte for byte.
     rng = np.random.default_rng(seed)
-    resample_count = max(RESAMPLES, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
+    resample_count = max(RESAMPLE_COUNT, math.ceil(2 * RESAMPLES_IN_TAIL / (1 - confidence)))
     return np.concatenate(
         [
             sample.log_of(draws)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 """Level of an interval, unless several are judged together; see ``comparison.gate``."""
 
-RESAMPLES = 2000
+RESAMPLE_COUNT = 2000
 """Bootstrap resamples of an interval."""
 
 SEED = 20240301
@@ -33,10 +33,10 @@ MOST_REMEMBERED = 2048
 PICKS_AT_ONCE = 2**22
 """Samples drawn at a time: their indices take 32 MiB."""
 
-COVERING_ROUNDS = 6
+COVERING_ROUND_COUNT = 6
 """Fewest rounds whose range covers the median with 95 % (1 − 2 · 0.5ⁿ). Fewer decide nothing."""
 
-FEW_ROUNDS = 10
+FEW_ROUND_COUNT = 10
 """Below this, tables and figures say that intervals are wide."""
 
 Series = Mapping[int, float]
@@ -54,7 +54,7 @@ class Estimate:
     low: float
     high: float
     iqr: float
-    samples: int
+    sample_count: int
 
     @property
     def half_width(self) -> float:
@@ -68,7 +68,7 @@ class Estimate:
             low=self.low + difference,
             high=self.high + difference,
             iqr=self.iqr,
-            samples=self.samples,
+            sample_count=self.sample_count,
         )
 
 
@@ -122,7 +122,7 @@ def _estimate(samples: bytes) -> Estimate:
     first_quartile, third_quartile = np.percentile(values, [25, 75])
     # Resamples of one value are all equal: an interval of width 0 would look exact.
     if values.size == 1:
-        return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, samples=1)
+        return Estimate(median=median, low=float("nan"), high=float("nan"), iqr=0.0, sample_count=1)
     medians = _resample_medians(values)
     # Percentile bootstrap (Efron 1979): the ends of the middle 95 % of the resampled medians.
     tail = 100 * (1 - CONFIDENCE) / 2
@@ -132,7 +132,7 @@ def _estimate(samples: bytes) -> Estimate:
         low=float(low),
         high=float(high),
         iqr=float(third_quartile - first_quartile),
-        samples=int(values.size),
+        sample_count=int(values.size),
     )
 
 
@@ -143,9 +143,9 @@ def _resample_medians(values: np.ndarray) -> np.ndarray:
     # `picks` is [resamples at once, samples].
     most_at_once = max(1, PICKS_AT_ONCE // values.size)
     medians = []
-    for begin in range(0, RESAMPLES, most_at_once):
+    for begin in range(0, RESAMPLE_COUNT, most_at_once):
         picks = rng.integers(
-            0, values.size, size=(min(most_at_once, RESAMPLES - begin), values.size)
+            0, values.size, size=(min(most_at_once, RESAMPLE_COUNT - begin), values.size)
         )
         medians.append(np.median(values[picks], axis=1))
     return np.concatenate(medians)
@@ -216,7 +216,7 @@ def judge_overhead(overhead: Estimate | None, target: float | None) -> Verdict |
     if overhead is None or target is None:
         return None
     # The bootstrap of so few rounds is narrower than 95 %, so it must decide nothing.
-    if overhead.samples < COVERING_ROUNDS:
+    if overhead.sample_count < COVERING_ROUND_COUNT:
         return Verdict.UNRESOLVED
     # The whole interval must be on one side; a median alone decides nothing.
     if overhead.high <= target:
@@ -251,7 +251,7 @@ def compute_half_width(series: Mapping[str, Series], arms: Sequence[ArmInfo]) ->
     It is that of the overheads and of the noise floor. Without a baseline, it is that of TOTAL
     relative to its median. None before every arm has 6 rounds.
     """
-    if not arms or any(len(series.get(arm.name, ())) < COVERING_ROUNDS for arm in arms):
+    if not arms or any(len(series.get(arm.name, ())) < COVERING_ROUND_COUNT for arm in arms):
         return None
     baselines = list_baseline_series(arms, series)
     if not baselines:
@@ -266,7 +266,9 @@ def compute_half_width(series: Mapping[str, Series], arms: Sequence[ArmInfo]) ->
     # With a single none there is no overhead; its own interval must be narrow instead.
     if not overheads:
         return _compute_relative_width(baselines[0])
-    if any(overhead is None or overhead.samples < COVERING_ROUNDS for overhead in overheads):
+    if any(
+        overhead is None or overhead.sample_count < COVERING_ROUND_COUNT for overhead in overheads
+    ):
         return None
     return max(overhead.half_width for overhead in overheads if overhead is not None)
 

@@ -127,7 +127,7 @@ def _make_table(part: ReportPart[Any], block: Block, anchor: str, meanings: Mean
         PageHeading(
             _join_lines(block.columns[index]),
             meanings.anchor_of(part, block, block.columns[index]),
-            index < block.leading_columns,
+            index < block.leading_column_count,
         )
         for index in order
     ]
@@ -140,7 +140,7 @@ def _make_table(part: ReportPart[Any], block: Block, anchor: str, meanings: Mean
 
 def _rank_column(block: Block, column_index: int) -> int:
     """Return 0 for a column that names the rows, 1 for what a reader looks for first, else 2."""
-    if column_index < block.leading_columns:
+    if column_index < block.leading_column_count:
         return 0
     sources = block.sources.get(block.columns[column_index], ())
     return 2 if FIRST_COLUMNS.isdisjoint(sources) else 1
@@ -148,7 +148,7 @@ def _rank_column(block: Block, column_index: int) -> int:
 
 def _order_cells(row: Sequence[str], order: Sequence[int], block: Block) -> Sequence[str]:
     """Return the cells of a row in order; a status alone, such as SKIPPED, stays in its place."""
-    is_status = all(text in MISSING_TEXTS for text in row[block.leading_columns + 1 :])
+    is_status = all(text in MISSING_TEXTS for text in row[block.leading_column_count + 1 :])
     return row if is_status else [row[index] for index in order]
 
 

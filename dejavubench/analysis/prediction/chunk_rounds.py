@@ -20,11 +20,11 @@ class PhaseShape:
 
     Attributes:
         nbytes: mean size of a chunk.
-        extents: number of extents of the phase.
+        extent_count: number of extents of the phase.
     """
 
     nbytes: float
-    extents: float
+    extent_count: float
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _make_step_shape(chunk_list: ChunkList) -> PhaseShape | None:
     if not steps:
         return None
     shape = _shape_of_phase(chunk_list, "tokens")
-    return PhaseShape(shape.nbytes, shape.extents / len(steps))
+    return PhaseShape(shape.nbytes, shape.extent_count / len(steps))
 
 
 def add_round(

@@ -118,7 +118,7 @@ def find_nearest_two(
 
 def _read_phase_times_ms(point: PointInputs) -> tuple[np.ndarray, np.ndarray]:
     """Return the times of prompt and token, in ms, with one element per resample."""
-    return point.medians["prompt"], point.medians["tokens"] / max(1, point.steps)
+    return point.medians["prompt"], point.medians["tokens"] / max(1, point.step_count)
 
 
 def _read_nbytes(work: Work) -> float:

@@ -112,7 +112,7 @@ def _compute_step_rest_ms(arm: ArmInputs) -> np.ndarray:
     added_ms = arm.medians["tokens_added"]
     if not LEVELS[arm.level].overlapped:
         added_ms = added_ms - arm.medians.get("steps", 0.0)
-    return added_ms / max(1, arm.point.steps)
+    return added_ms / max(1, arm.point.step_count)
 
 
 def _compute_prompt_byte_ratio(arm: ArmInputs, target: Target) -> float:
@@ -123,8 +123,8 @@ def _compute_prompt_byte_ratio(arm: ArmInputs, target: Target) -> float:
 def _compute_step_byte_ratio(arm: ArmInputs, target: Target) -> float:
     """Return how many times as many bytes one worker moves in a step of a target."""
     info = arm.point.info
-    position_nbytes = info.streamed_nbytes / (info.input_len + arm.point.steps)
-    return target.position_nbytes / target.workers / position_nbytes
+    position_nbytes = info.streamed_nbytes / (info.input_len + arm.point.step_count)
+    return target.position_nbytes / target.worker_count / position_nbytes
 
 
 def _compute_median(times_ms: Iterable[np.ndarray]) -> np.ndarray:

@@ -144,11 +144,11 @@ def predict(
     point = target.point
     phase_times = known_times or compute_times(run.points, arm.point, point)
     # Every worker has its share of the layers, of the heads, and of the bytes.
-    worker_share = 1 / target.workers
+    worker_share = 1 / target.worker_count
     step_nbytes = worker_share * target.position_nbytes
     request = StreamedRequest(
-        layers=max(1, round(point.layer_num / point.pipeline_para_size)),
-        steps=target.steps,
+        layer_count=max(1, round(point.layer_num / point.pipeline_para_size)),
+        step_count=target.step_count,
         prompt_ms=worker_share * phase_times.prompt_ms,
         token_ms=worker_share * phase_times.token_ms,
         prompt_nbytes=point.input_len * step_nbytes,
@@ -230,8 +230,8 @@ def _make_costs(arm: ArmInputs, target: Target) -> ChunkCosts:
         sink_ms_per_byte=sink_ms_per_byte,
         latency_ms=latency_ms + 2 * target.latency_ms,
         slot_nbytes=arm.staging.slot_nbytes,
-        slots=arm.staging.slots,
-        least_pieces=target.sinks_per_source,
+        slot_count=arm.staging.slot_count,
+        least_piece_count=target.sinks_per_source,
     )
 
 
@@ -252,17 +252,17 @@ def _add_messages(request: StreamedRequest, arm: ArmInputs, target: Target) -> S
     latency_ms = 2 * target.latency_ms
     request = replace(
         request,
-        prompt_messages=extents_ratio * chunks.prompt.extents,
+        prompt_message_count=extents_ratio * chunks.prompt.extent_count,
         prompt_message_ms=_compute_message_ms(arm, medians["tail"], chunks.prompt) + latency_ms,
         message_nbytes=arm.link.packet_nbytes,
     )
-    if chunks.step is None or not request.steps:
+    if chunks.step is None or not request.step_count:
         return request
-    groups = math.ceil(request.steps / target.flush_interval)
+    group_count = math.ceil(request.step_count / target.flush_interval)
     return replace(
         request,
-        messages=groups * extents_ratio * chunks.step.extents,
-        message_ms=_compute_message_ms(arm, medians["steps"] / arm.point.steps, chunks.step)
+        message_count=group_count * extents_ratio * chunks.step.extent_count,
+        message_ms=_compute_message_ms(arm, medians["steps"] / arm.point.step_count, chunks.step)
         + latency_ms,
     )
 
@@ -271,14 +271,14 @@ def _compute_message_ms(
     arm: ArmInputs, waited_ms: np.ndarray, phase_shape: PhaseShape
 ) -> np.ndarray:
     """Return the time of one message of a phase beside that of its bytes and packets."""
-    nbytes = phase_shape.nbytes + phase_shape.extents * arm.link.packet_nbytes
+    nbytes = phase_shape.nbytes + phase_shape.extent_count * arm.link.packet_nbytes
     link_ms = nbytes / arm.link.rate_per_ms
     if arm.link.burst_nbytes:
         # A bucket fills while a message is answered, so the slower of the two is what was waited
         # for. Where that was the link, the probe tells the message's own time.
         is_message_time = waited_ms > OWN_TIME_RATIO * link_ms
-        return np.where(is_message_time, waited_ms / phase_shape.extents, arm.link.message_ms)
-    return np.maximum(waited_ms - link_ms, 0.0) / phase_shape.extents
+        return np.where(is_message_time, waited_ms / phase_shape.extent_count, arm.link.message_ms)
+    return np.maximum(waited_ms - link_ms, 0.0) / phase_shape.extent_count
 
 
 def _compute_extents_ratio(measured: PointInfo, target: PointInfo) -> float:
@@ -286,8 +286,8 @@ def _compute_extents_ratio(measured: PointInfo, target: PointInfo) -> float:
 
     def count_extents(info: PointInfo) -> float:
         # In nhd all heads of a position lie together.
-        heads = 1 if info.kv_layout == "nhd" else info.kv_head_num or info.head_num
-        workers = info.tensor_para_size * info.pipeline_para_size
-        return info.layer_num * info.ubatch_size * heads / workers
+        head_count = 1 if info.kv_layout == "nhd" else info.kv_head_num or info.head_num
+        worker_count = info.tensor_para_size * info.pipeline_para_size
+        return info.layer_num * info.ubatch_size * head_count / worker_count
 
     return count_extents(target) / count_extents(measured)

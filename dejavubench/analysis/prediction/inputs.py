@@ -14,7 +14,7 @@ from dejavubench.analysis.numbers import stats
 from dejavubench.analysis.prediction.chunk_rounds import ChunkRounds
 from dejavubench.records import PointInfo
 
-RESAMPLES = 200
+RESAMPLE_COUNT = 200
 """Resamples of the rounds that a prediction is made for, to find its interval."""
 
 
@@ -39,7 +39,7 @@ class PointInputs:
     noise: float | None
 
     @property
-    def steps(self) -> int:
+    def step_count(self) -> int:
         """Decode steps that the sources compute."""
         return (self.info.handed_over or self.info.output_len) - 1
 
@@ -78,7 +78,7 @@ class LinkInputs:
 class StagingInputs:
     """How an arm's chunks were cut: staging slots, and steps that moved as one."""
 
-    slots: int
+    slot_count: int
     slot_nbytes: float
     flush_interval: int
 
@@ -107,10 +107,10 @@ class ArmInputs:
     @property
     def is_link_busy(self) -> bool:
         """Whether the last steps of a level 3 waited for the link: for longer than a step."""
-        if self.chunks.step is None or not self.point.steps:
+        if self.chunks.step is None or not self.point.step_count:
             return False
-        chunk_ms = self.medians["steps"][0] / self.point.steps
-        return bool(chunk_ms > self.point.medians["tokens"][0] / self.point.steps)
+        chunk_ms = self.medians["steps"][0] / self.point.step_count
+        return bool(chunk_ms > self.point.medians["tokens"][0] / self.point.step_count)
 
     @cached_property
     def medians(self) -> dict[str, np.ndarray]:
@@ -169,14 +169,14 @@ def resample_medians(series: Mapping[str, RoundValues]) -> dict[str, np.ndarray]
     """Return the medians of series over the rounds that all have, for each resample of rounds.
 
     The rounds are the same in all series of a resample. The first element is that of the rounds as
-    they were measured. So each array has 1 + :data:`RESAMPLES` elements.
+    they were measured. So each array has 1 + :data:`RESAMPLE_COUNT` elements.
     """
     first_series, *other_series = series.values()
     rounds = sorted(set(first_series).intersection(*other_series))
     # A fixed seed: the same records must give the same prediction, and series of one run stay
     # paired.
     rng = np.random.default_rng(stats.SEED)
-    picked_indices = rng.integers(0, len(rounds), size=(RESAMPLES, len(rounds)))
+    picked_indices = rng.integers(0, len(rounds), size=(RESAMPLE_COUNT, len(rounds)))
     picked_indices = np.vstack([np.arange(len(rounds)), picked_indices])
     return {
         name: np.median(

@@ -30,14 +30,14 @@ def make_typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest |
     if level_name not in PREDICTED_LEVELS or (level_name == "0" and not message_us):
         return None
     return StreamedRequest(
-        layers=first_row["layers"],
-        steps=first_row["steps"],
+        layer_count=first_row["layers"],
+        step_count=first_row["steps"],
         # Sessions differ in compute times by noise; sizes are equal by `require_comparable`.
         prompt_ms=median(row["none_prompt_ms"] for row in rows),
         token_ms=median(row["none_token_ms"] for row in rows),
         prompt_nbytes=first_row["prompt_bytes"],
         step_nbytes=first_row["step_bytes"],
-        messages=median(row["messages"] for row in rows) if level_name == "0" else 0.0,
+        message_count=median(row["messages"] for row in rows) if level_name == "0" else 0.0,
         message_ms=median(message_us) / 1e3 if level_name == "0" else 0.0,
         flush_interval=first_row["flush_interval"],
     )
@@ -46,9 +46,9 @@ def make_typical_request(rows: Sequence[Mapping[Any, Any]]) -> StreamedRequest |
 def split_nbytes(point: PointInfo) -> tuple[float, float, int]:
     """Return the bytes of the prompt's cache and of one step's, and the number of steps."""
     # The last new token is never written: P + T − 1 positions, P of them the prompt's.
-    steps = (point.handed_over or point.output_len) - 1
-    step_nbytes = point.streamed_nbytes / (point.input_len + steps)
-    return point.input_len * step_nbytes, step_nbytes, steps
+    step_count = (point.handed_over or point.output_len) - 1
+    step_nbytes = point.streamed_nbytes / (point.input_len + step_count)
+    return point.input_len * step_nbytes, step_nbytes, step_count
 
 
 def find_ceiling(run: Run, name: str, point_id: str) -> float | None:

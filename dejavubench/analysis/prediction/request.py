@@ -45,9 +45,9 @@ class ChunkCosts:
         helper_ms, helper_ms_per_byte: of the helper thread: to pack a chunk and to post it.
         sink_ms, sink_ms_per_byte: of the sink: to put a chunk in its place.
         latency_ms: wake-ups and messages of one chunk. Chunks wait for theirs at the same time.
-        slot_nbytes, slots: size and number of the staging slots. A chunk is as large as a slot at
-            most, and begins when one is free.
-        least_pieces: chunks that carry what is ready at once, if there are several sinks.
+        slot_nbytes, slot_count: size and number of the staging slots. A chunk is as large as a
+            slot at most, and begins when one is free.
+        least_piece_count: chunks that carry what is ready at once, if there are several sinks.
     """
 
     helper_ms: TimesMs = 0.0
@@ -56,12 +56,12 @@ class ChunkCosts:
     sink_ms_per_byte: TimesMs = 0.0
     latency_ms: TimesMs = 0.0
     slot_nbytes: float = math.inf
-    slots: int | None = None
-    least_pieces: int = 1
+    slot_count: int | None = None
+    least_piece_count: int = 1
 
     def count_pieces(self, nbytes: float) -> int:
         """Return how many chunks carry ``nbytes`` that are ready at once."""
-        return max(self.least_pieces, math.ceil(nbytes / self.slot_nbytes))
+        return max(self.least_piece_count, math.ceil(nbytes / self.slot_nbytes))
 
 
 class _Stations:
@@ -76,20 +76,20 @@ class _Stations:
         self.link_free_ms: TimesMs = -self.ahead_ms
         self.sink_free_ms: TimesMs = 0.0
         # When the chunks that hold the staging slots are complete, oldest first.
-        self.complete_ms: deque[TimesMs] = deque(maxlen=costs.slots)
+        self.complete_ms: deque[TimesMs] = deque(maxlen=costs.slot_count)
 
     def carry(self, ready_ms: TimesMs, nbytes: float) -> TimesMs:
         """Carry what is ready at once, in as many chunks as it needs; return when it is there."""
-        pieces = self.costs.count_pieces(nbytes)
-        for _ in range(pieces):
-            arrived_ms = self._carry_chunk(ready_ms, nbytes / pieces)
+        piece_count = self.costs.count_pieces(nbytes)
+        for _ in range(piece_count):
+            arrived_ms = self._carry_chunk(ready_ms, nbytes / piece_count)
         return arrived_ms
 
     def _carry_chunk(self, ready_ms: TimesMs, nbytes: float) -> TimesMs:
         """Carry one chunk through the stations; return when it is complete."""
         costs = self.costs
         begin_ms = np.maximum(self.helper_free_ms, ready_ms)
-        if costs.slots is not None and len(self.complete_ms) == costs.slots:
+        if costs.slot_count is not None and len(self.complete_ms) == costs.slot_count:
             begin_ms = np.maximum(begin_ms, self.complete_ms[0])
         self.helper_free_ms = begin_ms + costs.helper_ms + nbytes * costs.helper_ms_per_byte
         # While the sink's one thread puts a chunk in its place, its kernel receives the next bytes.
@@ -121,14 +121,14 @@ class StreamedRequest:
     """One microbatch's request, as one source computes it without streaming.
 
     Attributes:
-        steps: number of decode steps.
+        step_count: number of decode steps.
         prompt_ms, token_ms: time of the prompt, and of each decode step.
         prompt_nbytes, step_nbytes: keys and values of all layers, of the prompt and of one step.
-        messages: number of messages of the whole request at level 0, except those that
-            ``prompt_messages`` has.
+        message_count: number of messages of the whole request at level 0, except those that
+            ``prompt_message_count`` has.
         message_ms: time of each of them beside that of its bytes.
-        prompt_messages, prompt_message_ms: the same of the prompt, if its messages take another
-            time.
+        prompt_message_count, prompt_message_ms: the same of the prompt, if its messages take
+            another time.
         message_nbytes: bytes that each message's packets take on the link beside its own.
         burst_nbytes: bytes that the link passes at once after a pause. 0, unless it is a token
             bucket.
@@ -140,15 +140,15 @@ class StreamedRequest:
             of that share. Its attention and MLP follow.
     """
 
-    layers: int
-    steps: int
+    layer_count: int
+    step_count: int
     prompt_ms: TimesMs
     token_ms: TimesMs
     prompt_nbytes: float
     step_nbytes: float
-    messages: float = 0.0
+    message_count: float = 0.0
     message_ms: TimesMs = 0.0
-    prompt_messages: float = 0.0
+    prompt_message_count: float = 0.0
     prompt_message_ms: TimesMs = 0.0
     message_nbytes: float = 0.0
     burst_nbytes: float = 0.0
@@ -161,7 +161,7 @@ class StreamedRequest:
     @property
     def total_ms(self) -> TimesMs:
         """TOTAL without streaming."""
-        return self.prompt_ms + self.steps * self.token_ms
+        return self.prompt_ms + self.step_count * self.token_ms
 
     def predict_ms(self, level_name: str, rate_per_ms: float) -> TimesMs:
         """Return TOTAL at one of :data:`PREDICTED_LEVELS`, over a link in bytes per ms."""
@@ -169,21 +169,27 @@ class StreamedRequest:
         # Level 3 overlaps prompt and steps with the link, level 2 only the prompt, levels 0 and 1
         # nothing.
         if level_name == "3":
-            return self._compute_streamed_ms(rate_per_ms, self.steps, compute)
+            return self._compute_streamed_ms(rate_per_ms, self.step_count, compute)
         step_ms = compute.token_ms + self.step_nbytes / rate_per_ms
         if level_name == "2":
             prompt_end_ms = self._compute_streamed_ms(rate_per_ms, 0, compute)
-            return prompt_end_ms + self.steps * step_ms + self._compute_step_costs_ms(rate_per_ms)
+            return (
+                prompt_end_ms + self.step_count * step_ms + self._compute_step_costs_ms(rate_per_ms)
+            )
         if level_name == "1":
             prompt_end_ms = self._compute_whole_prompt_ms(rate_per_ms, compute)
-            return prompt_end_ms + self.steps * step_ms + self._compute_step_costs_ms(rate_per_ms)
+            return (
+                prompt_end_ms + self.step_count * step_ms + self._compute_step_costs_ms(rate_per_ms)
+            )
         # Level 0 moves the same bytes as level 1, and pays for each message beside.
-        in_turn_ms = compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.steps * step_ms
+        in_turn_ms = (
+            compute.prompt_ms + self.prompt_nbytes / rate_per_ms + self.step_count * step_ms
+        )
         prompt_ms = self._compute_messages_ms(
-            rate_per_ms, self.prompt_messages, self.prompt_message_ms, self.prompt_nbytes
+            rate_per_ms, self.prompt_message_count, self.prompt_message_ms, self.prompt_nbytes
         )
         steps_ms = self._compute_messages_ms(
-            rate_per_ms, self.messages, self.message_ms, self.steps * self.step_nbytes
+            rate_per_ms, self.message_count, self.message_ms, self.step_count * self.step_nbytes
         )
         return in_turn_ms + prompt_ms + steps_ms
 
@@ -217,15 +223,15 @@ class StreamedRequest:
     def _compute_step_costs_ms(self, rate_per_ms: float) -> TimesMs:
         """Return the time of all steps' chunks beside the link, where each is waited for."""
         # The last group may be shorter.
-        full_groups, steps_left = divmod(self.steps, self.flush_interval)
+        full_group_count, leftover_step_count = divmod(self.step_count, self.flush_interval)
         return sum(
-            groups_of_size
-            * self._compute_chunk_costs_ms(rate_per_ms, steps_together * self.step_nbytes)
-            for groups_of_size, steps_together in (
-                (full_groups, self.flush_interval),
-                (1, steps_left),
+            group_count
+            * self._compute_chunk_costs_ms(rate_per_ms, group_step_count * self.step_nbytes)
+            for group_count, group_step_count in (
+                (full_group_count, self.flush_interval),
+                (1, leftover_step_count),
             )
-            if groups_of_size and steps_together
+            if group_count and group_step_count
         )
 
     def _compute_chunk_costs_ms(self, rate_per_ms: float, nbytes: float) -> TimesMs:
@@ -233,17 +239,17 @@ class StreamedRequest:
         return self._make_stations(rate_per_ms).carry(0.0, nbytes) - nbytes / rate_per_ms
 
     def _compute_messages_ms(
-        self, rate_per_ms: float, messages: float, message_ms: TimesMs, nbytes: float
+        self, rate_per_ms: float, message_count: float, message_ms: TimesMs, nbytes: float
     ) -> TimesMs:
         """Return the time of messages beside that of their ``nbytes`` on the link."""
-        packets_ms = messages * self.message_nbytes / rate_per_ms
+        packets_ms = message_count * self.message_nbytes / rate_per_ms
         if not self.burst_nbytes:
-            return messages * message_ms + packets_ms
-        if not messages:
+            return message_count * message_ms + packets_ms
+        if not message_count:
             return 0.0
         # While a message is answered, the bucket fills for the next one.
         link_ms = nbytes / rate_per_ms
-        return np.maximum(messages * message_ms, link_ms + packets_ms) - link_ms
+        return np.maximum(message_count * message_ms, link_ms + packets_ms) - link_ms
 
     def _compute_whole_prompt_ms(self, rate_per_ms: float, compute: _Compute) -> TimesMs:
         """Return when the prompt's bytes have arrived, all of which are ready at its end."""
@@ -257,27 +263,33 @@ class StreamedRequest:
 
     def _cut_prompt(self) -> Iterator[float]:
         """Yield the bytes of each group of layers that fit a slot together; a layer at least."""
-        layer_nbytes = self.prompt_nbytes / self.layers
-        layers_per_slot = self.layers
-        if layer_nbytes * self.layers > self.costs.slot_nbytes:
+        layer_nbytes = self.prompt_nbytes / self.layer_count
+        layers_per_slot = self.layer_count
+        if layer_nbytes * self.layer_count > self.costs.slot_nbytes:
             layers_per_slot = max(1, int(self.costs.slot_nbytes // layer_nbytes))
-        for first_layer in range(0, self.layers, layers_per_slot):
-            layer_count = min(layers_per_slot, self.layers - first_layer)
+        for first_layer in range(0, self.layer_count, layers_per_slot):
+            group_layer_count = min(layers_per_slot, self.layer_count - first_layer)
             # The whole prompt exactly: layers × its share can differ in the last digit.
-            yield self.prompt_nbytes if layer_count == self.layers else layer_count * layer_nbytes
+            yield (
+                self.prompt_nbytes
+                if group_layer_count == self.layer_count
+                else group_layer_count * layer_nbytes
+            )
 
-    def _compute_streamed_ms(self, rate_per_ms: float, steps: int, compute: _Compute) -> TimesMs:
+    def _compute_streamed_ms(
+        self, rate_per_ms: float, step_count: int, compute: _Compute
+    ) -> TimesMs:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
         stations = self._make_stations(rate_per_ms)
-        for layer in range(1, self.layers + 1):
-            ready_ms = compute.prompt_ms * (layer - self.early_layers) / self.layers
-            arrived_ms = stations.carry(ready_ms, self.prompt_nbytes / self.layers)
+        for layer in range(1, self.layer_count + 1):
+            ready_ms = compute.prompt_ms * (layer - self.early_layers) / self.layer_count
+            arrived_ms = stations.carry(ready_ms, self.prompt_nbytes / self.layer_count)
         # The last layer can be there before the compute that follows it is over.
         arrived_ms = np.maximum(arrived_ms, compute.prompt_ms)
         # Steps of a group leave together, when the last of them is over.
-        for first_step in range(0, steps, self.flush_interval):
+        for first_step in range(0, step_count, self.flush_interval):
             # The last group may be shorter.
-            steps_together = min(self.flush_interval, steps - first_step)
-            ready_ms = compute.prompt_ms + (first_step + steps_together) * compute.token_ms
-            arrived_ms = stations.carry(ready_ms, steps_together * self.step_nbytes)
+            group_step_count = min(self.flush_interval, step_count - first_step)
+            ready_ms = compute.prompt_ms + (first_step + group_step_count) * compute.token_ms
+            arrived_ms = stations.carry(ready_ms, group_step_count * self.step_nbytes)
         return arrived_ms

@@ -150,7 +150,7 @@ def _make_arm(
         link=link,
         staging=StagingInputs(
             # A swept setting is the point's own, and a list in the experiment.
-            slots=point.info.staging_slots or experiment.get("staging_slots", 4),
+            slot_count=point.info.staging_slots or experiment.get("staging_slots", 4),
             slot_nbytes=(point.info.staging_mib or experiment.get("staging_mib", 16)) * 2**20,
             flush_interval=experiment.get("flush_interval", 1),
         ),

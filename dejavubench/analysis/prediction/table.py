@@ -37,7 +37,7 @@ FREE_PCT = 2.0
 
 SLOWEST_SEARCHED_RATE = 1e3
 FASTEST_SEARCHED_RATE = 1e13
-SEARCHED_RATES = 41
+SEARCHED_RATE_COUNT = 41
 """Rates in bytes per second among which a free one is looked for: four in each decade."""
 
 RATE_RATIO = 1.005
@@ -46,7 +46,7 @@ RATE_RATIO = 1.005
 GAIN_PCT = 0.5
 """Percentage points of TOTAL from which on one level, or one link, is faster than another."""
 
-SEARCHED_LENGTHS = 48
+SEARCHED_LENGTH_COUNT = 48
 MOST_LENGTH = 131_072
 """Prompt lengths that a crossover is looked for among, and the longest without a context."""
 
@@ -170,7 +170,7 @@ class Forecast:
         def is_free(rate: int) -> bool:
             return predict_interval(prediction, rate)[1] <= FREE_PCT
 
-        rates = np.geomspace(SLOWEST_SEARCHED_RATE, FASTEST_SEARCHED_RATE, SEARCHED_RATES)
+        rates = np.geomspace(SLOWEST_SEARCHED_RATE, FASTEST_SEARCHED_RATE, SEARCHED_RATE_COUNT)
         return find_first_for_good(
             [round(rate) for rate in rates], is_free, finest_ratio=RATE_RATIO
         )
@@ -209,7 +209,7 @@ class Forecast:
             return None
         longest_length = self.most_length
         lengths = sorted(
-            {round(length) for length in np.geomspace(1, longest_length, SEARCHED_LENGTHS)}
+            {round(length) for length in np.geomspace(1, longest_length, SEARCHED_LENGTH_COUNT)}
         )
 
         def pays(length: int) -> bool:

@@ -33,41 +33,41 @@ class Target:
     sources_per_sink: float = 1.0
 
     @property
-    def steps(self) -> int:
+    def step_count(self) -> int:
         """Decode steps of the sources."""
         return (self.point.handed_over or self.point.output_len) - 1
 
     @property
-    def workers(self) -> int:
+    def worker_count(self) -> int:
         """Sources that share the model."""
         return self.point.tensor_para_size * self.point.pipeline_para_size
 
     @property
     def position_nbytes(self) -> float:
         """Bytes of one position of one microbatch, over all workers."""
-        return self.point.streamed_nbytes / (self.point.input_len + self.steps)
+        return self.point.streamed_nbytes / (self.point.input_len + self.step_count)
 
     @property
     def is_held(self) -> bool:
         """Whether predictions of such setups were held against measurement."""
-        return self.workers == 1 and self.sinks_per_source == 1 and self.sources_per_sink <= 1
+        return self.worker_count == 1 and self.sinks_per_source == 1 and self.sources_per_sink <= 1
 
     def with_length(self, length: int) -> Target:
         """Return the target with another prompt length."""
         changed_fields = {
             "input_len": length,
-            "streamed_nbytes": round(self.position_nbytes * (length + self.steps)),
+            "streamed_nbytes": round(self.position_nbytes * (length + self.step_count)),
         }
         return replace(self, point=self.point.model_copy(update=changed_fields))
 
 
 def compute_distance(measured: PointInfo, target: PointInfo) -> tuple[int, float]:
     """Return how far apart two points are: other models and layouts first, then other lengths."""
-    other_sizes = sum(
+    unequal_size_count = sum(
         getattr(measured, key) != getattr(target, key)
         for key in ("model", "data_type", "kv_layout", "ubatch_size")
     )
-    return other_sizes, abs(math.log(measured.input_len / target.input_len))
+    return unequal_size_count, abs(math.log(measured.input_len / target.input_len))
 
 
 def keep_nearest(

@@ -82,7 +82,7 @@ def as_markdown(report: RunReport) -> str:
             texts.append("")
         for block in content.blocks:
             rows = [cells for group in block.groups for cells in group]
-            table = markdown.make_table(block.columns, rows, block.leading_columns)
+            table = markdown.make_table(block.columns, rows, block.leading_column_count)
             texts += [f"**{block.title}**", "", *table, ""]
     return "\n".join([*texts, *(f"- {line.text}" for line in report.note_lines)]) + "\n"
 

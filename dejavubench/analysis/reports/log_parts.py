@@ -10,7 +10,7 @@ from dejavubench.analysis.notes.row_notes import (
     note_empty_rows,
     note_few_rounds,
 )
-from dejavubench.analysis.numbers.averages import DROPPED_SAMPLES
+from dejavubench.analysis.numbers.averages import DROPPED_SAMPLE_COUNT
 from dejavubench.analysis.tables.process_columns import Row
 from dejavubench.analysis.tables.report_part import PartContent, ReportPart
 from dejavubench.analysis.tables.row_blocks import make_block
@@ -37,8 +37,8 @@ def _make_times_content(log_data: LogData) -> PartContent:
     notes = [
         *map(LOST_LINES.note, log_data.log.notes()),
         WARM_UP_DROPPED.note(
-            f"The first {DROPPED_SAMPLES} samples are dropped as warm-up. Times are medians; the "
-            "paper's scripts print means."
+            f"The first {DROPPED_SAMPLE_COUNT} samples are dropped as warm-up. Times are medians; "
+            "the paper's scripts print means."
         ),
         *note_empty_rows(log_data.rows),
         *note_few_rounds(log_data.rows),

@@ -16,17 +16,17 @@ class SwapSamples:
     Attributes:
         nbytes: bytes by round that all sources brought back.
         bring_ms, wait_ms: values by round, of the slowest source.
-        resident_caches: caches that were in place; None unless the arm swaps.
+        resident_cache_count: caches that were in place; None unless the arm swaps.
     """
 
     nbytes: dict[int, float] = field(default_factory=dict)
     bring_ms: dict[int, float] = field(default_factory=dict)
     wait_ms: dict[int, float] = field(default_factory=dict)
-    resident_caches: int | None = None
+    resident_cache_count: int | None = None
 
     def add(self, round_number: int, record: Swapping) -> None:
         """Add a round's record of one source."""
-        self.resident_caches = record.resident
+        self.resident_cache_count = record.resident
         # Bytes add up over sources, which bring caches back side by side: times do not.
         self.nbytes[round_number] = self.nbytes.get(round_number, 0) + record.nbytes
         for series, ms in ((self.bring_ms, record.bring_ms), (self.wait_ms, record.wait_ms)):
@@ -35,7 +35,7 @@ class SwapSamples:
     def make_columns(self) -> SwapTotals:
         """Return the columns of swapping: medians over rounds."""
         return SwapTotals(
-            resident_caches=self.resident_caches,
+            resident_caches=self.resident_cache_count,
             brought_back_bytes=whole_median_of(self.nbytes),
             bring_ms=median_of(self.bring_ms),
             swap_wait_ms=median_of(self.wait_ms),

@@ -105,12 +105,12 @@ def _make_pair_row(run: str, pair: Pair) -> AnswerRow:
 
 
 def _add_difference(row: AnswerRow, difference: Difference) -> None:
-    row.samples = difference.estimate.samples
+    row.samples = difference.estimate.sample_count
     interval = scale_estimate(difference.estimate, 100)
     row.difference_pct, row.difference_low_pct, row.difference_high_pct, _ = interval
     row.noise_reach_pct = None if difference.reach is None else 100 * difference.reach
     row.judgement = str(difference.judgement)
-    row.more_rounds = difference.more_rounds
+    row.more_rounds = difference.more_round_count
 
 
 # ---- what else a run answers ----

@@ -47,7 +47,9 @@ def _explain_times(rows: list[Row]) -> Note:
     if any(row.restart.resumed_run for row in rows):
         return HOW_TIMES_ARE_MADE.note(RESTART_TIMES)
     round_counts = [row.times.samples for row in rows if row.times.samples]
-    brackets = RANGES if round_counts and min(round_counts) < stats.COVERING_ROUNDS else INTERVALS
+    brackets = (
+        RANGES if round_counts and min(round_counts) < stats.COVERING_ROUND_COUNT else INTERVALS
+    )
     pairing = [PAIRED_SENTENCE] if any(row.is_streaming for row in rows) else []
     return HOW_TIMES_ARE_MADE.note(" ".join([MEDIAN_TIMES, brackets, *pairing]))
 

@@ -69,7 +69,7 @@ def make_arm_times(samples: ArmSamples) -> Times:
         make_spread(samples.times.token.values()),
         make_spread(samples.times.total.values()),
         len(samples.times.total),
-        samples.warmups,
+        samples.warmup_count,
         median_of(samples.times.drain),
     )
 
@@ -202,7 +202,7 @@ def _compute_hidden_pct(point: PointSamples, samples: ArmSamples) -> float | Non
     baselines = point.baselines()
     floor = stats.estimate_noise_floor(baselines)
     overhead = stats.estimate_paired_overhead(samples.times.total, baselines)
-    if samples.stream_alone is None or floor is None or overhead is None or floor.samples < 2:
+    if samples.stream_alone is None or floor is None or overhead is None or floor.sample_count < 2:
         return None
     # Of both baselines' rounds together, as the overhead is over both.
     none_ms = stats.estimate(value for series in baselines for value in series.values()).median

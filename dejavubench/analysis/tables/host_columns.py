@@ -81,9 +81,13 @@ def make_host_columns(
         throttled_rounds=_count_rounds(hosts, point_id, lambda host_round: host_round.limits)
         if any(gpus)
         else None,
-        granted_cores=max(host.cores for host in hosts),
-        other_cores=_find_largest_known(host_round.other_cores for host_round in rounds_of_hosts),
-        steal_cores=_find_largest_known(host_round.steal_cores for host_round in rounds_of_hosts),
+        granted_cores=max(host.core_count for host in hosts),
+        other_cores=_find_largest_known(
+            host_round.other_core_count for host_round in rounds_of_hosts
+        ),
+        steal_cores=_find_largest_known(
+            host_round.steal_core_count for host_round in rounds_of_hosts
+        ),
         cpu_wait_pct=_compute_percent(cpu_wait),
         io_wait_pct=_compute_percent(io_wait),
         load_average=find_median_of_known(window.load for window in windows),

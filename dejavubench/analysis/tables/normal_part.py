@@ -91,9 +91,9 @@ def _compute_chunk_nbytes(row: Row) -> float | None:
     sizes = row.sizes
     if not streaming.streamed_bytes or not streaming.copies_per_prompt:
         return None
-    steps = (sizes.handed_over or sizes.output_len or 1) - 1
-    chunks = streaming.copies_per_prompt + steps * (streaming.copies_per_token or 0.0)
-    return streaming.streamed_bytes / chunks / (sizes.pipeline_para_size or 1)
+    step_count = (sizes.handed_over or sizes.output_len or 1) - 1
+    chunk_count = streaming.copies_per_prompt + step_count * (streaming.copies_per_token or 0.0)
+    return streaming.streamed_bytes / chunk_count / (sizes.pipeline_para_size or 1)
 
 
 def _noise_of(row: Row, run_data: RunData) -> RunNoise:
@@ -125,15 +125,17 @@ def _find_floor(point_id: str | None, rows: Sequence[Row]) -> Noise | None:
 def describe_others(row: Row) -> str | None:
     """Describe what other programs took, if they disturbed half of the rounds and took much."""
     conditions = row.conditions
-    rounds = row.times.samples
-    if not rounds or not conditions.disturbed_rounds:
+    round_count = row.times.samples
+    if not round_count or not conditions.disturbed_rounds:
         return None
-    other_cores = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
-    if not is_busy(conditions.disturbed_rounds, rounds, other_cores, conditions.granted_cores):
+    taken_core_count = (conditions.other_cores or 0.0) + (conditions.steal_cores or 0.0)
+    if not is_busy(
+        conditions.disturbed_rounds, round_count, taken_core_count, conditions.granted_cores
+    ):
         return None
     return (
-        f"other programs took {other_cores:.2g} of {conditions.granted_cores} cores, in "
-        f"{conditions.disturbed_rounds} of {rounds} rounds"
+        f"other programs took {taken_core_count:.2g} of {conditions.granted_cores} cores, in "
+        f"{conditions.disturbed_rounds} of {round_count} rounds"
     )
 
 

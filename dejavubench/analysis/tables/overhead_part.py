@@ -75,7 +75,7 @@ def _make_row(run: Run, samples: ArmSamples, part: OverheadPart) -> PartRow:
     return PartRow(
         arm_phase=ArmPhase.of_samples(run, samples, part.phase),
         part=part.part,
-        samples=part.ms.samples,
+        samples=part.ms.sample_count,
         part_ms=part.ms.median,
         part_low_ms=in_ms.low,
         part_high_ms=in_ms.high,

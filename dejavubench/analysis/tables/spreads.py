@@ -23,7 +23,7 @@ def scale_estimate(estimate: stats.Estimate | None, scale: float = 1.0) -> Sprea
         return Spread()
     middle = scale * estimate.median
     iqr = scale * estimate.iqr
-    if estimate.samples == 1:
+    if estimate.sample_count == 1:
         return Spread(middle, iqr=iqr)
     return Spread(middle, scale * estimate.low, scale * estimate.high, iqr)
 

@@ -22,7 +22,7 @@ COLUMN_GAP = "  "
 KEYS_SHARE = 0.6
 """Share of the width that the columns which name rows may take; wider cells are wrapped."""
 
-HEADING_LINES = 2
+MOST_HEADING_LINES = 2
 """Lines of a wrapped heading."""
 
 
@@ -31,7 +31,8 @@ class Block:
     """A table as text.
 
     Attributes:
-        leading_columns: number of columns at the left that name the rows; they are aligned left.
+        leading_column_count: number of columns at the left that name the rows; they are aligned
+            left.
         groups: rows of cells, one group for each point.
         breaks: numbers of columns that begin another part, if there must be several.
         sources: names of the columns of csv and json that a heading's cells are made from, by
@@ -40,7 +41,7 @@ class Block:
 
     title: str
     columns: list[str]
-    leading_columns: int
+    leading_column_count: int
     groups: list[list[list[str]]] = field(default_factory=list)
     breaks: tuple[int, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class _Column:
     """
 
     def __init__(self, block: Block, column_index: int) -> None:
-        self.is_left_aligned = column_index < block.leading_columns
+        self.is_left_aligned = column_index < block.leading_column_count
         self.text = block.columns[column_index]
         self.heading = self.text.split("\n")
         self.cells = [row[column_index].split("\n") for group in block.groups for row in group]
@@ -134,7 +135,7 @@ class _Column:
         for width in range(narrowest_width, len(self.text)):
             # The narrowest width that still gives two lines: words decide, so try each.
             folded_lines = wrap(self.text, width)
-            if len(folded_lines) <= HEADING_LINES:
+            if len(folded_lines) <= MOST_HEADING_LINES:
                 self.heading = folded_lines
                 return
 
@@ -170,9 +171,14 @@ def _list_part_columns(block: Block, columns: Sequence[_Column], width: int) -> 
     # Parts that repeat the fewest columns are narrow; parts that repeat all leading ones read
     # better. So the latter win unless they need more parts.
     by_keys = _partition(columns, keys, block.breaks, width)
-    leading_indices = list(range(block.leading_columns))
-    widest_width = max((column.width for column in columns[block.leading_columns :]), default=0)
-    if _measure_width(columns[: block.leading_columns]) + len(COLUMN_GAP) + widest_width > width:
+    leading_indices = list(range(block.leading_column_count))
+    widest_width = max(
+        (column.width for column in columns[block.leading_column_count :]), default=0
+    )
+    if (
+        _measure_width(columns[: block.leading_column_count]) + len(COLUMN_GAP) + widest_width
+        > width
+    ):
         return by_keys
     by_leading = _partition(columns, leading_indices, block.breaks, width)
     return by_leading if len(by_leading) <= len(by_keys) else by_keys
@@ -180,13 +186,13 @@ def _list_part_columns(block: Block, columns: Sequence[_Column], width: int) -> 
 
 def _find_keys(block: Block) -> list[int]:
     """Return the fewest leading columns that tell the rows apart, the first one if possible."""
-    keys = list(range(block.leading_columns))
+    keys = list(range(block.leading_column_count))
     rows = [row for group in block.groups for row in group]
 
     def count_distinct(columns: Sequence[int]) -> int:
         return len({tuple(row[column_index] for column_index in columns) for row in rows})
 
-    for column_index in [*range(1, block.leading_columns), 0]:
+    for column_index in [*range(1, block.leading_column_count), 0]:
         fewer_keys = [key for key in keys if key != column_index]
         if fewer_keys and count_distinct(fewer_keys) == count_distinct(keys):
             keys = fewer_keys

@@ -41,7 +41,7 @@ class WorkerView:
     @property
     def microbatch_count(self) -> int:
         """Number of microbatches that this side has in flight, each with a cache of its own."""
-        return self.point.requests // self.sizes.ubatch_size
+        return self.point.request_count // self.sizes.ubatch_size
 
     @property
     def setup(self) -> Setup:
@@ -106,7 +106,7 @@ class WorkerView:
             geometry=self.geometry,
             region=region,
             input_len=point.input_len,
-            steps=point.generated_tokens - 1,
+            steps=point.generated_token_count - 1,
             slot_nbytes=self.slot_nbytes,
             other_geometry=other_geometry,
             flush_interval=point.flush_interval,

@@ -18,7 +18,7 @@ from dejavubench.records import HostClock
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-ROUND_TRIPS = 100
+ROUND_TRIP_COUNT = 100
 """The shortest of them counts: it bounds the error best."""
 
 
@@ -69,7 +69,7 @@ def measure(comm: MPI.Intracomm, hosts: Sequence[str]) -> dict[str, Any]:
 
 def _measure_trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:
     rank_0_ns = array("q", [0])
-    for _ in range(ROUND_TRIPS):
+    for _ in range(ROUND_TRIP_COUNT):
         sent_ns = perf_counter_ns()
         comm.Send(rank_0_ns, 0)
         comm.Recv(rank_0_ns, 0)
@@ -78,7 +78,7 @@ def _measure_trips(comm: MPI.Intracomm) -> Iterator[RoundTrip]:
 
 def _answer_trips(comm: MPI.Intracomm, leader: int) -> None:
     own_ns = array("q", [0])
-    for _ in range(ROUND_TRIPS):
+    for _ in range(ROUND_TRIP_COUNT):
         comm.Recv(own_ns, leader)
         own_ns[0] = perf_counter_ns()
         comm.Send(own_ns, leader)

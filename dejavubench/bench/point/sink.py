@@ -40,7 +40,7 @@ class ReceivedIteration:
     """
 
     nbytes: int = 0
-    messages: int = 0
+    message_count: int = 0
     cpu_s: float = 0.0
     began_ns: int = 0
     receivers: Sequence[tuple[int, CacheReceiver]] = ()

@@ -133,7 +133,7 @@ class SourceDestinations:
         for manager in managers:
             for layer in range(worker_view.geometry.layers):
                 manager.layer_ready(layer)
-            for step in range(worker_view.point.generated_tokens):
+            for step in range(worker_view.point.generated_token_count):
                 manager.step_ready(step)
         for manager in managers:
             manager.drain()

@@ -15,7 +15,7 @@ from dejavubench.machine import liveness
 from dejavubench.records import HELD_AGAINST, Ceiling
 from dejavubench.transports.probe import Probe
 
-PAIR_RUNS = 4
+PAIR_RUN_COUNT = 4
 """Times that a destination and its raw loop are run in turn after a round."""
 
 
@@ -42,7 +42,7 @@ class Ceilings:
         self._open_probes = open_probes or ExitStack()
 
     def run(self) -> list[str]:
-        """Run each probe once; destinations and their raw loops :data:`PAIR_RUNS` times.
+        """Run each probe once; destinations and their raw loops :data:`PAIR_RUN_COUNT` times.
 
         Returns:
             The probes that could not be run for the first time, and why.
@@ -56,7 +56,7 @@ class Ceilings:
         in_pairs = [id(probe) for probe_pair in pairs for probe in probe_pair]
         single_probes = [probe for probe in self._probes.values() if id(probe) not in in_pairs]
         problems = [_measure(probe) for probe in single_probes]
-        for repetition in range(PAIR_RUNS):
+        for repetition in range(PAIR_RUN_COUNT):
             for probe_pair in pairs:
                 counts = [len(probe.samples) for probe in probe_pair]
                 # One or the other first: what the first one leaves in caches helps both equally.

@@ -28,7 +28,7 @@ STRIDE_NBYTES = 4096
 The vectors of a key in ``ft`` are as far apart at some 256 positions.
 """
 
-EXTENTS = 4096
+EXTENT_COUNT = 4096
 """Extents of one measurement."""
 
 EXTENT_NBYTES = 16
@@ -55,7 +55,7 @@ class CPUMemory:
 
     def __init__(self) -> None:
         # Two buffers of fp32: an eighth of the free memory each.
-        elements = (
+        element_count = (
             min(
                 max(LEAST_BUFFER_NBYTES, 4 * read_last_level_nbytes()),
                 measure_available_nbytes() // 8,
@@ -63,8 +63,8 @@ class CPUMemory:
             // 4
         )
         # Written: pages that were never written are all one page of zeros.
-        self._source = torch.ones(elements)
-        self._target = torch.zeros(elements)
+        self._source = torch.ones(element_count)
+        self._target = torch.zeros(element_count)
 
     def read(self) -> list[Sample]:
         """Read the whole buffer by three reductions of torch; one GB/s sample of each."""
@@ -98,29 +98,30 @@ def copy_loop() -> list[Sample]:
     target_bytes = target.numpy().data
     views = [
         source_bytes[start : start + EXTENT_NBYTES]
-        for start in range(0, EXTENTS * STRIDE_NBYTES, STRIDE_NBYTES)
+        for start in range(0, EXTENT_COUNT * STRIDE_NBYTES, STRIDE_NBYTES)
     ]
     began_s = time.perf_counter()
     offset = 0
     for view in views:
         target_bytes[offset : offset + EXTENT_NBYTES] = view
         offset += EXTENT_NBYTES
-    return [((time.perf_counter() - began_s) / EXTENTS * 1e6, _SHAPE)]
+    return [((time.perf_counter() - began_s) / EXTENT_COUNT * 1e6, _SHAPE)]
 
 
 def copy_loop_compiled() -> list[Sample]:
     """Time the same copies in one call of torch: what they cost without Python's loop."""
     source, target = _allocate_extents()
-    strided_view = source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
-    duration_s = time_call(lambda: target.view(EXTENTS, EXTENT_NBYTES).copy_(strided_view))
-    return [(duration_s / EXTENTS * 1e6, _SHAPE)]
+    strided_view = source.view(EXTENT_COUNT, STRIDE_NBYTES)[:, :EXTENT_NBYTES]
+    duration_s = time_call(lambda: target.view(EXTENT_COUNT, EXTENT_NBYTES).copy_(strided_view))
+    return [(duration_s / EXTENT_COUNT * 1e6, _SHAPE)]
 
 
 _SHAPE = f"{EXTENT_NBYTES} B, {STRIDE_NBYTES} B apart"
 
 
 def _allocate_extents() -> tuple[torch.Tensor, torch.Tensor]:
-    return aligned_buffer(EXTENTS * STRIDE_NBYTES), aligned_buffer(EXTENTS * EXTENT_NBYTES)
+    source = aligned_buffer(EXTENT_COUNT * STRIDE_NBYTES)
+    return source, aligned_buffer(EXTENT_COUNT * EXTENT_NBYTES)
 
 
 def measure_matmul(dtype: torch.dtype) -> list[Sample]:

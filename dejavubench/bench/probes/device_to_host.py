@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from dejavubench.bench.probes.cpu_probes import EXTENT_NBYTES, EXTENTS, STRIDE_NBYTES
+from dejavubench.bench.probes.cpu_probes import EXTENT_COUNT, EXTENT_NBYTES, STRIDE_NBYTES
 from dejavubench.bench.probes.probe_subjects import ProbedModel
 from dejavubench.dejavulib.destinations.base import Stream
 from dejavubench.dejavulib.device import DeviceStaging
@@ -23,10 +23,10 @@ from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.dejavulib.transfers import ByteProgress, PlannedChunk, StreamStats, Transfer
 from dejavubench.transports.probe import Sample
 
-CHUNKS = 32
+CHUNK_COUNT = 32
 """Chunks of one measurement."""
 
-SLOTS = 4
+SLOT_COUNT = 4
 """Staging slots on each side."""
 
 LARGE_COPY_NBYTES = 64 << 20
@@ -56,11 +56,11 @@ class DeviceToHostCopies:
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes
         self._staged_slots = [
-            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
+            torch.empty(self._nbytes, dtype=torch.uint8, device=device) for _ in range(SLOT_COUNT)
         ]
         self._large_buffer = torch.empty(LARGE_COPY_NBYTES, dtype=torch.uint8, device=device)
         self._pinned_slots = [
-            pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOTS)
+            pinned_buffer(max(self._nbytes, LARGE_COPY_NBYTES)) for _ in range(SLOT_COUNT)
         ]
         self._cuda_stream = torch.cuda.Stream(device)
         self._staging = DeviceStaging(self._staged_slots)
@@ -68,11 +68,11 @@ class DeviceToHostCopies:
 
     def time_raw(self) -> list[Sample]:
         """Copy out of all slots, one behind the other, then wait once."""
-        return self._time_copies(self._staged_slots, CHUNKS)
+        return self._time_copies(self._staged_slots, CHUNK_COUNT)
 
     def time_large(self) -> list[Sample]:
         """Copy large pieces back to back, in GB/s: the rate that small chunks fall short of."""
-        return self._time_copies([self._large_buffer] * SLOTS, CHUNKS // 4)
+        return self._time_copies([self._large_buffer] * SLOT_COUNT, CHUNK_COUNT // 4)
 
     def _time_copies(self, slots: list[torch.Tensor], chunk_count: int) -> list[Sample]:
         nbytes = slots[0].numel()
@@ -80,8 +80,8 @@ class DeviceToHostCopies:
         began_s = time.perf_counter()
         with torch.cuda.stream(self._cuda_stream):
             for chunk_index in range(chunk_count):
-                self._pinned_slots[chunk_index % SLOTS][:nbytes].copy_(
-                    slots[chunk_index % SLOTS], non_blocking=True
+                self._pinned_slots[chunk_index % SLOT_COUNT][:nbytes].copy_(
+                    slots[chunk_index % SLOT_COUNT], non_blocking=True
                 )
         self._cuda_stream.synchronize()
         return self._make_samples(chunk_count * nbytes, time.perf_counter() - began_s, chunk_count)
@@ -99,15 +99,20 @@ class DeviceToHostCopies:
         began_s = time.perf_counter()
         begun_count = 0
         arrived_count = 0
-        while arrived_count < CHUNKS:
+        while arrived_count < CHUNK_COUNT:
             # As many under way as there are slots: a slot is used again once its chunk has arrived.
-            while begun_count < min(CHUNKS, arrived_count + SLOTS) and self._staging.has_room:
-                packed = self._pinned_slots[begun_count % SLOTS][: self._nbytes]
+            while (
+                begun_count < min(CHUNK_COUNT, arrived_count + SLOT_COUNT)
+                and self._staging.has_room
+            ):
+                packed = self._pinned_slots[begun_count % SLOT_COUNT][: self._nbytes]
                 self._staging.begin(transfer, self._packing, packed)
                 begun_count += 1
             arrived_count += sum(1 for _ in self._staging.take_arrived())
         duration_s = time.perf_counter() - began_s
-        ((rate_gb_s, shape),) = self._make_samples(CHUNKS * self._nbytes, duration_s, CHUNKS)
+        ((rate_gb_s, shape),) = self._make_samples(
+            CHUNK_COUNT * self._nbytes, duration_s, CHUNK_COUNT
+        )
         return [
             (
                 rate_gb_s,
@@ -129,17 +134,17 @@ class ExtentCopies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._source = torch.zeros(EXTENTS * STRIDE_NBYTES, dtype=torch.uint8, device=device)
-        self._target = pinned_buffer(EXTENTS * EXTENT_NBYTES)
+        self._source = torch.zeros(EXTENT_COUNT * STRIDE_NBYTES, dtype=torch.uint8, device=device)
+        self._target = pinned_buffer(EXTENT_COUNT * EXTENT_NBYTES)
         self._cuda_stream = torch.cuda.Stream(device)
         sources = range(
             self._source.data_ptr(),
-            self._source.data_ptr() + EXTENTS * STRIDE_NBYTES,
+            self._source.data_ptr() + EXTENT_COUNT * STRIDE_NBYTES,
             STRIDE_NBYTES,
         )
         targets = range(
             self._target.data_ptr(),
-            self._target.data_ptr() + EXTENTS * EXTENT_NBYTES,
+            self._target.data_ptr() + EXTENT_COUNT * EXTENT_NBYTES,
             EXTENT_NBYTES,
         )
         self._copies = [
@@ -149,7 +154,7 @@ class ExtentCopies:
         memory = self._target.numpy().data
         self._views = [
             memory[start : start + EXTENT_NBYTES]
-            for start in range(0, EXTENTS * EXTENT_NBYTES, EXTENT_NBYTES)
+            for start in range(0, EXTENT_COUNT * EXTENT_NBYTES, EXTENT_NBYTES)
         ]
 
     def time_copy(self) -> list[Sample]:
@@ -171,8 +176,8 @@ class ExtentCopies:
     def time_compiled(self) -> list[Sample]:
         """Time the same copies, each waited for, in one call of torch, which loops in C++."""
         # Not asked to be asynchronous, so torch waits for each copy.
-        targets = list(self._target.view(EXTENTS, EXTENT_NBYTES))
-        sources = list(self._source.view(EXTENTS, STRIDE_NBYTES)[:, :EXTENT_NBYTES])
+        targets = list(self._target.view(EXTENT_COUNT, EXTENT_NBYTES))
+        sources = list(self._source.view(EXTENT_COUNT, STRIDE_NBYTES)[:, :EXTENT_NBYTES])
         with torch.cuda.stream(self._cuda_stream):
             torch.cuda.synchronize(self._device)
             began_s = time.perf_counter()
@@ -180,7 +185,7 @@ class ExtentCopies:
             duration_s = time.perf_counter() - began_s
         return [
             (
-                duration_s / EXTENTS * 1e6,
+                duration_s / EXTENT_COUNT * 1e6,
                 f"16 B, {STRIDE_NBYTES} B apart, each waited for, in torch",
             )
         ]

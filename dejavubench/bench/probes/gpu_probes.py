@@ -24,16 +24,16 @@ from dejavubench.transports.probe import Probe, Sample
 LEAST_BUFFER_NBYTES = 1 << 30
 """Bytes of each of the two buffers on the device, or four times its L2 cache if that is more."""
 
-FREE_MEMORY_PARTS = 16
+MEMORY_PART_COUNT = 16
 """Two buffers, the matrices and the gathered cache each take one of these parts of free memory.
 
 Together they take a quarter of it at most.
 """
 
-REPETITIONS = 8
+REPETITION_COUNT = 8
 """Passes over a buffer, and products, between two events."""
 
-GATHERS = 20
+GATHER_COUNT = 20
 """Launches of ``gather`` between two events, at least."""
 
 MATMUL_SIDES = (4096, 8192)
@@ -61,16 +61,16 @@ extern "C" __global__ void read_all(
     if (seen == 0x9E3779B9u) *out = seen;
 }
 """
-READ_THREADS = 256
+READ_THREAD_COUNT = 256
 """Threads of a block of that kernel."""
 
-READ_BLOCKS = 8
+BLOCKS_PER_MULTIPROCESSOR = 8
 """Blocks of that kernel on each multiprocessor."""
 
 
 def choose_buffer_nbytes(l2_nbytes: int, free_nbytes: int) -> int:
     """Return the bytes of each of the two buffers: a multiple of 16, within its share."""
-    return min(max(LEAST_BUFFER_NBYTES, 4 * l2_nbytes), free_nbytes // FREE_MEMORY_PARTS) // 16 * 16
+    return min(max(LEAST_BUFFER_NBYTES, 4 * l2_nbytes), free_nbytes // MEMORY_PART_COUNT) // 16 * 16
 
 
 def count_gathered_layers(
@@ -86,7 +86,7 @@ def count_gathered_layers(
     return min(
         geometry.layers,
         max(1, -(-4 * l2_nbytes // gathered_nbytes)),
-        free_nbytes // FREE_MEMORY_PARTS // layer_nbytes,
+        free_nbytes // MEMORY_PART_COUNT // layer_nbytes,
         buffer_nbytes // gathered_nbytes,
     )
 
@@ -109,9 +109,9 @@ class DeviceProbes:
         self._device = device
         self._source = torch.empty(nbytes // 4, device=device).normal_().view(torch.uint8)
         self._target = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        self._blocks = properties.multi_processor_count * READ_BLOCKS
+        self._block_count = properties.multi_processor_count * BLOCKS_PER_MULTIPROCESSOR
         self._out = torch.zeros(4, dtype=torch.uint8, device=device)
-        self._products = _Products.make_within(device, dtype, free_nbytes // FREE_MEMORY_PARTS)
+        self._products = _Products.make_within(device, dtype, free_nbytes // MEMORY_PART_COUNT)
         layer_count = count_gathered_layers(
             geometry, input_len, properties.L2_cache_size, free_nbytes, nbytes
         )
@@ -156,20 +156,20 @@ class DeviceProbes:
         nbytes = self._source.numel()
         size = f"{nbytes >> 20} MiB"
         return [
-            (nbytes / self._time_works([work] * REPETITIONS) / 1e9, f"{operation} of {size}")
+            (nbytes / self._time_works([work] * REPETITION_COUNT) / 1e9, f"{operation} of {size}")
             for operation, work in shapes
         ]
 
     def copy(self) -> list[Sample]:
         """Copy within device memory, in GB/s of bytes read plus bytes written."""
         nbytes = self._source.numel()
-        seconds = self._time_works([self._copy_all] * REPETITIONS)
+        seconds = self._time_works([self._copy_all] * REPETITION_COUNT)
         return [(2 * nbytes / seconds / 1e9, f"{nbytes >> 20} MiB, read + write")]
 
     def matmul(self) -> list[Sample]:
         """Measure square products in the type that the model computes in, in GFLOP/s."""
         return [
-            (2 * side**3 / self._time_works([work] * REPETITIONS) / 1e9, f"{side}³")
+            (2 * side**3 / self._time_works([work] * REPETITION_COUNT) / 1e9, f"{side}³")
             for side, work in self._products.works.items()
         ]
 
@@ -202,7 +202,7 @@ class DeviceProbes:
 
     def _time_gathers(self, works: Sequence[Callable[[], object]]) -> list[Sample]:
         assert self._gathers is not None
-        seconds = self._time_works(list(works) * -(-GATHERS // len(works)))
+        seconds = self._time_works(list(works) * -(-GATHER_COUNT // len(works)))
         # Read and written: both count, as in the copy that it is held against.
         return [(2 * self._gathers.nbytes / seconds / 1e9, self._gathers.shape)]
 
@@ -231,7 +231,7 @@ class DeviceProbes:
         count = np.uint64(self._source.numel() // 16)
         parameters = (np.uintp(self._source.data_ptr()), count, np.uintp(self._out.data_ptr()))
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._device)):
-            _read_kernel()((self._blocks,), (READ_THREADS,), parameters)
+            _read_kernel()((self._block_count,), (READ_THREAD_COUNT,), parameters)
 
 
 @cache

@@ -13,7 +13,7 @@ from statistics import median
 
 from dejavubench.units import format_count_of, format_duration
 
-NEWEST_ROUNDS = 5
+NEWEST_ROUND_COUNT = 5
 """Rounds whose median counts as the time of a round."""
 
 UNKNOWN_TEXT = "time left is known after the first round"
@@ -196,7 +196,7 @@ class TimeLeft:
         return self._other_lead_s + self._warmup * round_s
 
     def _round_s(self) -> float:
-        return median(self._measured.round_durations_s[-NEWEST_ROUNDS:])
+        return median(self._measured.round_durations_s[-NEWEST_ROUND_COUNT:])
 
     def _ceiling_s(self) -> float:
         durations_s = self._measured.ceiling_durations_s

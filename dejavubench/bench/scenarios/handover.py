@@ -85,7 +85,7 @@ class HandoverSource(StreamingSource):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Run the source's share of the tokens; then wait for the answer of the first sink."""
-        generated_count = self.rank_at_point.point.generated_tokens
+        generated_count = self.rank_at_point.point.generated_token_count
         self._newest_iteration = measure_iteration(
             lambda: self.source.maker.run(
                 self.streams(arm), mark, generated_count, self._send_tokens
@@ -244,13 +244,16 @@ class SinkModel:
         # Decode step k consumes token k − 1. So step `generated` consumes the sources' last token,
         # and gives the sinks' first one. It is step_ms[0] below, hence the [1:].
         self._maker.decode(
-            clocks, self._silent_streams, point.generated_tokens, point.generated_tokens + 1
+            clocks,
+            self._silent_streams,
+            point.generated_token_count,
+            point.generated_token_count + 1,
         )
         first_token_s = time.perf_counter()
         if topology.rank == find_first_answerer(topology):
             self._comm.Send(bytearray(1), find_token_sender(topology), _GOES_ON_TAG)
         self._maker.decode(
-            clocks, self._silent_streams, point.generated_tokens + 1, point.output_len
+            clocks, self._silent_streams, point.generated_token_count + 1, point.output_len
         )
         later_step_ms = np.sum([clock.step_ms[1:] for clock in clocks], axis=0).tolist()
         return SinkModelTimes(
@@ -263,7 +266,9 @@ class SinkModel:
     def _receive_tokens(self, clocks: list[MicrobatchClock]) -> None:
         """Put the sources' tokens where this stage would have put its own."""
         point = self._point
-        source_tokens = torch.empty(point.requests, point.generated_tokens, dtype=torch.long)
+        source_tokens = torch.empty(
+            point.request_count, point.generated_token_count, dtype=torch.long
+        )
         message = self._comm.Irecv(
             source_tokens.numpy(), find_token_sender(self._worker_view.topology), _TOKENS_TAG
         )
@@ -273,7 +278,7 @@ class SinkModel:
             clock.tokens = list(source_tokens[prompts.request_numbers].unbind(1))
 
     def _list_new_tokens(self, clocks: list[MicrobatchClock]) -> torch.Tensor:
-        new_count = self._point.output_len - self._point.generated_tokens
+        new_count = self._point.output_len - self._point.generated_token_count
         if len(clocks[0].tokens) < new_count:
             return torch.empty(0)
         return torch.cat([torch.stack(clock.tokens[-new_count:], dim=1) for clock in clocks])

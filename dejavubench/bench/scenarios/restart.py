@@ -42,7 +42,7 @@ class RestoredCaches:
     ms: float
 
     @property
-    def steps(self) -> int:
+    def step_count(self) -> int:
         """Number of steps that all microbatches have."""
         return min(stream.steps for stream in self.restored)
 
@@ -132,7 +132,7 @@ class RestartSource(StreamingSource):
             context.saved_streams, source.caches, source.model.is_first_stage
         )
         sleeping_barrier(context.world, "restore")
-        self._first_step = _agree_on_first_step(context.world, self._restored_caches.steps)
+        self._first_step = _agree_on_first_step(context.world, self._restored_caches.step_count)
         streams = self.streams(arm)
         self._again_ms = 0.0
         if self._first_step == 0:  # nothing to go on from: from the beginning

@@ -192,7 +192,7 @@ class StreamingSink(ScenarioPart):
             records.SinkActivity(
                 **iteration_id,
                 nbytes=self._received_iteration.nbytes,
-                messages=self._received_iteration.messages,
+                messages=self._received_iteration.message_count,
                 cpu_s=self._received_iteration.cpu_s,
             )
         )
@@ -204,8 +204,8 @@ class StreamingSink(ScenarioPart):
         if not arm.remote:
             return None
         point = self.rank_at_point.point
-        streamed_end = point.streamed_positions
-        generated_end = point.written_positions if self._generates else streamed_end
+        streamed_end = point.streamed_position_count
+        generated_end = point.written_position_count if self._generates else streamed_end
         return check_sink_caches(
             self.sink.caches(arm.mode),
             self.sink.worker_view,

@@ -129,8 +129,8 @@ class SwapSource(ScenarioPart):
     ) -> None:
         """Keep a digest of each undisturbed cache, which is overwritten afterwards."""
         super().expect(undisturbed_clocks, tokens)
-        written_positions = self.rank_at_point.point.written_positions
-        self._digests = [compute_digests(cache, written_positions) for cache in self.source.caches]
+        written_count = self.rank_at_point.point.written_position_count
+        self._digests = [compute_digests(cache, written_count) for cache in self.source.caches]
 
     def prepare(self, arm: Arm, pattern: int) -> None:
         """Fill resident caches, slots and store with the pattern; begin all streams."""
@@ -177,7 +177,7 @@ class SwapSource(ScenarioPart):
         # Wrong bytes that no later step reads leave the tokens right, so bytes are compared, too.
         for microbatch, expected_digests in enumerate(self._digests):
             hashes = compute_digests(
-                swapper.bring_back(microbatch), worker_view.point.written_positions
+                swapper.bring_back(microbatch), worker_view.point.written_position_count
             )
             if difference := describe_digest_difference(
                 hashes, expected_digests, worker_view, microbatch

@@ -67,7 +67,7 @@ def _write_rank(context: RunContext, spin: bool) -> None:
             host=context.ranks.host,
             pid=os.getpid(),
             cores=environment["cores"],
-            threads=context.plan.most_threads,
+            threads=context.plan.most_thread_count,
             tensor_rank=topology.tensor_rank,
             stage=topology.stage,
             peers=sorted(peers),
@@ -170,7 +170,7 @@ def _write_session(context: RunContext, command: list[str]) -> None:
 def run_facts(plan: Plan, ranks: Ranks, devices: Devices) -> dict[str, Any]:
     """Return the facts about the host that a session's header holds."""
     return facts.describe_run(
-        list(ranks.hosts), plan.most_threads, len(ranks.cores), devices.number
+        list(ranks.hosts), plan.most_thread_count, len(ranks.cores), devices.number
     )
 
 

@@ -88,9 +88,9 @@ class Ranks:
             size=world.size,
             rank=world.rank,
             tensor_size=experiment.tensor_para_size,
-            stages=experiment.pipeline_para_size,
+            stage_count=experiment.pipeline_para_size,
             sink_tensor_size=experiment.sink_tensor_para_size or 0,
-            sink_stages=experiment.sink_pipeline_para_size or 0,
+            sink_stage_count=experiment.sink_pipeline_para_size or 0,
         )
         cores = frozenset(os.sched_getaffinity(0))
         facts_of_ranks = world.allgather(

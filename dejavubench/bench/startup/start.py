@@ -74,7 +74,7 @@ def start(
         )
     # Duplicates of the world after every destination has made its own, in one order on all ranks.
     comms = Communicators.make(ranks)
-    spin = may_spin(ranks, plan.most_threads)
+    spin = may_spin(ranks, plan.most_thread_count)
     computes = ranks.is_source or sinks_compute
     context = RunContext(
         runnable=runnable,

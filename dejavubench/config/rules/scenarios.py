@@ -126,7 +126,7 @@ RESTART = (
 
 def _count_most_steps(plan: Plan) -> int:
     """Return the most decode steps that the sources take in a request of this run."""
-    return max(point.generated_tokens for point in plan.points) - 1
+    return max(point.generated_token_count for point in plan.points) - 1
 
 
 def _format_length_option(plan: Plan) -> str:

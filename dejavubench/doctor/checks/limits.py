@@ -13,7 +13,7 @@ from dejavubench.units import format_binary_nbytes
 LEAST_FILES = 64
 """Open files that a rank needs."""
 
-SUFFICIENT_FILES = 1024
+SUFFICIENT_FILE_COUNT = 1024
 """Open files that suffice for many ranks and destinations: connections count, too."""
 
 LEAST_PROCESSES = 512
@@ -30,10 +30,10 @@ def judge_open_files(rank: RankFacts) -> Iterator[Finding]:
         if soft_limit == hard_limit
         else f"{_format_limit(soft_limit)}, may be raised to {_format_limit(hard_limit)}"
     )
-    advice = f"Raise the hard limit: ulimit -Hn {SUFFICIENT_FILES}, or in limits.conf."
+    advice = f"Raise the hard limit: ulimit -Hn {SUFFICIENT_FILE_COUNT}, or in limits.conf."
     if hard_limit != UNLIMITED and hard_limit < LEAST_FILES:
         yield bad(f"{reading}: a rank needs {LEAST_FILES}", advice)
-    elif hard_limit != UNLIMITED and hard_limit < SUFFICIENT_FILES:
+    elif hard_limit != UNLIMITED and hard_limit < SUFFICIENT_FILE_COUNT:
         yield warn(f"{reading}: few for many ranks or destinations", advice)
     else:
         yield ok(reading)

@@ -179,7 +179,7 @@ class ModelSpec:
         return shapes
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Parameters of the unsplit model."""
         layer_parameters, outer_parameters = (
             sum(map(prod, shapes.values())) for shapes in (self.layer_tensors, self.outer_tensors)
@@ -187,14 +187,14 @@ class ModelSpec:
         return self.layer_num * layer_parameters + outer_parameters
 
     @property
-    def layer_weights(self) -> int:
+    def layer_weight_count(self) -> int:
         """Elements of the matrices of all layers."""
         return self.layer_num * sum(
             prod(shape) for shape in self.layer_tensors.values() if len(shape) == 2
         )
 
     @property
-    def head_weights(self) -> int:
+    def head_weight_count(self) -> int:
         """Elements of the head's matrix, and of the embedding's."""
         return self.vocab_size * (self.embed_size or self.hidden)
 

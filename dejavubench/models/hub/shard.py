@@ -25,14 +25,14 @@ class Shard:
     """
 
     stage: int = 0
-    stages: int = 1
+    stage_count: int = 1
     tensor_rank: int = 0
     tensor_size: int = 1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.stage < self.stages and 0 <= self.tensor_rank < self.tensor_size):
+        if not (0 <= self.stage < self.stage_count and 0 <= self.tensor_rank < self.tensor_size):
             raise ValueError(
-                f"not a part of {self.stages} stages × {self.tensor_size} tensor ranks: {self}"
+                f"not a part of {self.stage_count} stages × {self.tensor_size} tensor ranks: {self}"
             )
 
     @property
@@ -43,7 +43,7 @@ class Shard:
     @property
     def is_last_stage(self) -> bool:
         """Whether this worker computes logits and chooses tokens."""
-        return self.stage == self.stages - 1
+        return self.stage == self.stage_count - 1
 
     def layers(self, spec: ModelSpec) -> Span:
         """Return the numbers of this stage's layers, counted over the whole model.
@@ -51,7 +51,7 @@ class Shard:
         Raises:
             ValueError: there are more stages than layers.
         """
-        cuts = spec.layer_cuts(self.stages)
+        cuts = spec.layer_cuts(self.stage_count)
         return Span(cuts[self.stage], cuts[self.stage + 1])
 
     def heads(self, spec: ModelSpec) -> Span:
@@ -119,7 +119,7 @@ class Shard:
             cuts[name] = cut
         return cuts
 
-    def parameters(self, spec: ModelSpec) -> int:
+    def count_parameters(self, spec: ModelSpec) -> int:
         """Return how many weights this worker holds."""
         outer_count = _count_elements(self.outer_cuts(spec).values())
         layer_count = _count_elements(self.layer_cuts(spec).values())
@@ -148,7 +148,7 @@ def count_most_parameters(spec: ModelSpec, tensor_size: int, stage_count: int) -
     """
     # Of its stage tensor rank 0 has most, and no inner stage has more layers than the first one.
     ends = {Shard(stage, stage_count, 0, tensor_size) for stage in (0, stage_count - 1)}
-    return max(shard.parameters(spec) for shard in ends)
+    return max(shard.count_parameters(spec) for shard in ends)
 
 
 def _cut_whole(shape: tuple[int, ...]) -> Cut:

@@ -132,7 +132,7 @@ def _collect_stream(
         sending_kernels=_explain_sending_kernels(run, samples, info),
         gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=phase_share * median_or_zero(samples.stream.nbytes),
-        copies=_count_copies(run, point, samples, phase) if is_naive else 0.0,
+        copy_count=_count_copies(run, point, samples, phase) if is_naive else 0.0,
         alone_ms=phase_share * samples.stream_alone.ms if samples.stream_alone else None,
         ceiling=None if info is None or ceiling_gb_per_s is None else info.ceiling,
         ceiling_gb_per_s=ceiling_gb_per_s,
@@ -167,8 +167,8 @@ def _find_naive_us(
 
 
 def _compute_share_of_tokens(point: PointSamples) -> float:
-    steps = point.info.output_len - 1
-    return steps / (point.info.input_len + steps)
+    step_count = point.info.output_len - 1
+    return step_count / (point.info.input_len + step_count)
 
 
 def _count_copies(run: Run, point: PointSamples, samples: ArmSamples, phase: Phase) -> float:

@@ -39,13 +39,13 @@ def collect_machine_facts(
     return MachineFacts(
         copy_gb_per_s=copy_rate_and_ranks[0] if copy_rate_and_ranks else None,
         read_pct=_read_pct(run, point),
-        cores=max((host.cores for host in hosts), default=run.header.facts.cores or None),
-        busy_cores=_compute_busy_cores(samples, same_host),
-        other_cores=None if host_round is None else host_round.other_cores,
+        core_count=max((host.core_count for host in hosts), default=run.header.facts.cores or None),
+        busy_core_count=_compute_busy_core_count(samples, same_host),
+        other_core_count=None if host_round is None else host_round.other_core_count,
         other_ms=_compute_added_other_ms(host_round, baseline_rounds),
         cpu_wait_pct=None if host_round is None else _compute_cpu_wait_pct(host_round),
         baseline_cpu_wait_pct=sum(wait_pcts) / len(wait_pcts) if wait_pcts else None,
-        model_cores=_compute_model_cores(run, point),
+        model_core_count=_compute_model_core_count(run, point),
         helper=_make_moving_side(samples, samples.cpu.helper, len(list_sources(run))),
         sink=_make_moving_side(samples, samples.cpu.sink, len(list_sinks(run)))
         if same_host
@@ -53,7 +53,7 @@ def collect_machine_facts(
     )
 
 
-def _compute_model_cores(run: Run, point: PointSamples) -> float | None:
+def _compute_model_core_count(run: Run, point: PointSamples) -> float | None:
     """Return the cores that the model takes without streaming; None for sources on many hosts."""
     if len({info.host for info in list_sources(run)}) != 1:
         return None
@@ -87,7 +87,9 @@ def _find_busiest_round(
         for host in hosts
         if (host_round := host.iterations_of_arm(point_id, arm_name)).windows
     ]
-    return max(measured_rounds, key=lambda host_round: host_round.other_cores or 0.0, default=None)
+    return max(
+        measured_rounds, key=lambda host_round: host_round.other_core_count or 0.0, default=None
+    )
 
 
 def _compute_added_other_ms(
@@ -123,7 +125,7 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
     return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
 
 
-def _compute_busy_cores(samples: ArmSamples, same_host: bool) -> float | None:
+def _compute_busy_core_count(samples: ArmSamples, same_host: bool) -> float | None:
     cpu_s = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
     cpu_s += median_or_zero(samples.cpu.sink) if same_host else 0.0
     total_ms = median_or_zero(samples.times.total)

@@ -113,7 +113,7 @@ class StreamFacts:
             or a CPU do.
         gathering_kernel: whether a kernel on the model's GPU gathers the prompt's chunks.
         nbytes: bytes of one request.
-        copies: naive copies or messages of one request; 0 at other levels.
+        copy_count: naive copies or messages of one request; 0 at other levels.
         alone_ms: T_alone.
         ceiling, ceiling_gb_per_s: name and rate of the probe that bounds the destination.
         naive_us: time of one naive message, copy or write, by a probe.
@@ -128,7 +128,7 @@ class StreamFacts:
     sending_kernels: str | None = None
     gathering_kernel: bool = False
     nbytes: float = 0.0
-    copies: float = 0.0
+    copy_count: float = 0.0
     alone_ms: float | None = None
     ceiling: str | None = None
     ceiling_gb_per_s: float | None = None
@@ -246,25 +246,25 @@ class MachineFacts:
     Attributes:
         copy_gb_per_s: the probe ``memory-copy``.
         read_pct: rate at which the model's tokens read memory, of the probe ``memory-read``.
-        cores: cores granted to the job.
-        busy_cores: cores that model, helpers and sinks of this host took, on average.
-        other_cores: cores that other processes took.
+        core_count: cores granted to the job.
+        busy_core_count: cores that model, helpers and sinks of this host took, on average.
+        other_core_count: cores that other processes took.
         other_ms: CPU time of other processes in one iteration, beyond that without streaming.
         cpu_wait_pct, baseline_cpu_wait_pct: share of the time in which some thread waited for a
             core, with this arm and without streaming.
-        model_cores: cores that the model takes without streaming, of sources on one host.
+        model_core_count: cores that the model takes without streaming, of sources on one host.
         helper, sink: CPU time of the sides that move the bytes.
     """
 
     copy_gb_per_s: float | None = None
     read_pct: float | None = None
-    cores: int | None = None
-    busy_cores: float | None = None
-    other_cores: float | None = None
+    core_count: int | None = None
+    busy_core_count: float | None = None
+    other_core_count: float | None = None
     other_ms: float | None = None
     cpu_wait_pct: float | None = None
     baseline_cpu_wait_pct: float | None = None
-    model_cores: float | None = None
+    model_core_count: float | None = None
     helper: MovingSide | None = None
     sink: MovingSide | None = None
 
@@ -293,5 +293,5 @@ class Evidence:
         """
         if not self.machine.copy_gb_per_s:
             return None
-        copies = 2 if self.stream.on_storage or self.stream.same_host else 1
-        return copies * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6
+        copy_count = 2 if self.stream.on_storage or self.stream.same_host else 1
+        return copy_count * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6

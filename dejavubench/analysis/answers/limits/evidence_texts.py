@@ -101,7 +101,7 @@ def describe_part(evidence: Evidence) -> str:
 
 def describe_extents(evidence: Evidence) -> str:
     """Write the stall and the number of extents, with the time of one if it is known."""
-    extent_count = evidence.stream.copies
+    extent_count = evidence.stream.copy_count
     extent_us = evidence.stream.naive_us
     statistic = "each, by a probe"
     if evidence.chunks is not None:
@@ -162,21 +162,22 @@ def describe_polling_helper(evidence: Evidence) -> str:
 
 def _describe_polling(evidence: Evidence, side_name: str, side: MovingSide | None) -> str:
     assert side is not None
-    cores = evidence.machine.cores or 0
+    machine = evidence.machine
+    granted_cores_text = format_count_of(machine.core_count or 0, "core")
     return (
         f"{_describe_rest(evidence)}; the {side_name} took {format_ms(side.cpu_ms)} ms of CPU time "
         f"per request, of which its bytes need {format_ms(side.needed_ms)} ms at most; the model "
-        f"alone takes {evidence.machine.model_cores:.2f} of {format_count_of(cores, 'core')}"
+        f"alone takes {machine.model_core_count:.2f} of {granted_cores_text}"
     )
 
 
 def describe_programs(evidence: Evidence) -> str:
     """Write the cores that other programs and this job took, beside the slower phase."""
     machine = evidence.machine
-    busy_cores = machine.busy_cores or 0.0
+    busy_core_count = machine.busy_core_count or 0.0
     text = (
-        f"{_describe_rest(evidence)}; other processes took {machine.other_cores:.2f} and this job "
-        f"{busy_cores:.2f} of {machine.cores} cores"
+        f"{_describe_rest(evidence)}; other processes took {machine.other_core_count:.2f} and this "
+        f"job {busy_core_count:.2f} of {machine.core_count} cores"
     )
     if machine.other_ms is not None and machine.other_ms > 0:
         more_ms_text = format_ms(machine.other_ms)

@@ -20,7 +20,7 @@ CPU_WAIT_RISE_PCT = 2.0
 """Least rise of the time in which some thread waits for a core, in percent of all time. A smaller
 one could slow the model by 2 % at most."""
 
-POLLING_CORES = 0.25
+POLLING_CORE_COUNT = 0.25
 """Cores that a side takes beyond its work from which it counts as polling. One that sleeps between
 two looks takes an eighth of a core at most."""
 
@@ -91,7 +91,7 @@ def is_extent_bound(evidence: Evidence) -> bool:
     copy_us = evidence.stream.naive_us
     if copy_us is None:
         return False
-    return evidence.stream.copies * copy_us / 1e3 >= MAJORITY * evidence.cost.stalled_cost_ms
+    return evidence.stream.copy_count * copy_us / 1e3 >= MAJORITY * evidence.cost.stalled_cost_ms
 
 
 def arithmetic_suffers(evidence: Evidence) -> bool:
@@ -113,12 +113,15 @@ def side_polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable
     def holds(evidence: Evidence) -> bool:
         machine = evidence.machine
         side = side_of(machine)
-        if side is None or machine.model_cores is None or not machine.cores:
+        if side is None or machine.model_core_count is None or not machine.core_count:
             return False
         if evidence.stream.on_gpu or not evidence.cost.is_mostly_rest:
             return False
-        polling_cores = side.polled_ms / (evidence.cost.request_ms + evidence.cost.total_ms)
-        if polling_cores < POLLING_CORES or machine.model_cores + polling_cores <= machine.cores:
+        polling_core_count = side.polled_ms / (evidence.cost.request_ms + evidence.cost.total_ms)
+        if (
+            polling_core_count < POLLING_CORE_COUNT
+            or machine.model_core_count + polling_core_count <= machine.core_count
+        ):
             return False
         return side.polled_ms >= MAJORITY * evidence.cost.rest_ms
 
@@ -129,20 +132,20 @@ def is_slowed_by_programs(evidence: Evidence) -> bool:
     """Return whether other programs took nearly all cores, or most of the rest as CPU time."""
     machine = evidence.machine
     if (
-        machine.other_cores is None
-        or not machine.cores
+        machine.other_core_count is None
+        or not machine.core_count
         or evidence.stream.on_gpu
         or not evidence.cost.is_mostly_rest
     ):
         return False
-    busy_cores = machine.other_cores + (machine.busy_cores or 0.0)
+    busy_core_count = machine.other_core_count + (machine.busy_core_count or 0.0)
     # A program that shares the model's core alone leaves other cores idle.
     has_taken_rest = (
         machine.other_ms is not None and machine.other_ms >= MAJORITY * evidence.cost.rest_ms
     )
     # Less would mark no round as disturbed, so a reader would look for the programs in vain.
-    return machine.other_cores >= MOST_OTHER_CORES and (
-        has_taken_rest or busy_cores >= FULL_SHARE * machine.cores
+    return machine.other_core_count >= MOST_OTHER_CORES and (
+        has_taken_rest or busy_core_count >= FULL_SHARE * machine.core_count
     )
 
 

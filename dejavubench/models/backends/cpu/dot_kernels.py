@@ -52,7 +52,7 @@ AHEAD_NBYTES = 4096
 
 1 KiB was slower, 16 KiB no faster."""
 
-BLENDED_VECTORS = 64 // LANES
+BLENDED_VECTOR_COUNT = 64 // LANES
 """Vectors of a row that :func:`make_blend` sums side by side: mostly one head's row."""
 
 
@@ -196,7 +196,7 @@ def make_blend(dtype: torch.dtype, part_count: int) -> CompiledFunction:
     rows; the sum covers the rows s = begin … stop − 1 of each part. Elements of v are of ``dtype``,
     of p and out fp32. Each read prefetches the line ``ahead`` bytes later.
     """
-    unit_of_width = {BLENDED_VECTORS * LANES: LANES, LANES: LANES, 1: 1}
+    unit_of_width = {BLENDED_VECTOR_COUNT * LANES: LANES, LANES: LANES, 1: 1}
 
     def write_sums(
         emit: Emitter,

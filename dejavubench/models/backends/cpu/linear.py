@@ -25,7 +25,7 @@ ONEDNN_NAMES: dict[Activation, tuple[str, str]] = {
 }
 """oneDNN's name of each activation, and of the formula that it uses."""
 
-REORDERED_ROWS = 128
+LEAST_REORDERED_ROWS = 128
 """Rows from which on oneDNN's own order of a weight, made for each product, pays."""
 
 WIDENED_NBYTES = 16 << 20
@@ -67,10 +67,10 @@ def linear(
     residual: Tensor | None = None,
 ) -> Tensor:
     """Return activation(x · weightᵀ + bias) + residual; see :meth:`.protocol.Backend.linear`."""
-    rows = x.numel() // x.shape[-1]
-    if rows <= count_most_kernel_rows(x.dtype, weight.dtype):
+    row_count = x.numel() // x.shape[-1]
+    if row_count <= count_most_kernel_rows(x.dtype, weight.dtype):
         return linear_kernel.linear(x, weight, bias, activation, residual)
-    if x.dtype == torch.bfloat16 and rows >= REORDERED_ROWS and can_fuse():
+    if x.dtype == torch.bfloat16 and row_count >= LEAST_REORDERED_ROWS and can_fuse():
         return _fused_linear(x, weight, bias, activation, residual)
     if x.dtype == weight.dtype != torch.bfloat16:
         out = F.linear(x, weight, bias)
