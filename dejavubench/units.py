@@ -119,9 +119,9 @@ def parse_address(value: object) -> tuple[str, int]:
         ValueError: the value is none of these.
     """
     host, colon, port = text_of(value).rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
+    is_bracketed = host.startswith("[") and host.endswith("]")
     is_port = re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535
-    if not colon or not is_port or (":" in host and not bracketed):
+    if not colon or not is_port or (":" in host and not is_bracketed):
         raise ValueError(
             f"{format_value(value)} is not an address such as 10.0.0.2:7601, host:7601 or "
             "[::1]:7601"

@@ -128,7 +128,7 @@ class CeilingRounds:
         if times_ms is not None:
             self._record_without_compute(arm, max(ms for ms in times_ms if ms is not None))
         source_count = self._rank_at_point.worker_view.topology.source_count
-        if arm.remote and 1 < source_count <= MOST_ISOLATED_SOURCES:
+        if arm.is_remote and 1 < source_count <= MOST_ISOLATED_SOURCES:
             self._measure_isolated_sources(arm, together_ms)
 
     def _measure_isolated_sources(self, arm: Arm, together_ms: float | None) -> None:

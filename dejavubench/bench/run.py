@@ -67,8 +67,8 @@ def run(
         continues=plan.restart_request is None,
     )
     try:
-        all_verified = _measure_all(context, progress_bar, hooks.measure_half_width)
-        _finish(context, all_verified, watchdog)
+        are_all_verified = _measure_all(context, progress_bar, hooks.measure_half_width)
+        _finish(context, are_all_verified, watchdog)
         if ranks.rank == 0 and hooks.on_end is not None:
             with liveness.show_state(liveness.PATIENT):
                 hooks.on_end(workspace.folder)
@@ -77,7 +77,7 @@ def run(
         interruption.end(error)
     except BaseException as error:  # noqa: BLE001 - the other ranks must not wait for this one
         abort(workspace.recorder, error)
-    return ExitStatus.OK if all_verified else ExitStatus.FAILED
+    return ExitStatus.OK if are_all_verified else ExitStatus.FAILED
 
 
 def _measure_all(
@@ -85,7 +85,7 @@ def _measure_all(
 ) -> bool:
     """Return whether every arm of every point verified; the first wrong byte ends the run."""
     runnable = context.runnable
-    all_verified = True
+    are_all_verified = True
     with progress_bar:
         say_start(context, progress_bar)
         models = Models(context, progress_bar)
@@ -106,11 +106,11 @@ def _measure_all(
                 progress_bar.say(f"dejavubench: verification failed: {error}")
                 rounds.close()
                 return False
-            all_verified = all_verified and not rounds.failed_arm_names
+            are_all_verified = are_all_verified and not rounds.failed_arm_names
             rounds.close()
             del rounds  # else its caches would live until the next point's are made
             give_memory_back()
-    return all_verified
+    return are_all_verified
 
 
 def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
@@ -125,10 +125,10 @@ def _load(context: RunContext, point: Point, models: Models) -> GPT | None:
     return model
 
 
-def _finish(context: RunContext, all_verified: bool, watchdog: WatchdogProcess | None) -> None:
+def _finish(context: RunContext, are_all_verified: bool, watchdog: WatchdogProcess | None) -> None:
     """Write each rank's last record and bring other hosts' records to rank 0's folder."""
     liveness.begin_phase("end")
-    write_last_record(context, all_verified)
+    write_last_record(context, are_all_verified)
     context.sampler.close()
     context.workspace.gather_files(context.ranks)
     if watchdog is not None:  # every rank has come here, so every one has said that it ended

@@ -39,8 +39,8 @@ def write(forecast: Forecast, style: str, file: IO[str]) -> None:
         rows.writeheader()
         rows.writerows(_make_rows([*forecast.over_rates, *forecast.over_lengths]))
     elif style == "json":
-        utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
-        json.dump(_make_document(forecast), file, indent=2, ensure_ascii=not utf)
+        is_utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
+        json.dump(_make_document(forecast), file, indent=2, ensure_ascii=not is_utf)
         file.write("\n")
     elif style == "markdown":
         file.write(_format_markdown(forecast))

@@ -186,8 +186,8 @@ def write(report: PlanReport, style: str, file: IO[str]) -> None:
         writer.writerows(pairs)
     elif style == "json":
         # Without UTF, programs read escapes instead of replacement characters.
-        utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
-        json.dump(report.rows.document, file, indent=2, ensure_ascii=not utf)
+        is_utf = str(getattr(file, "encoding", None) or "utf-8").lower().startswith("utf")
+        json.dump(report.rows.document, file, indent=2, ensure_ascii=not is_utf)
         file.write("\n")
     elif style == "markdown":
         file.write(_format_markdown(report))

@@ -32,7 +32,7 @@ class Arm:
         durability: None unless the destination has several.
         role: ``baseline`` (``none``), ``repeat`` (``none#2``) or ``streaming``.
         skipped: why it cannot run here; its row says so.
-        loopback: source and sink share one GPU, so nothing leaves it. The name says so too.
+        is_loopback: source and sink share one GPU, so nothing leaves it. The name says so too.
         scenario: what its requests go through.
         store: the destination that keeps the waiting microbatches of a swap.
     """
@@ -43,7 +43,7 @@ class Arm:
     durability: str | None = None
     role: Literal["baseline", "repeat", "streaming"] = "streaming"
     skipped: str | None = None
-    loopback: bool = False
+    is_loopback: bool = False
     scenario: Scenario = "plain"
     store: str | None = field(default=None, repr=False)
 
@@ -74,7 +74,7 @@ class Arm:
         return self.transport is not None and self.transport.entry.on_storage
 
     @property
-    def remote(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether other ranks receive the cache."""
         return self.transport is not None and self.transport.entry.remote
 
@@ -140,7 +140,7 @@ def _list_streaming_arms(
                 level=level_name,
                 durability=durability,
                 skipped=why_unavailable.reason if why_unavailable else None,
-                loopback=loopback is not None,
+                is_loopback=loopback is not None,
                 scenario=scenario,
             )
     # In the registry's order, so that two spellings of --swap give equal runs.

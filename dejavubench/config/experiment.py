@@ -79,8 +79,10 @@ class Experiment(  # pydantic lists the fields of the last base first
 
 def _format_flags(key: str, value: Any, metavar: str) -> list[str]:
     """Return an option as it is typed; a switch may have both of its values."""
-    switch = not metavar and isinstance(value, tuple)
-    return [_format_flag(key, one_value, metavar) for one_value in (value if switch else (value,))]
+    is_switch = not metavar and isinstance(value, tuple)
+    return [
+        _format_flag(key, one_value, metavar) for one_value in (value if is_switch else (value,))
+    ]
 
 
 def _format_flag(key: str, value: Any, metavar: str) -> str:

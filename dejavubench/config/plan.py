@@ -44,7 +44,7 @@ class Plan:
         continued_run: the run that this session goes on with.
         only_points: ids of the points that are measured; None: all of them.
         unavailable: maps a destination that cannot run here to the reason.
-        native_bf16: whether rank 0's CPU computes in bf16.
+        has_native_bf16: whether rank 0's CPU computes in bf16.
     """
 
     experiment: Experiment
@@ -54,7 +54,7 @@ class Plan:
     continued_run: ContinuedRun | None = None
     only_points: tuple[str, ...] | None = None
     unavailable: dict[str, Unavailable] = field(default_factory=dict)
-    native_bf16: bool = False
+    has_native_bf16: bool = False
 
     # ---- points and arms, made once ----
 
@@ -200,7 +200,7 @@ class Plan:
     @property
     def needs_sinks(self) -> bool:
         """Whether some arm streams to other ranks."""
-        return any(arm.remote for arm in self.running)
+        return any(arm.is_remote for arm in self.running)
 
     @property
     def rank_counts(self) -> tuple[int, ...]:
@@ -227,7 +227,7 @@ class Plan:
         if size in self.rank_counts:
             return
         experiment = self.experiment
-        remote_mode = next((arm.mode for arm in self.running if arm.remote), None)
+        remote_mode = next((arm.mode for arm in self.running if arm.is_remote), None)
         source_text = units.format_count_of(self.source_count, "source")
         sink_text = units.format_count_of(experiment.sinks, "sink")
         if self.source_count > 1:

@@ -180,7 +180,7 @@ def resolve(
             for mode in unsettled_experiment.streaming
             if (why_unavailable := _find_missing(mode, experiment))
         },
-        native_bf16=native_bf16,
+        has_native_bf16=native_bf16,
     )
     message = find_conflict(plan)
     if message is not None:

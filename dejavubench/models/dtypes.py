@@ -39,7 +39,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def compute_dtype(
-    dtype: torch.dtype, device: torch.device | str = "cpu", native_bf16: bool | None = None
+    dtype: torch.dtype, device: torch.device | str = "cpu", has_native_bf16: bool | None = None
 ) -> torch.dtype:
     """Return the type of linears' inputs and outputs: ``dtype`` if it is native here, else fp32.
 
@@ -48,10 +48,10 @@ def compute_dtype(
     are widened as they are multiplied.
 
     Args:
-        native_bf16: whether the CPU multiplies bf16; None: find out. Workers of one model must
+        has_native_bf16: whether the CPU multiplies bf16; None: find out. Workers of one model must
             agree.
     """
     if torch.device(device).type == "cuda":
         return dtype
-    native = machine.has_native_bf16() if native_bf16 is None else native_bf16
-    return dtype if dtype == torch.bfloat16 and native else torch.float32
+    is_native = machine.has_native_bf16() if has_native_bf16 is None else has_native_bf16
+    return dtype if dtype == torch.bfloat16 and is_native else torch.float32

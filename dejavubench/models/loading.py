@@ -92,14 +92,16 @@ def _read(
         alternating = source[(slice(3 * begin, 3 * end), *other_axes)]
         return alternating.unflatten(0, (-1, 3, size))[:, stored_tensor.third].flatten(0, 1)
     if stored_tensor.third is not None:
-        third_size = source.get_shape()[-1 if stored_tensor.transposed else 0] // 3
+        third_size = source.get_shape()[-1 if stored_tensor.is_transposed else 0] // 3
         rows = slice(
             begin + stored_tensor.third * third_size, end + stored_tensor.third * third_size
         )
     else:
         rows = slice(begin, end)
     return (
-        source[(*other_axes, rows)].T if stored_tensor.transposed else source[(rows, *other_axes)]
+        source[(*other_axes, rows)].T
+        if stored_tensor.is_transposed
+        else source[(rows, *other_axes)]
     )
 
 

@@ -54,14 +54,14 @@ class TensorRecipe:
 
     Attributes:
         std: standard deviation of values uniform around 0; where it is 0, all values are ``fill``.
-        opposed: columns come in pairs of opposite sign, so that equal inputs cancel: the mean of
+        is_opposed: columns come in pairs of opposite sign, so that equal inputs cancel: the mean of
             a rectified activation, which is much the same for every token.
     """
 
     shape: tuple[int, ...]
     std: float
     fill: float = 0.0
-    opposed: bool = False
+    is_opposed: bool = False
 
 
 GAINS = {"query": SCORE_GAIN, "key": SCORE_GAIN}
@@ -86,7 +86,7 @@ def list_recipes(spec: ModelSpec) -> dict[str, TensorRecipe]:
         if parameter == "bias":
             return TensorRecipe(shape, BIAS)
         return TensorRecipe(
-            shape, gains.get(tensor, 1.0) / sqrt(shape[1]), opposed=tensor == "down"
+            shape, gains.get(tensor, 1.0) / sqrt(shape[1]), is_opposed=tensor == "down"
         )
 
     return {name: choose_recipe(name, shape) for name, shape in spec.tensors.items()}
@@ -118,13 +118,13 @@ def make_random_weights(
         digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
         generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
         *rows, column_count = recipe.shape
-        width = (column_count + 1) // 2 if recipe.opposed else column_count
+        width = (column_count + 1) // 2 if recipe.is_opposed else column_count
         drawn_values = torch.empty(*rows, width, device=device, dtype=dtype)
         # Uniform on ±1 has a variance of 1/3.
         drawn_values.uniform_(-1.0, 1.0, generator=generator).mul_(sqrt(3.0) * recipe.std)
         return (
             torch.stack((drawn_values, -drawn_values), dim=-1).flatten(-2)[..., :column_count]
-            if recipe.opposed
+            if recipe.is_opposed
             else drawn_values
         )
 

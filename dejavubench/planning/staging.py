@@ -73,7 +73,9 @@ def plan_sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
         stream_count: how many streams arrive.
     """
     on_cuda = plan.experiment.device == "cuda"
-    remote_entries = [arm.transport.entry for arm in plan.running if arm.transport and arm.remote]
+    remote_entries = [
+        arm.transport.entry for arm in plan.running if arm.transport and arm.is_remote
+    ]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)
     slots_nbytes = stream_count * choose_slot_nbytes(point)

@@ -93,10 +93,12 @@ def session_of_first_exit_file(name: str) -> int | None:
     return int(match[1] or 1) if match else None
 
 
-def name_text_log_file(point_id: str, arm_name: str, several_points: bool, session: int = 1) -> str:
+def name_text_log_file(
+    point_id: str, arm_name: str, has_several_points: bool, session: int = 1
+) -> str:
     """Return the name of the file with an arm's text lines."""
     name = arm_name.replace("/", "-") + _suffix_of(session)
-    return f"{point_id}-{name}.log" if several_points else f"{name}.log"
+    return f"{point_id}-{name}.log" if has_several_points else f"{name}.log"
 
 
 def name_tokens_file(session: int = 1) -> str:

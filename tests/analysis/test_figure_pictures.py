@@ -191,8 +191,8 @@ def test_durabilities_of_disk_differ_in_shade_and_hatch(fig25: Drawing) -> None:
 
 def test_two_arms_make_a_low_picture(tmp_path: Path, fig25: Drawing) -> None:
     drawing_of_two_arms = drawing_of(write_run(tmp_path / "small", figure="fig25"))
-    picture = make_picture(drawing_of_two_arms, texts=False)
-    assert picture.get_figheight() < 0.6 * make_picture(fig25, texts=False).get_figheight()
+    picture = make_picture(drawing_of_two_arms, with_texts=False)
+    assert picture.get_figheight() < 0.6 * make_picture(fig25, with_texts=False).get_figheight()
     (ax,) = picture.axes
     assert len(ax.get_yticks()) == 2
 

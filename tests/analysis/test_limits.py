@@ -31,8 +31,8 @@ SLOWER = CostFacts(
     prompt_pct=30.0,
     tokens_pct=2.0,
 )
-LEVEL_1 = StreamFacts(overlapped=False, nbytes=1e9)
-LEVEL_0 = StreamFacts(overlapped=False, naive=True, nbytes=1e9, copy_count=1e6)
+LEVEL_1 = StreamFacts(is_overlapped=False, nbytes=1e9)
+LEVEL_0 = StreamFacts(is_overlapped=False, is_naive=True, nbytes=1e9, copy_count=1e6)
 CEILING: dict[str, Any] = {"ceiling": "a-probe", "ceiling_gb_per_s": 11.0}
 
 
@@ -73,7 +73,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
             StreamFacts(on_storage=True, nbytes=1e10, alone_ms=1050.0, ceiling_gb_per_s=11.0),
         ),
     ),
-    "memory": ("memory bandwidth", Evidence(STALLED, replace(LEVEL_1, local=True, **CEILING))),
+    "memory": ("memory bandwidth", Evidence(STALLED, replace(LEVEL_1, is_local=True, **CEILING))),
     "link": ("link rate", Evidence(STALLED, replace(LEVEL_1, **CEILING))),
     "extents by chunks": (
         "descriptors/extents",
@@ -117,7 +117,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     ),
     "a kernel gathers": (
         "GPU SMs",
-        Evidence(SLOWER, StreamFacts(on_gpu=True, gathering_kernel=True)),
+        Evidence(SLOWER, StreamFacts(on_gpu=True, has_gathering_kernel=True)),
     ),
     "a sink polls": ("polling", Evidence(SLOWER, machine=POLLED_MACHINE)),
     "a helper polls": (
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[str, Evidence]] = {
     "threads wait": ("shared cores", Evidence(SLOWER, machine=CROWDED_MACHINE)),
     "copies": (
         "memory bandwidth",
-        Evidence(SLOWER, StreamFacts(nbytes=1e9, same_host=True), machine=MEMORY_BOUND_MACHINE),
+        Evidence(SLOWER, StreamFacts(nbytes=1e9, shares_host=True), machine=MEMORY_BOUND_MACHINE),
     ),
 }
 """Name of the limit and evidence for it. There is one case for each rule, in the rules' order."""
@@ -160,7 +160,7 @@ LACKING: dict[str, dict[str, dict[str, Any]]] = {
     "disk behind": {"stream": {"alone_ms": 500.0}},
     "memory": {"stream": {"ceiling_gb_per_s": 1000.0}},
     "link": {"cost": {"stalled_ms": 10.0}},
-    "extents by chunks": {"stream": {"naive": False}},
+    "extents by chunks": {"stream": {"is_naive": False}},
     "slow wire": {"cost": {"stalled_ms": 40.0}},
     "slow gather": {"cost": {"stalled_ms": 40.0}},
     "kernels send": {"cost": {"tokens_pct": 25.0}},

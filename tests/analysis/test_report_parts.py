@@ -175,7 +175,7 @@ def test_what_is_kept_is_whole_without_long(style: str) -> None:
 
 
 def test_warnings_of_long_parts_are_in_the_short_report(tmp_path: Path) -> None:
-    part = RunPart("toy", "toys", make_toy, (TOY_NOTE,), row=ToyRow, long=True)
+    part = RunPart("toy", "toys", make_toy, (TOY_NOTE,), row=ToyRow, is_long=True)
     run_report = make_report(
         read_run(write_run(tmp_path / "r", rounds=6)), (part,)
     ).without_long_tables()

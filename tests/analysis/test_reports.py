@@ -83,7 +83,7 @@ def test_runs_of_one_figure_that_differ_in_settings_say_so(tmp_path: Path) -> No
         read_run(write_run(tmp_path / name, points=point, settings=flags, figure="fig25"))
         for name, point, flags in zip("ab", points, (["--threads 2"], []), strict=True)
     ]
-    ((drawing, *_), _) = make_drawings(runs, together=True)
+    ((drawing, *_), _) = make_drawings(runs, is_joined=True)
     assert "Settings: a: --threads 2; b: none." in drawing.caption
 
 

@@ -111,7 +111,7 @@ def test_fig2_has_a_row_of_panels_for_each_number_of_threads(tmp_path: Path) -> 
 def test_runs_of_other_threads_are_still_refused_as_the_same_point_twice(tmp_path: Path) -> None:
     runs = [read_run(write_single(tmp_path / f"r{threads}", threads=threads)) for threads in (1, 2)]
     with pytest.raises(NotComparableError, match="hold the same point and arm"):
-        make_drawings(runs, together=True, name="fig25")
+        make_drawings(runs, is_joined=True, name="fig25")
 
 
 # ---- comparisons ----

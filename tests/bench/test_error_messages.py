@@ -105,7 +105,7 @@ def test_a_standard_output_that_takes_nothing_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recorder = Recorder(tmp_path, 0, several_points=False, to_stdout=True)
+    recorder = Recorder(tmp_path, 0, has_several_points=False, to_stdout=True)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", failing)
         with pytest.raises(OutputError) as caught:
@@ -119,7 +119,7 @@ def test_a_standard_output_that_takes_nothing_is_named(
 def test_a_full_log_disk_is_named_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     with small_disk(folder, 64 << 10):
-        recorder = Recorder(folder, 0, several_points=False, to_stdout=False)
+        recorder = Recorder(folder, 0, has_several_points=False, to_stdout=False)
         with pytest.raises(OSError, match="No space left on device") as caught:
             recorder.write(PhaseMark(phase="tokens" * (64 << 10)))
         assert (

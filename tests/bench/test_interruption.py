@@ -54,7 +54,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
 def make_interruption(
     fake: Any, folder: Path, tables_of: Any, tables_s: float = 2.0
 ) -> Interruption:
-    recorder = Recorder(folder, fake.rank, several_points=False, to_stdout=False)
+    recorder = Recorder(folder, fake.rank, has_several_points=False, to_stdout=False)
     recorder.mark_phase("tokens", point="p000")
     patience = Patience(tables_s, tell_s=0.01, let_speak_s=0.01)
     return Interruption(fake, recorder, lambda: "3 of 9 points", tables_of, patience=patience)

@@ -219,7 +219,7 @@ def stream_to_failure(ranges: FakeRanges) -> None:
 
 def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
     ranges = FakeRanges()
-    recorder = RangedRecorder(ranges, tmp_path, rank=0, several_points=False, to_stdout=False)
+    recorder = RangedRecorder(ranges, tmp_path, rank=0, has_several_points=False, to_stdout=False)
     recorder.mark_phase("load", point="p000")
     for iteration in range(2):
         for phase in ("prepare", "prompt"):
@@ -249,7 +249,7 @@ def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
     off, on = Experiment(), Experiment(nvtx=True)
     assert nvtx.choose_ranged_class(off, Recorder, RangedRecorder) is Recorder
     recorder = nvtx.choose_ranged_class(on, Recorder, RangedRecorder)(
-        tmp_path, 0, several_points=False, to_stdout=False, session=2
+        tmp_path, 0, has_several_points=False, to_stdout=False, session=2
     )
     assert isinstance(recorder, RangedRecorder)
     assert recorder.session == 2

@@ -293,7 +293,7 @@ def test_nccl_is_an_arm_like_others_on_cuda() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_the_arm_of_a_loopback_is_named_nccl_loopback() -> None:
     plan = make_plan(streaming="none,host,nccl", nccl_loopback=True)
-    assert [(arm.name, arm.mode, arm.loopback) for arm in plan.arms[2:]] == [
+    assert [(arm.name, arm.mode, arm.is_loopback) for arm in plan.arms[2:]] == [
         ("host@3", "host", False),
         ("nccl-loopback@3", "nccl", True),
     ]

@@ -284,7 +284,7 @@ def test_nixl_needs_a_gpu_for_each_rank_without_a_loopback() -> None:
 def test_a_loopback_of_nixl_is_labelled_on_a_gpu_and_refused_on_a_cpu() -> None:
     flags = {"model": "gpt2", "streaming": "nixl", "nccl_loopback": "true"}
     plan = load(None, {**flags, "device": "cuda"}, {})
-    assert [(arm.name, arm.loopback) for arm in plan.arms] == [("nixl-loopback@3", True)]
+    assert [(arm.name, arm.is_loopback) for arm in plan.arms] == [("nixl-loopback@3", True)]
     assert explain_too_few_devices(plan, (H200,)) is None
     with pytest.raises(UsageError, match="--nccl-loopback with --streaming nixl needs --device cu"):
         load(None, {**flags, "device": "cpu"}, {})

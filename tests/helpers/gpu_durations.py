@@ -86,6 +86,6 @@ def _estimate_comparison_seconds(plan: Plan, arm: Arm, point: Point) -> float:
     """Return the seconds in which the bytes of an arm are compared; its ranks share them."""
     if not (arm.is_streaming and plan.experiment.verify):
         return 0.0
-    ranks = plan.experiment.sinks if arm.remote else plan.source_count
+    ranks = plan.experiment.sinks if arm.is_remote else plan.source_count
     rate = COMPARED_NBYTES_PER_S.get(arm.mode, GPU_COMPARED_NBYTES_PER_S)
     return point.pipeline_para_size * point.streamed_nbytes / ranks / rate

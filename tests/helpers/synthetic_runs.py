@@ -230,7 +230,7 @@ def write_run(
     source += _make_ceilings()
     _write_records(folder, run_header, (source, sink), ended, sealed)
     if logs:
-        _write_text_logs(folder, source, several_points=len(points) > 1)
+        _write_text_logs(folder, source, has_several_points=len(points) > 1)
     return folder
 
 
@@ -322,10 +322,10 @@ def _write_records(
         (folder / name_rank_file(rank)).write_text(text + (to_line(End(**seal)) if ended else ""))
 
 
-def _write_text_logs(folder: Path, records: Iterable[Record], several_points: bool) -> None:
+def _write_text_logs(folder: Path, records: Iterable[Record], has_several_points: bool) -> None:
     for record in records:
         if isinstance(record, Microbatch):
-            path = folder / name_text_log_file(record.point, record.arm, several_points)
+            path = folder / name_text_log_file(record.point, record.arm, has_several_points)
             with path.open("a") as file:
                 file.write("\n".join(_log_lines(record)) + "\n")
 

@@ -157,7 +157,7 @@ def test_tiles_of_amx_multiply_what_they_are_given() -> None:
         weight = random_tensor(outs, ins, dtype=bf16, seed=1) * ins**-0.5
         bias = random_tensor(outs, dtype=bf16, seed=2)
         residual = random_tensor(rows, outs, dtype=bf16, seed=3)
-        assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).amx
+        assert linear_kernel.CpuTiling.choose(rows, ins, bf16, bf16).uses_amx
         require_close(
             linear_kernel.linear(inputs, weight, None),
             expected_linear(inputs, weight, None, "none", None),

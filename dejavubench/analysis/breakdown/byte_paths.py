@@ -43,12 +43,12 @@ class BytePath:
     Attributes:
         shares: median over rounds of the share of the bytes, by interface.
         why_unreadable: reason why interfaces could not be read; None if they could.
-        links_readable: False where the run used GPUs whose NVLinks could not be read.
+        are_links_readable: False where the run used GPUs whose NVLinks could not be read.
     """
 
     shares: Mapping[str, float] = field(default_factory=dict)
     why_unreadable: str | None = None
-    links_readable: bool = True
+    are_links_readable: bool = True
 
     def __str__(self) -> str:
         if self.why_unreadable is not None:
@@ -63,7 +63,7 @@ class BytePath:
         if not texts:
             texts = (
                 [OFF_NETWORK_TEXT]
-                if self.links_readable
+                if self.are_links_readable
                 else [OFF_NETWORK_TEXT, "NVLink not readable"]
             )
         return ", ".join(texts)
@@ -116,7 +116,8 @@ def path_of_bytes(
         series += [0.0] * (round_count - len(series))
     are_links_readable = not {"GPU", "GPU NVLink"} & set(unreadable_reasons)
     return BytePath(
-        {name: median(series) for name, series in shares.items()}, links_readable=are_links_readable
+        {name: median(series) for name, series in shares.items()},
+        are_links_readable=are_links_readable,
     )
 
 

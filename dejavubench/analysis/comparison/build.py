@@ -30,7 +30,7 @@ class Comparison:
         differences: everything else in which the runs differ.
         unmatched_names: points and arms that A or B alone has, by its name.
         limit: a fraction; 0 where none was asked for.
-        gated: whether a limit was asked for.
+        is_gated: whether a limit was asked for.
         complaints: jobs and arms that failed, one line each.
     """
 
@@ -43,7 +43,7 @@ class Comparison:
     differences: list[RunDifference]
     unmatched_names: dict[str, list[str]]
     limit: float
-    gated: bool
+    is_gated: bool
     complaints: list[str]
 
     @property
@@ -58,7 +58,7 @@ class Comparison:
         """The status of the command; a failed job or arm wins over every verdict."""
         if self.complaints:
             return ExitStatus.FAILED
-        return gate.EXIT_STATUSES[self.verdict] if self.gated else ExitStatus.OK
+        return gate.EXIT_STATUSES[self.verdict] if self.is_gated else ExitStatus.OK
 
 
 def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) -> Comparison:
@@ -104,7 +104,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         ],
         unmatched_names=matching.unmatched_names,
         limit=limit or 0.0,
-        gated=limit is not None,
+        is_gated=limit is not None,
         # A and B may be arms of one run, whose complaints are then the same.
         complaints=list(dict.fromkeys([*a.list_complaints(), *b.list_complaints()])),
     )

@@ -30,7 +30,7 @@ def describe_result(comparison: Comparison) -> str:
         for difference in comparison.differences
         if difference.name == MACHINE_DIGEST
     ]
-    describe = _describe_verdict if comparison.gated else _sort_by_change
+    describe = _describe_verdict if comparison.is_gated else _sort_by_change
     return " ".join([*machine_texts, describe(comparison, judged_rows)])
 
 

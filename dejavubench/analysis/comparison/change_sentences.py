@@ -208,7 +208,7 @@ def _explain_intervals(rows: Sequence[ComparisonRow], judged_count: int) -> str:
 
 def _suggest_measurement(comparison: Comparison) -> list[Note]:
     """Return a note on the measurement that would decide an unresolved comparison."""
-    if not comparison.gated or comparison.verdict is not GateVerdict.UNRESOLVED:
+    if not comparison.is_gated or comparison.verdict is not GateVerdict.UNRESOLVED:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.

@@ -55,7 +55,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
             [judged_format.format(overhead_change) if by_overhead else overhead_change]
             * with_changes
         ),
-        *([_make_verdict_heading(by_overhead, with_changes)] if comparison.gated else []),
+        *([_make_verdict_heading(by_overhead, with_changes)] if comparison.is_gated else []),
     ]
     cells = [
         [
@@ -70,7 +70,7 @@ def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
             ),
             *(_format_overheads(row) if with_overheads else []),
             *([_format_overhead_change(row)] if with_changes else []),
-            *([row.gate.verdict or "–"] if comparison.gated else []),
+            *([row.gate.verdict or "–"] if comparison.is_gated else []),
         ]
         for row in rows
     ]
@@ -111,7 +111,7 @@ def _format_interval(value: float | None, low: float | None, high: float | None)
 
 def make_lines(comparison: Comparison, width: int) -> list[TextLine]:
     """Return the comparison as lines of at most ``width`` columns, unless a word is longer."""
-    style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.gated else ""
+    style = "red" if comparison.verdict is GateVerdict.REGRESSION and comparison.is_gated else ""
     text_lines = [
         TextLine(text, "bold") for text in wrap(change_sentences.make_title(comparison), width)
     ]

@@ -61,7 +61,7 @@ class ComparisonDocument:
 
 def write_json(comparison: Comparison, out: IO[str]) -> None:
     """Write a comparison as one JSON object."""
-    is_gated = comparison.gated
+    is_gated = comparison.is_gated
     document = ComparisonDocument(
         schema_version=COMPARISON_SCHEMA,
         a=[str(run.path) for run in comparison.a.runs],

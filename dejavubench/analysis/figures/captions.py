@@ -52,7 +52,7 @@ def make_caption(
     frame: pd.DataFrame,
     reading: str,
     remarks: Sequence[str],
-    error_bars: bool = True,
+    has_error_bars: bool = True,
 ) -> str:
     """Return the sentences below a figure.
 
@@ -60,7 +60,7 @@ def make_caption(
         frame: the data that is drawn.
         reading: how the figure is read.
         remarks: sentences that only this figure has; empty ones are left out.
-        error_bars: the figure draws intervals.
+        has_error_bars: the figure draws intervals.
     """
     subject = [
         format_models(runs, frame),
@@ -74,7 +74,7 @@ def make_caption(
         # Runs that are drawn together are of one machine: drawings.py refuses others.
         f"{describe_machine_briefly(runs[0])}.",
         reading,
-        rounds_sentence(frame) if error_bars else "",
+        rounds_sentence(frame) if has_error_bars else "",
         *remarks,
         disks_sentence(runs, frame),
         warn_of_loopback(runs, frame),

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def make_drawings(
-    runs: Sequence[Run], together: bool = False, name: str | None = None
+    runs: Sequence[Run], is_joined: bool = False, name: str | None = None
 ) -> tuple[list[Drawing], list[str]]:
     """Return all that can be drawn, and why the rest cannot.
 
     Args:
-        together: put all runs of a figure in one drawing, as those of the link figure always are.
+        is_joined: put all runs of a figure in one drawing, as those of the link figure always are.
         name: figure to draw of each run, whatever the run was made for.
 
     Raises:
@@ -50,7 +50,7 @@ def make_drawings(
             complaints.append(str(error))
     drawings_and_suffixes: list[tuple[Drawing, str]] = []
     for figure, members in by_figure.items():
-        for group in [members] if together or figure.joins_runs else [[run] for run in members]:
+        for group in [members] if is_joined or figure.joins_runs else [[run] for run in members]:
             try:
                 suffix = "-".join(run.path.name for run in group)
                 drawings_and_suffixes += [
@@ -129,7 +129,7 @@ def _make_drawing(
             drawing_rows,
             figure.reading,
             figure.remarks(runs, drawing_rows),
-            figure.error_bars,
+            figure.has_error_bars,
         ),
         destinations=destinations_of(runs),
         description=descriptions.make_description(

@@ -241,13 +241,13 @@ def _phase_area(phase: str, colour: str) -> dict[str, Any]:
     return {"facecolor": lighten(colour, share), "hatch": hatch, **edge}
 
 
-def _make_legend(noise: bool) -> tuple[list[Any], list[str]]:
+def _make_legend(has_noise: bool) -> tuple[list[Any], list[str]]:
     """Return handles and labels of the phases, in grey for the colours of all destinations."""
     from matplotlib.patches import Patch
 
     handles = [Patch(**_phase_area(phase, LEGEND_GREY)) for phase in PHASES]
     labels = [label for label, _, _ in PHASE_STYLE.values()]
-    if noise:
+    if has_noise:
         handles.append(Patch(color=NOISE_GREY))
         labels.append("noise floor")
     return handles, labels

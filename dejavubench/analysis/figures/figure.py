@@ -45,7 +45,7 @@ class Figure(ABC):
             own.
         keys: columns that tell rows of equal sizes and arms apart.
         joins_runs: one drawing always holds all runs that were made for the figure.
-        error_bars: whether it draws intervals, which the caption then explains.
+        has_error_bars: whether it draws intervals, which the caption then explains.
         quick_run: its run in ``make figures``; None if it is not part of it.
     """
 
@@ -57,7 +57,7 @@ class Figure(ABC):
     mixed_sizes: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     joins_runs: ClassVar[bool] = False
-    error_bars: ClassVar[bool] = True
+    has_error_bars: ClassVar[bool] = True
     quick_run: ClassVar[QuickRun | None] = None
 
     def fits(self, run: Run) -> bool:

@@ -37,15 +37,15 @@ def save(drawing: Drawing, folder: Path) -> None:
         drawing.frame.to_csv(partial_path, index=False, errors="backslashreplace")
 
 
-def make_picture(drawing: Drawing, texts: bool = True) -> Picture:
+def make_picture(drawing: Drawing, with_texts: bool = True) -> Picture:
     """Return a drawing as matplotlib's figure, which nothing else holds or must close.
 
     Args:
-        texts: with title and caption. A page that has both in its own text leaves them out.
+        with_texts: with title and caption. A page that has both in its own text leaves them out.
     """
     with matplotlib.rc_context(STYLE):
         picture = drawing.figure.draw(drawing.frame, drawing.destinations)
-        if texts:
+        if with_texts:
             framing.add_title(picture, _escape_undrawable(drawing.title))
             framing.add_caption(picture, _escape_undrawable(drawing.caption))
     return picture

@@ -74,7 +74,7 @@ class HeatMap(Figure):
         panels_across = max(1, min(panel_count, MOST_ACROSS, fitting_count))
         panels_down = -(-panel_count // panels_across)
         # Narrow cells have room for the value alone.
-        intervals = (WIDTH - 0.4) / (panels_across * len(grid.lengths)) >= CELL_WIDTH
+        shows_intervals = (WIDTH - 0.4) / (panels_across * len(grid.lengths)) >= CELL_WIDTH
         height = 0.1 + panels_down * (0.65 + CELL_HEIGHT * len(grid.batches))
         picture, axes = make_panels(panels_down, panels_across, height)
         for ax in axes.flat[panel_count:]:
@@ -82,10 +82,10 @@ class HeatMap(Figure):
         free_axes = iter(axes.flat)
         if captions.has_noise(frame):
             points = frame.drop_duplicates([*self.mixed_sizes])
-            _draw_noise(next(free_axes), points, grid, intervals)
+            _draw_noise(next(free_axes), points, grid, shows_intervals)
         shade = _choose_shades(frame)
         for ax, arm_rows in zip(free_axes, rows_of_arms, strict=False):
-            _draw_arm(ax, arm_rows, grid, shade, intervals)
+            _draw_arm(ax, arm_rows, grid, shade, shows_intervals)
             ax.set_title(_format_panel_title(arm_rows.iloc[0], destinations))
         return picture
 
@@ -137,17 +137,21 @@ def _choose_shades(frame: pd.DataFrame) -> Callable[[float], Any]:
     return lambda overhead_pct: colormaps["Blues"](DARKEST_SHARE * float(scale(overhead_pct)))
 
 
-def _draw_noise(ax: Axes, points: pd.DataFrame, grid: _Grid, intervals: bool) -> None:
+def _draw_noise(ax: Axes, points: pd.DataFrame, grid: _Grid, shows_intervals: bool) -> None:
     """Draw the noise floor of each point, on the grey that is noise in all figures."""
     for cell, row in grid.cells(points):
         _fill_cell(ax, cell, NOISE_GREY)
-        _write_value(ax, cell, row, "noise_floor", intervals)
+        _write_value(ax, cell, row, "noise_floor", shows_intervals)
     grid.set_axes(ax)
     ax.set_title("noise floor")
 
 
 def _draw_arm(
-    ax: Axes, arm_rows: pd.DataFrame, grid: _Grid, shade: Callable[[float], Any], intervals: bool
+    ax: Axes,
+    arm_rows: pd.DataFrame,
+    grid: _Grid,
+    shade: Callable[[float], Any],
+    shows_intervals: bool,
 ) -> None:
     """Draw one arm: colours, values, intervals, and frames around what is told from noise."""
     for cell, row in grid.cells(arm_rows):
@@ -155,7 +159,7 @@ def _draw_arm(
         if not np.isnan(overhead_pct):
             _fill_cell(ax, cell, shade(overhead_pct))
         stands_out = row is not None and is_told(row)
-        _write_value(ax, cell, row, "overhead", intervals, bold=stands_out)
+        _write_value(ax, cell, row, "overhead", shows_intervals, is_bold=stands_out)
         if stands_out:
             _frame_cell(ax, cell)
     grid.set_axes(ax)
@@ -183,8 +187,8 @@ def _write_value(
     cell: tuple[int, int],
     row: Mapping[Hashable, Any] | None,
     quantity: str,
-    intervals: bool,
-    bold: bool = False,
+    shows_intervals: bool,
+    is_bold: bool = False,
 ) -> None:
     """Write a value, and its interval below it if there is room and one is known."""
     value, low, high = (
@@ -194,8 +198,8 @@ def _write_value(
     if np.isnan(value):
         ax.text(*cell, "not\nmeasured", ha="center", va="center", color="#555555")
         return
-    with_interval = intervals and not np.isnan(low)
-    weight = "bold" if bold else "normal"
+    with_interval = shows_intervals and not np.isnan(low)
+    weight = "bold" if is_bold else "normal"
     _write_in_cell(
         ax, format_signed_percent(value), cell, 5 if with_interval else 0, fontweight=weight
     )

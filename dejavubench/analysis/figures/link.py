@@ -169,7 +169,7 @@ class LinkFigure(Figure):
                     speeds_by_colour[look["color"]] = speed
             lines = mark_speeds(ax, speeds_by_colour, speed_range)
             explain_lines(ax)
-            mark_switch(ax, name_it=mode == modes[-1])
+            mark_switch(ax, with_names=mode == modes[-1])
             hosts = mode_rows["hosts"].iloc[0]
             title = f"to {find_destination(mode, destinations).label}, {hosts}"
             ax.set_title(title, pad=4 + LINE_POINTS * lines)

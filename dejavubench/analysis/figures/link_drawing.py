@@ -201,13 +201,13 @@ def set_axes(
     )
 
 
-def mark_switch(ax: Axes, name_it: bool) -> None:
+def mark_switch(ax: Axes, with_names: bool) -> None:
     """Draw lines where the vertical axis turns from linear to log, and name both beside it."""
     ax.axhline(0.0, color="black", linewidth=0.7)
     ax.grid(axis="y", **style.GRID)
     for percent in (-LINEAR_PCT, LINEAR_PCT):
         ax.axhline(percent, color="#888888", linewidth=0.8, linestyle=(0, (6, 3)), zorder=0.9)
-    if not name_it:
+    if not with_names:
         return
     for text, is_below in (("log", False), ("linear", True)):
         ax.annotate(

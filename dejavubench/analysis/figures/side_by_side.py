@@ -153,7 +153,7 @@ def make_drawing(comparison: Comparison) -> Drawing:
         _differences_sentence(comparison.differences),
     ]
     return Drawing(
-        figure=SideBySide(100 * comparison.limit if comparison.gated else None),
+        figure=SideBySide(100 * comparison.limit if comparison.is_gated else None),
         name="comparison",
         title=change_sentences.make_title(comparison),
         frame=pd.DataFrame([values_by_column(row) for row in comparison.rows]),

@@ -64,7 +64,7 @@ class TailsFigure(Figure):
     row = TailRow
     method = "Single decode steps of all rounds together, as measured."
     keys = ("at_least_pct",)
-    error_bars = False
+    has_error_bars = False
     quick_run = QuickRun(2, "--rounds 6 --ubatch-size 1 --input-len 64 --output-len 48")
 
     def rows(self, run: Run) -> list[TailRow]:

@@ -90,14 +90,14 @@ class RunNoise:
         busy_reason: what other programs took, in words, if that was much; a share then says little
             of the machine.
         floor: noise of two identical arms; None if it is unknown.
-        cost_shown: whether the arm's overhead is told from that noise; None if undecided.
+        is_cost_shown: whether the arm's overhead is told from that noise; None if undecided.
         ceilings_command: command that measures the ceilings of a run with ``--no-ceilings``; None
             of any other run.
     """
 
     busy_reason: str | None = None
     floor: Noise | None = None
-    cost_shown: bool | None = None
+    is_cost_shown: bool | None = None
     ceilings_command: str | None = None
 
 
@@ -290,7 +290,7 @@ def _describe_own_costs(normalities: Sequence[Normality]) -> str:
 
 def _relate_to_noise(noise: RunNoise) -> str:
     """Return how a cost stands to its noise, so that noise is not read as a cost."""
-    if noise.floor is None or noise.cost_shown is None:
+    if noise.floor is None or noise.is_cost_shown is None:
         return " (noise unknown)"
-    cost_text = "a cost" if noise.cost_shown else "no cost shown"
+    cost_text = "a cost" if noise.is_cost_shown else "no cost shown"
     return f" ({cost_text}, noise {format_noise(noise.floor)})"

@@ -246,5 +246,5 @@ HOST_CONDITIONS = RunPart(
     "conditions of the hosts",
     make_notes_alone(lambda run_data: _note_conditions(run_data.session_hosts)),
     (CONDITIONS, UNREADABLE),
-    long=True,
+    is_long=True,
 )

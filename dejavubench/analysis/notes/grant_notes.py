@@ -142,5 +142,5 @@ GRANTS = RunPart(
     "what hosts and control groups granted",
     make_notes_alone(lambda run_data: make_notes(run_data.run)),
     (STREAM_DIRECTORY, DURABILITY, CPU_QUOTA, CROWDED),
-    long=True,
+    is_long=True,
 )

@@ -208,12 +208,12 @@ MACHINE = RunPart(
         ]
     ),
     (CEILINGS, RAW_LOOPS, OWN_SHARES, STAGING, HOSTS),
-    long=True,
+    is_long=True,
 )
 DEVICE = RunPart(
     "gpu",
     "the GPU",
     make_notes_alone(lambda run_data: [*_note_gpu(run_data.run), *_note_loopback(run_data.run)]),
     (GPU, COPY_WAYS, LOOPBACK, NO_MPS),
-    long=True,
+    is_long=True,
 )

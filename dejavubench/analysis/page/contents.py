@@ -55,12 +55,12 @@ class PageHeading:
 
     Attributes:
         anchor: id of its meaning on the page; None if the registry of columns does not have it.
-        leading: whether the column names the rows.
+        is_leading: whether the column names the rows.
     """
 
     text: str
     anchor: str | None
-    leading: bool
+    is_leading: bool
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _make_tables(
     report: RunReport, anchor: str, meanings: Meanings, are_long: bool
 ) -> Iterator[PageTable]:
     for part, content in report.parts:
-        if part.long == are_long:
+        if part.is_long == are_long:
             yield from make_tables(part, content.blocks, f"{anchor}-part-{part.name}", meanings)
 
 

@@ -48,7 +48,7 @@ class RunReport:
 
     def without_long_tables(self) -> RunReport:
         """Return the report without long tables. Warnings and errors of their parts remain."""
-        left_out = [part.heading for part, content in self.parts if part.long and content.blocks]
+        left_out = [part.heading for part, content in self.parts if part.is_long and content.blocks]
         more_text = ""
         if left_out and self.header is not None:
             command = f"dejavubench process {shlex.quote(str(self.header['path']))} --long"

@@ -63,8 +63,10 @@ def _make_times_tables(rows: list[Row]) -> list[Block]:
         return [make_block(title, restart_rows, point_cells, RESTART_CELLS)]
     if not any(row.is_streaming for row in rows):
         return [make_block(title, rows, point_cells, TIME_CELLS + SPREAD_CELLS)]
-    verdicts = any(row.overhead.verdict for row in rows)
-    overhead_cells = tuple(cell for cell in OVERHEAD_CELLS if verdicts or cell.heading != "verdict")
+    has_verdicts = any(row.overhead.verdict for row in rows)
+    overhead_cells = tuple(
+        cell for cell in OVERHEAD_CELLS if has_verdicts or cell.heading != "verdict"
+    )
     return [make_block(title, rows, point_cells, TIME_CELLS + overhead_cells)]
 
 
@@ -141,11 +143,11 @@ STREAMING = RunPart(
     "streaming",
     "streaming",
     lambda run_data: PartContent(blocks=_make_stream_tables(run_data.reached_rows)),
-    long=True,
+    is_long=True,
 )
 MODEL = RunPart(
     "model",
     TITLES["model"],
     lambda run_data: PartContent(blocks=_make_model_table(run_data.reached_rows)),
-    long=True,
+    is_long=True,
 )

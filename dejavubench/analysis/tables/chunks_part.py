@@ -214,5 +214,5 @@ CHUNKS = RunPart(
     _make_content,
     (CHUNK_LATENCY, FEW_CHUNKS, CHUNKS_IN_SUMS),
     row=ChunkRow,
-    long=True,
+    is_long=True,
 )

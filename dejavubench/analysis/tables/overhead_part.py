@@ -166,5 +166,5 @@ OVERHEAD = RunPart(
     _make_content,
     (OVERHEAD_PARTS, STALL_BESIDE_GPU),
     row=PartRow,
-    long=True,
+    is_long=True,
 )

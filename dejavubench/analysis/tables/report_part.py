@@ -70,7 +70,7 @@ class ReportPart(Generic[DataT]):
         kinds: kinds of the notes that it may write.
         row: dataclass of its rows, whose fields are the columns of csv and json; None if it has no
             rows of its own.
-        long: whether its tables, and its notes of severity info, are in the long report alone.
+        is_long: whether its tables, and its notes of severity info, are in the long report alone.
         first_word: people read its notes on one line, which begins with this word; empty: on a line
             each.
     """
@@ -80,12 +80,12 @@ class ReportPart(Generic[DataT]):
     content: Callable[[DataT], PartContent]
     kinds: tuple[NoteKind, ...] = ()
     row: type[Any] | None = None
-    long: bool = False
+    is_long: bool = False
     first_word: str = ""
 
     def short_content(self, content: PartContent) -> PartContent:
         """Return the content for the short report."""
-        if not self.long:
+        if not self.is_long:
             return content
         notes = [note for note in content.notes if note.severity != "info"]
         return PartContent(notes=notes, rows=content.rows)

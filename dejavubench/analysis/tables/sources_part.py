@@ -121,4 +121,6 @@ def _make_content(run_data: RunData) -> PartContent:
     return PartContent(blocks=_make_blocks(run_data.reached_rows, rows), rows=rows)
 
 
-SOURCES = RunPart("sources", "streams of several sources", _make_content, row=SourceRow, long=True)
+SOURCES = RunPart(
+    "sources", "streams of several sources", _make_content, row=SourceRow, is_long=True
+)

@@ -63,5 +63,5 @@ TAILS = RunPart(
     "tails",
     "single tokens",
     lambda run_data: PartContent(blocks=_make_blocks(run_data.reached_rows)),
-    long=True,
+    is_long=True,
 )

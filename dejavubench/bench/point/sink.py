@@ -80,7 +80,7 @@ class Sink:
 
     def prepare(self, arm: Arm, level_name: str | None, pattern: int) -> None:
         """Fill the caches with a pattern and post the first receives, outside the clock."""
-        if level_name is None or not arm.remote:
+        if level_name is None or not arm.is_remote:
             return
         self.pattern = pattern
         for cache in self.caches(arm.mode):
@@ -101,7 +101,7 @@ class Sink:
 
     def receive(self, arm: Arm, level_name: str | None) -> ReceivedIteration:
         """Receive all that the sources stream to other ranks in one iteration, if they do."""
-        if level_name is None or not arm.remote:
+        if level_name is None or not arm.is_remote:
             return ReceivedIteration()
         receivers = self._receivers_of(arm.mode, level_name)
         # CPU time of all threads: receiving may have helpers of its own.

@@ -78,7 +78,9 @@ class SourceDestinations:
     def streams(self, arm: Arm) -> list[list[Stream]]:
         """Return each microbatch's streams to the arm's destination."""
         return (
-            self._worker_view.remote_streams() if arm.remote else self._worker_view.local_streams()
+            self._worker_view.remote_streams()
+            if arm.is_remote
+            else self._worker_view.local_streams()
         )
 
     def open_managers(self, arm: Arm, level_name: str) -> list[CacheManager]:

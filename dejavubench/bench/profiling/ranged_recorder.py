@@ -24,11 +24,11 @@ class RangedRecorder(Recorder):
         ranges: Ranges,
         folder: Path,
         rank: int,
-        several_points: bool,
+        has_several_points: bool,
         to_stdout: bool,
         session: int = 1,
     ) -> None:
-        super().__init__(folder, rank, several_points, to_stdout, session)
+        super().__init__(folder, rank, has_several_points, to_stdout, session)
         self._ranges = ranges
         self._iteration: str | None = None
         self._open_count = 0

@@ -26,13 +26,13 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, rank: int, several_points: bool, to_stdout: bool, session: int = 1
+        self, folder: Path, rank: int, has_several_points: bool, to_stdout: bool, session: int = 1
     ) -> None:
         self.folder = folder
         self.rank = rank
         self.session = session
         self.phase_name = "load"
-        self._several_points = several_points
+        self._has_several_points = has_several_points
         self._to_stdout = to_stdout
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = LineWriter(folder / records.name_rank_file(rank, session))
@@ -87,7 +87,7 @@ class Recorder:
         text = "\n".join(lines) + "\n"
         self._append(
             records.name_text_log_file(
-                microbatches[0].point, microbatches[0].arm, self._several_points, self.session
+                microbatches[0].point, microbatches[0].arm, self._has_several_points, self.session
             ),
             text,
         )

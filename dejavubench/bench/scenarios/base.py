@@ -125,14 +125,14 @@ class ScenarioKind:
     Attributes:
         make_source: makes the part of a source at one point.
         make_sink: makes the part of a sink at one point.
-        single_pass: the run goes through its arms once. There are no rounds and no ceilings.
+        is_single_pass: the run goes through its arms once. There are no rounds and no ceilings.
         sinks_compute: sinks have a part of the model.
         measured_without_compute: the destinations of its arms are also measured on their own.
     """
 
     make_source: Callable[[Source], ScenarioPart]
     make_sink: Callable[[Sink], ScenarioPart]
-    single_pass: bool = False
+    is_single_pass: bool = False
     sinks_compute: bool = False
     measured_without_compute: bool = True
 

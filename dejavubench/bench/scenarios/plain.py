@@ -44,7 +44,7 @@ class PlainSink(StreamingSink):
 
     def run(self, arm: Arm, mark: MarkPhase) -> None:
         """Receive every chunk; return at once in an arm that streams to no sink."""
-        mark("receive" if arm.remote else "idle")
+        mark("receive" if arm.is_remote else "idle")
         self.receive(arm)
 
     def record(self, arm: Arm, iteration_id: IterationId) -> RecordedIteration:

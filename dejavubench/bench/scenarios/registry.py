@@ -16,7 +16,7 @@ SCENARIOS: Mapping[Scenario, ScenarioKind] = {
     "handover": ScenarioKind(handover.HandoverSource, handover.HandoverSink, sinks_compute=True),
     # Only sources swap: a sink is idle, as in any arm that streams to no other rank.
     "swap": ScenarioKind(swap.SwapSource, plain.PlainSink, measured_without_compute=False),
-    "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, single_pass=True),
+    "restart": ScenarioKind(restart.RestartSource, restart.RestartSink, is_single_pass=True),
 }
 """Every scenario, by the name that arms have for it."""
 
@@ -33,7 +33,7 @@ def is_measured_without_compute(arm: Arm) -> bool:
 
 def is_single_pass(arms: Sequence[Arm]) -> bool:
     """Return whether the run goes through its arms once, without rounds."""
-    return any(SCENARIOS[arm.scenario].single_pass for arm in arms)
+    return any(SCENARIOS[arm.scenario].is_single_pass for arm in arms)
 
 
 class Scenarios:

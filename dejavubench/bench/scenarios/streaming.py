@@ -133,7 +133,7 @@ class StreamingSource(ScenarioPart):
         if arm.level is None:
             return None
         managers = self.source.destinations.open_managers(arm, arm.level)
-        if arm.remote:  # the sinks compare, and this side sends what it has
+        if arm.is_remote:  # the sinks compare, and this side sends what it has
             cache_and_stream = [
                 (manager.cache, stream) for manager in managers for stream in manager.streams
             ]
@@ -201,7 +201,7 @@ class StreamingSink(ScenarioPart):
 
     def verify(self, arm: Arm) -> str | None:
         """Compare this sink's caches with what the sources send; outside, with the pattern."""
-        if not arm.remote:
+        if not arm.is_remote:
             return None
         point = self.rank_at_point.point
         streamed_end = point.streamed_position_count

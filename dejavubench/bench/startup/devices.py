@@ -30,13 +30,13 @@ class Devices:
     Attributes:
         own_device: the device where this rank computes, or receives what comes from a GPU's memory.
         compute_type: the type of device that all workers compute on.
-        native_bf16: the CPU of every rank multiplies bf16.
+        has_native_bf16: the CPU of every rank multiplies bf16.
         loopback: facts on how NCCL works between ranks that share a GPU, where they may and do.
     """
 
     own_device: torch.device
     compute_type: str
-    native_bf16: bool
+    has_native_bf16: bool
     loopback: LoopbackFacts | None
 
     @property
@@ -61,11 +61,11 @@ class Devices:
         """
         compute_type = "cuda" if experiment.device == "cuda" else "cpu"
         loopback = _share_devices(ranks, rank_device, experiment.nccl_loopback)
-        return cls(rank_device, compute_type, ranks.native_bf16, loopback)
+        return cls(rank_device, compute_type, ranks.has_native_bf16, loopback)
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the type in which all workers of the model multiply."""
-        return compute_dtype(dtype, self.compute_type, self.native_bf16)
+        return compute_dtype(dtype, self.compute_type, self.has_native_bf16)
 
 
 def take_device(runnable: RunnablePlan, ranks: Ranks) -> torch.device:

@@ -7,7 +7,7 @@ from dejavubench.bench.environment import clock_offset
 from dejavubench.bench.startup.context import RunContext
 
 
-def write_last_record(context: RunContext, all_verified: bool) -> None:
+def write_last_record(context: RunContext, are_all_verified: bool) -> None:
     """Write this rank's End record and close its file. Collective."""
     clock = clock_offset.measure(context.comms.verification, context.ranks.hosts)
     environment = context.conditions.outcome() | clock
@@ -16,7 +16,9 @@ def write_last_record(context: RunContext, all_verified: bool) -> None:
     seals = context.workspace.chunk_file.seal | context.sampler.seal
     recorder.write(
         records.End(
-            status="ok" if all_verified else "failed", environment=environment, file_digests=seals
+            status="ok" if are_all_verified else "failed",
+            environment=environment,
+            file_digests=seals,
         )
     )
     recorder.close()

@@ -68,7 +68,7 @@ class Ranks:
         hosts: the host of each rank.
         cores: cores granted to this rank, before the program confines it to fewer.
         cores_on_host: number of cores granted to the ranks of this host together.
-        native_bf16: the CPU of every rank multiplies bf16.
+        has_native_bf16: the CPU of every rank multiplies bf16.
         first_pid: process of rank 0, on its host.
     """
 
@@ -77,7 +77,7 @@ class Ranks:
     hosts: tuple[str, ...]
     cores: frozenset[int]
     cores_on_host: int
-    native_bf16: bool
+    has_native_bf16: bool
     first_pid: int
 
     @classmethod
@@ -100,14 +100,14 @@ class Ranks:
         on_host = frozenset[int]().union(
             *(cores for host, cores, *_ in facts_of_ranks if host == hosts[world.rank])
         )
-        native = all(native for _, _, native, _ in facts_of_ranks)
+        has_native_bf16_everywhere = all(is_native for _, _, is_native, _ in facts_of_ranks)
         return cls(
             world=world,
             topology=topology,
             hosts=hosts,
             cores=cores,
             cores_on_host=len(on_host),
-            native_bf16=native,
+            has_native_bf16=has_native_bf16_everywhere,
             first_pid=facts_of_ranks[0][3],
         )
 

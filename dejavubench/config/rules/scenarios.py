@@ -19,8 +19,11 @@ def _has_rounding_difference(plan: Plan) -> bool:
     """Return whether products of the two sides may differ in the last bits of a half type."""
     experiment = plan.experiment
     # Another split or another height of the matrices adds up in another order.
-    other_tensor = experiment.sink_tensor_para_size not in (None, experiment.tensor_para_size)
-    other_microbatch = any(
+    has_other_tensor_size = experiment.sink_tensor_para_size not in (
+        None,
+        experiment.tensor_para_size,
+    )
+    has_other_microbatch_size = any(
         experiment.sink_ubatch_size not in (None, size) for size in experiment.ubatch_size
     )
     if not (experiment.handoff and experiment.verify):
@@ -28,11 +31,11 @@ def _has_rounding_difference(plan: Plan) -> bool:
     if experiment.device == "cuda":
         # The kernels of a decode step add up each row of up to 16 in one order, so that another
         # microbatch rounds alike as a rule. Ranks that share a layer add up their parts.
-        return other_tensor
+        return has_other_tensor_size
     # Where the CPU has no bf16, products are computed in fp32: they differ too little to change a
     # token.
-    in_bf16 = plan.native_bf16 and "bf16" in experiment.inference_data_type
-    return in_bf16 and (other_tensor or other_microbatch)
+    in_bf16 = plan.has_native_bf16 and "bf16" in experiment.inference_data_type
+    return in_bf16 and (has_other_tensor_size or has_other_microbatch_size)
 
 
 def _advise_on_rounding(plan: Plan) -> str:

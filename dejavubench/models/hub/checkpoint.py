@@ -256,4 +256,4 @@ class _Search:
 def _compute_expected_shape(tensor: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     rows, *columns = shape
     whole_shape = (rows if tensor.third is None else 3 * rows, *columns)
-    return whole_shape[::-1] if tensor.transposed else whole_shape
+    return whole_shape[::-1] if tensor.is_transposed else whole_shape

@@ -23,14 +23,14 @@ class StoredTensor:
 
     Attributes:
         name: name in the files, without the family's prefix.
-        transposed: stored as [in, out].
+        is_transposed: stored as [in, out].
         third: number of its third of a fused query, key and value.
         interleaved: elements of a head if query, key and value alternate head by head (BLOOM);
             0 if all queries come first, then all keys.
     """
 
     name: str
-    transposed: bool = False
+    is_transposed: bool = False
     third: int | None = None
     interleaved: int = 0
 

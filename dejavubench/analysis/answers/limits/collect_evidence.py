@@ -52,7 +52,7 @@ def evidence_of(
     stream = _collect_stream(run, point, samples, is_on_gpu, phase)
     chunks = collect_chunk_facts(bills, phase)
     return Evidence(
-        cost, stream, chunks, collect_machine_facts(run, hosts, point, samples, stream.same_host)
+        cost, stream, chunks, collect_machine_facts(run, hosts, point, samples, stream.shares_host)
     )
 
 
@@ -123,14 +123,14 @@ def _collect_stream(
     # At level 3 the tokens share the link with the prompt's chunks: all bytes count.
     phase_share = 1.0 if phase == "total" or is_overlapped else _compute_share_of_tokens(point)
     return StreamFacts(
-        naive=is_naive,
-        overlapped=is_overlapped,
+        is_naive=is_naive,
+        is_overlapped=is_overlapped,
         on_gpu=is_on_gpu,
-        local=info is not None and info.local,
-        same_host=hosts_of(run, samples.info) == SAME_HOST,
+        is_local=info is not None and info.local,
+        shares_host=hosts_of(run, samples.info) == SAME_HOST,
         on_storage=info is not None and info.on_storage,
         sending_kernels=_explain_sending_kernels(run, samples, info),
-        gathering_kernel=_has_gathering_kernel(run, point),
+        has_gathering_kernel=_has_gathering_kernel(run, point),
         nbytes=phase_share * median_or_zero(samples.stream.nbytes),
         copy_count=_count_copies(run, point, samples, phase) if is_naive else 0.0,
         alone_ms=phase_share * samples.stream_alone.ms if samples.stream_alone else None,

@@ -20,7 +20,7 @@ def collect_machine_facts(
     hosts: Sequence[HostRounds],
     point: PointSamples,
     samples: ArmSamples,
-    same_host: bool,
+    shares_host: bool,
 ) -> MachineFacts:
     """Return the conditions beside the arm, and beside the baselines of its point."""
     point_id = point.info.id
@@ -40,7 +40,7 @@ def collect_machine_facts(
         copy_gb_per_s=copy_rate_and_ranks[0] if copy_rate_and_ranks else None,
         read_pct=_read_pct(run, point),
         core_count=max((host.core_count for host in hosts), default=run.header.facts.cores or None),
-        busy_core_count=_compute_busy_core_count(samples, same_host),
+        busy_core_count=_compute_busy_core_count(samples, shares_host),
         other_core_count=None if host_round is None else host_round.other_core_count,
         other_ms=_compute_added_other_ms(host_round, baseline_rounds),
         cpu_wait_pct=None if host_round is None else _compute_cpu_wait_pct(host_round),
@@ -48,7 +48,7 @@ def collect_machine_facts(
         model_core_count=_compute_model_core_count(run, point),
         helper=_make_moving_side(samples, samples.cpu.helper, len(list_sources(run))),
         sink=_make_moving_side(samples, samples.cpu.sink, len(list_sinks(run)))
-        if same_host
+        if shares_host
         else None,
     )
 
@@ -125,8 +125,8 @@ def _read_pct(run: Run, point: PointSamples) -> float | None:
     return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)
 
 
-def _compute_busy_core_count(samples: ArmSamples, same_host: bool) -> float | None:
+def _compute_busy_core_count(samples: ArmSamples, shares_host: bool) -> float | None:
     cpu_s = median_or_zero(samples.cpu.model) + median_or_zero(samples.cpu.helper)
-    cpu_s += median_or_zero(samples.cpu.sink) if same_host else 0.0
+    cpu_s += median_or_zero(samples.cpu.sink) if shares_host else 0.0
     total_ms = median_or_zero(samples.times.total)
     return 1e3 * cpu_s / total_ms if total_ms else None

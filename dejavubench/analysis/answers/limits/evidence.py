@@ -103,15 +103,15 @@ class StreamFacts:
     """The way of an arm's bytes.
 
     Attributes:
-        naive: whether extents move one by one.
-        overlapped: whether nothing waits until the end of the request.
+        is_naive: whether extents move one by one.
+        is_overlapped: whether nothing waits until the end of the request.
         on_gpu: whether the model ran on a GPU.
-        local: whether the bytes stay with the source's rank.
-        same_host: whether a sink shares the source's host.
+        is_local: whether the bytes stay with the source's rank.
+        shares_host: whether a sink shares the source's host.
         on_storage: whether chunks are written to a storage device.
         sending_kernels: names whose kernels on the model's GPU send chunks; None if copy engines
             or a CPU do.
-        gathering_kernel: whether a kernel on the model's GPU gathers the prompt's chunks.
+        has_gathering_kernel: whether a kernel on the model's GPU gathers the prompt's chunks.
         nbytes: bytes of one request.
         copy_count: naive copies or messages of one request; 0 at other levels.
         alone_ms: T_alone.
@@ -119,14 +119,14 @@ class StreamFacts:
         naive_us: time of one naive message, copy or write, by a probe.
     """
 
-    naive: bool = False
-    overlapped: bool = True
+    is_naive: bool = False
+    is_overlapped: bool = True
     on_gpu: bool = False
-    local: bool = False
-    same_host: bool = False
+    is_local: bool = False
+    shares_host: bool = False
     on_storage: bool = False
     sending_kernels: str | None = None
-    gathering_kernel: bool = False
+    has_gathering_kernel: bool = False
     nbytes: float = 0.0
     copy_count: float = 0.0
     alone_ms: float | None = None
@@ -293,5 +293,5 @@ class Evidence:
         """
         if not self.machine.copy_gb_per_s:
             return None
-        copy_count = 2 if self.stream.on_storage or self.stream.same_host else 1
+        copy_count = 2 if self.stream.on_storage or self.stream.shares_host else 1
         return copy_count * self.stream.nbytes / self.machine.copy_gb_per_s / 1e6

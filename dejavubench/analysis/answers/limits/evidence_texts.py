@@ -48,7 +48,7 @@ def _format_part_of_cost(evidence: Evidence, part_ms: float) -> str:
 def describe_rates(evidence: Evidence) -> str:
     """Write the stream's own time against the request's, or the stall against the least time."""
     stream = evidence.stream
-    if stream.overlapped and stream.alone_ms is not None:
+    if stream.is_overlapped and stream.alone_ms is not None:
         speed_text = _format_speed(stream.nbytes, stream.alone_ms)
         ceiling_text = ""
         if stream.ceiling and stream.ceiling_gb_per_s:
@@ -80,13 +80,13 @@ def describe_part(evidence: Evidence) -> str:
     longest_part = evidence.chunks.longest_part
     fixed_us = evidence.chunks.fixed_us
     share_text = f"{longest_part.name} is {100 * longest_part.share:.0f} % of the chunks' own time"
-    if evidence.stream.overlapped and evidence.falls_behind:
+    if evidence.stream.is_overlapped and evidence.falls_behind:
         return f"{describe_rates(evidence)}; {share_text}"
     text = f"{_describe_stall(evidence)}; {share_text}"
     # Beside the model only the last chunk of a request is waited for: one of a token.
     in_prompt = (
         longest_part.in_prompt
-        and not evidence.stream.overlapped
+        and not evidence.stream.is_overlapped
         and not evidence.chunks.is_mostly_fixed
     )
     chunk = evidence.chunks.single_chunk(in_prompt)

@@ -45,7 +45,7 @@ def is_rate_bound(evidence: Evidence) -> bool:
         evidence.stream.ceiling_gb_per_s is None and evidence.chunks is not None
     ):
         return False
-    if evidence.stream.overlapped:
+    if evidence.stream.is_overlapped:
         # Beside the model, bytes cost nothing until the stream takes as long as the request.
         return evidence.falls_behind and least_ms >= MAJORITY * evidence.cost.request_ms
     is_mostly_fixed = evidence.chunks is not None and evidence.chunks.is_mostly_fixed is True
@@ -79,7 +79,7 @@ def longest_part_scales(
 
 def is_extent_bound(evidence: Evidence) -> bool:
     """Return whether moving extents one by one takes most of the stall."""
-    if not (evidence.stream.naive and evidence.cost.is_mostly_stalled):
+    if not (evidence.stream.is_naive and evidence.cost.is_mostly_stalled):
         return False
     if evidence.chunks is not None:
         return evidence.chunks.longest_part.kind is PartKind.MOVE

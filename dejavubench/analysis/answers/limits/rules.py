@@ -110,7 +110,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "memory bandwidth",
         lambda evidence: (
-            evidence.stream.local and not evidence.stream.on_gpu and is_rate_bound(evidence)
+            evidence.stream.is_local and not evidence.stream.on_gpu and is_rate_bound(evidence)
         ),
         describe_rates,
         "fewer bytes (a smaller data type)",
@@ -176,7 +176,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "GPU SMs",
-        lambda evidence: evidence.stream.gathering_kernel and arithmetic_suffers(evidence),
+        lambda evidence: evidence.stream.has_gathering_kernel and arithmetic_suffers(evidence),
         describe_gathering,
         f"{LONGER_EXTENTS}, which copy engines can gather",
     ),
@@ -228,9 +228,9 @@ def limit_of(evidence: Evidence) -> Limit:
 def _choose_remedy(rule: Rule, evidence: Evidence) -> str:
     """Return the remedy of a rule, after what the arm's level makes possible."""
     # Packing comes before overlapping: its rule names the levels that pack.
-    if not evidence.stream.overlapped and rule.describe_evidence is not describe_extents:
+    if not evidence.stream.is_overlapped and rule.describe_evidence is not describe_extents:
         return f"{OVERLAP}; {rule.remedy}"
     is_drain_bound = evidence.cost.is_mostly_stalled and is_only_drain(evidence)
-    if evidence.stream.overlapped and is_drain_bound and not evidence.falls_behind:
+    if evidence.stream.is_overlapped and is_drain_bound and not evidence.falls_behind:
         return f"{LONGER_REQUESTS}; {rule.remedy}"
     return rule.remedy

@@ -73,13 +73,13 @@ class CpuTiling:
         takes_turns: all rows of x take more than one turn. Each turn then asks memory for half of
             what follows: if the first one asked for all of it, memory would be idle during the
             second.
-        amx: multiplied by :mod:`.amx`, which takes neighbouring rows of the weight.
+        uses_amx: multiplied by :mod:`.amx`, which takes neighbouring rows of the weight.
     """
 
     x_rows: int
     weight_rows: int
     takes_turns: bool
-    amx: bool = False
+    uses_amx: bool = False
 
     @staticmethod
     @cache
@@ -90,7 +90,7 @@ class CpuTiling:
             and rows > TILE_ROWS
             and amx.can_multiply(rows, in_features)
         ):
-            return CpuTiling(amx.TILE_ROWS, amx.TILE_ROWS, takes_turns=False, amx=True)
+            return CpuTiling(amx.TILE_ROWS, amx.TILE_ROWS, takes_turns=False, uses_amx=True)
         # A power of two, not above ``rows``.
         tile_rows = min(TILE_ROWS, 1 << max(1, rows).bit_length() - 1)
         return CpuTiling(tile_rows, min(PART_COUNT, MOST_TOTALS // tile_rows), rows > TILE_ROWS)
@@ -291,9 +291,9 @@ def _widened_nbytes(rows: int, in_features: int, widens: bool) -> int:
 def _compile(dtype: torch.dtype, x_dtype: torch.dtype, tiling: CpuTiling) -> LoadedCode:
     """Compile the kernel: each thread multiplies all rows of x by its part of the weight."""
     itemsize, x_itemsize, is_bf16 = dtype.itemsize, x_dtype.itemsize, x_dtype == torch.bfloat16
-    widens = is_bf16 and not (tiling.amx or multiplies_pairs(dtype, x_dtype))
+    widens = is_bf16 and not (tiling.uses_amx or multiplies_pairs(dtype, x_dtype))
     product = amx.product
-    if not tiling.amx:
+    if not tiling.uses_amx:
         product = _make_product(dtype, torch.float32 if widens else x_dtype, tiling)
     as_elements, add_elements = (as_halves, add_widened) if is_bf16 else (as_floats, add)
     finish = _make_finish(is_bf16, add_elements, as_elements)
