@@ -110,8 +110,8 @@ class Fig25(Figure):
 
 def _sort_arms(arm_rows: pd.DataFrame, destinations: Destinations) -> pd.DataFrame:
     """Return the arms in the order of destinations, not of the seed's rounds; stable for levels."""
-    ranks = [find_destination(mode, destinations).order for mode in arm_rows["mode"]]
-    return arm_rows.assign(rank=ranks).sort_values("rank", kind="stable")
+    orders = [find_destination(mode, destinations).order for mode in arm_rows["mode"]]
+    return arm_rows.assign(order=orders).sort_values("order", kind="stable")
 
 
 def _compute_none_ms(point_rows: pd.DataFrame) -> float | None:

@@ -65,8 +65,8 @@ class HeatMap(Figure):
     def draw(self, frame: pd.DataFrame, destinations: Destinations) -> Picture:
         """Draw the noise, then one panel per arm: batches by prompt lengths, by overhead."""
         streaming_rows = frame[frame["role"] == "streaming"]
-        ranks = [find_destination(mode, destinations).order for mode in streaming_rows["mode"]]
-        streaming_rows = streaming_rows.assign(rank=ranks).sort_values("rank", kind="stable")
+        orders = [find_destination(mode, destinations).order for mode in streaming_rows["mode"]]
+        streaming_rows = streaming_rows.assign(order=orders).sort_values("order", kind="stable")
         rows_of_arms = [arm_rows for _, arm_rows in streaming_rows.groupby("arm", sort=False)]
         grid = _Grid(*(sorted(frame[name].unique()) for name in self.mixed_sizes))
         panel_count = len(rows_of_arms) + captions.has_noise(frame)
