@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dejavubench.machine import cpu as machine
+from dejavubench.machine import cpu
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -53,5 +53,5 @@ def compute_dtype(
     """
     if torch.device(device).type == "cuda":
         return dtype
-    is_native = machine.has_native_bf16() if has_native_bf16 is None else has_native_bf16
+    is_native = cpu.has_native_bf16() if has_native_bf16 is None else has_native_bf16
     return dtype if dtype == torch.bfloat16 and is_native else torch.float32

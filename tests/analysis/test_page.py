@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from dejavubench.analysis.page import trace_download as downloads
+from dejavubench.analysis.page import trace_download
 from dejavubench.analysis.page.contents import CellKind, Page, PageRun
 from dejavubench.analysis.page.render import render
 from dejavubench.analysis.page.run_page import ShownRun, make_page
@@ -496,7 +496,7 @@ def test_a_run_without_stamps_says_why_it_has_no_timeline() -> None:
 
 
 def test_a_large_trace_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "LARGEST_NBYTES", 100)
+    monkeypatch.setattr(trace_download, "LARGEST_NBYTES", 100)
     run = read_timed_run()
     download, reason = make_trace_download(run)
     assert download is None

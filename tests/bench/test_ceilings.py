@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dejavubench.bench.environment import facts as environment
-from dejavubench.bench.probes import gpu_probes as device_ceilings
+from dejavubench.bench.environment import facts
+from dejavubench.bench.probes import gpu_probes
 from dejavubench.bench.probes.ceilings import PAIR_RUN_COUNT, Ceilings
 from dejavubench.bench.probes.gpu_probes import (
     LEAST_BUFFER_NBYTES,
@@ -116,10 +116,10 @@ def test_gathered_layers_are_out_of_the_cache_when_their_turn_comes() -> None:
 
 def test_nothing_of_a_device_is_asked_without_one() -> None:
     assert not {"gpu", "gpus", "cuda_aware_mpi"} & set(
-        environment.describe_run(["node-a"], thread_count=1, core_count=2)
+        facts.describe_run(["node-a"], thread_count=1, core_count=2)
     )
-    assert environment.is_mpi_cuda_aware() in (True, False)
-    assert environment.query_driver("no such device") == {}
+    assert facts.is_mpi_cuda_aware() in (True, False)
+    assert facts.query_driver("no such device") == {}
 
 
 # ---- on a device ----
@@ -174,19 +174,19 @@ def test_the_read_kernel_reads_all() -> None:
             np.uintp(out.data_ptr()),
         )
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            device_ceilings._read_kernel()((16,), (device_ceilings.READ_THREAD_COUNT,), arguments)
+            gpu_probes._read_kernel()((16,), (gpu_probes.READ_THREAD_COUNT,), arguments)
         assert int(out) == WRITTEN_RESULT
 
 
 @pytest.mark.gpu
 @needs_gpu
 def test_the_environment_of_a_rank_names_its_device_and_versions() -> None:
-    device_facts = environment.describe_rank(torch.cuda.current_device())
+    device_facts = facts.describe_rank(torch.cuda.current_device())
     print(device_facts["gpu"], device_facts["cuda_aware_mpi"])
     assert device_facts["gpu"]["name"] == torch.cuda.get_device_name()
     assert device_facts["gpu"]["memory_nbytes"] > GB
     assert {"uuid", "cuda", "nccl", "mps"} <= set(device_facts["gpu"])
-    assert environment.describe_run(
+    assert facts.describe_run(
         ["a"], thread_count=1, core_count=2, device=torch.cuda.current_device()
     )["gpus"] == [device_facts["gpu"]["name"]]
 

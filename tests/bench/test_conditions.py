@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from dejavubench.analysis.reports.report import make_report
-from dejavubench.bench.environment import conditions as measured
+from dejavubench.bench.environment import conditions as conditions_module
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.machine.cgroups import Quota, Throttling, read_cpu_quota, read_cpu_throttling
 from dejavubench.machine.cores import RankDemand
@@ -31,8 +31,8 @@ class FakeCommunicator:
 def make_conditions(
     monkeypatch: pytest.MonkeyPatch, threads: list[int], counters: list[Throttling | None]
 ) -> Conditions:
-    monkeypatch.setattr(measured, "read_cpu_quota", lambda: Quota(1.5, "g"))
-    monkeypatch.setattr(measured, "read_cpu_throttling", iter(counters).__next__)
+    monkeypatch.setattr(conditions_module, "read_cpu_quota", lambda: Quota(1.5, "g"))
+    monkeypatch.setattr(conditions_module, "read_cpu_throttling", iter(counters).__next__)
     return Conditions(cast(Any, FakeCommunicator()), ["a", "b"], threads, 1, {0, 1}, None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.page import render as rendering
+from dejavubench.analysis.page import render
 from dejavubench.records import RUN_FILE, name_rank_file
 from helpers.cli_calls import call
 from helpers.html_pages import call_report, parse_page, text_of
@@ -49,7 +49,7 @@ def test_a_file_is_overwritten_only_when_asked(folder: Path, tmp_path: Path) -> 
 def test_a_page_that_fails_leaves_no_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "TEMPLATE", "none.html.jinja")
+    monkeypatch.setattr(render, "TEMPLATE", "none.html.jinja")
     out = tmp_path / "page.html"
     assert call_report(folder, "-o", out).exit_code != 0
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]

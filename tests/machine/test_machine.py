@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dejavubench.errors import UsageError
-from dejavubench.machine import cpu as machine
+from dejavubench.machine import cpu
 from dejavubench.machine.gpu import CudaDevice, find_peer_pairs, list_cuda_devices
 
 UUID = bytes(range(16))
@@ -39,22 +39,20 @@ FLAGS = {
 def test_features_can_be_left_out(
     left_out: str, remaining: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(machine.WITHOUT_VARIABLE, left_out)
+    monkeypatch.setenv(cpu.WITHOUT_VARIABLE, left_out)
     for name, flags in FLAGS.items():
         (tmp_path / name).write_text(f"processor\t: 0\nflags\t\t: {' '.join(flags)}\n")
-    assert machine.read_cpu_flags(tmp_path / "avx512") == remaining
-    assert machine.has_native_bf16(tmp_path / "avx512") is bool(
-        {"avx512_bf16", "amx_bf16"} & remaining
-    )
-    assert machine.read_cpu_flags(tmp_path / "avx2") == FLAGS["avx2"], "nothing is ever added"
+    assert cpu.read_cpu_flags(tmp_path / "avx512") == remaining
+    assert cpu.has_native_bf16(tmp_path / "avx512") is bool({"avx512_bf16", "amx_bf16"} & remaining)
+    assert cpu.read_cpu_flags(tmp_path / "avx2") == FLAGS["avx2"], "nothing is ever added"
 
 
 def test_a_feature_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(machine.WITHOUT_VARIABLE, "avx1024")
+    monkeypatch.setenv(cpu.WITHOUT_VARIABLE, "avx1024")
     with pytest.raises(
         UsageError, match="DEJAVUBENCH_WITHOUT=avx1024: unknown feature; name amx, bf16, avx512"
     ):
-        machine.list_features_left_out()
+        cpu.list_features_left_out()
 
 
 # ---- CUDA devices ----

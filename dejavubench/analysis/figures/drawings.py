@@ -14,8 +14,7 @@ from dejavubench.analysis.columns import values_by_column
 from dejavubench.analysis.comparison.comparable import NotComparableError, require_comparable
 from dejavubench.analysis.figures import captions, descriptions
 from dejavubench.analysis.figures.figure import Drawing, Figure, NothingToDrawError
-from dejavubench.analysis.figures.registry import figure_of
-from dejavubench.analysis.figures.registry import load_figure as figure_named
+from dejavubench.analysis.figures.registry import figure_of, load_figure
 from dejavubench.analysis.figures.shared_columns import destinations_of
 from dejavubench.analysis.tables.headings import HEADINGS, format_setting
 from dejavubench.analysis.tables.process_columns import POINT_COLUMNS
@@ -42,7 +41,7 @@ def make_drawings(
     complaints: list[str] = []
     for run in runs:
         try:
-            figure = figure_of(run) if name is None else figure_named(name)
+            figure = figure_of(run) if name is None else load_figure(name)
             if figure.joins_runs:
                 figure.rows(run)  # an incomplete run must not stop the others
             by_figure.setdefault(figure, []).append(run)

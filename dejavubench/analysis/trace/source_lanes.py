@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counted
+import collections
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -142,7 +142,7 @@ def _make_parts(
     """Yield the parts of each chunk's latency, with the name of the part, which is its lane."""
     chunk_list = timed_chunks.chunk_list
     times = timed_chunks.times
-    chunk_numbers: Counted[tuple[int | None, int]] = Counted()
+    chunk_numbers: collections.Counter[tuple[int | None, int]] = collections.Counter()
     for chunk, stamps in zip(chunk_list.chunks, times.stamps(), strict=True):
         passage = None
         if chunk.peer is not None:

@@ -39,8 +39,7 @@ class ProgressBar:
         if is_shown and sys.stderr.isatty():
             # Imported only for a bar: under mpirun stderr is mostly a pipe, and rich takes a while.
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import BarColumn, Progress, TextColumn
             from rich.table import Column
 
             # One line on any terminal: where it is narrow, the end of the description is cut.
@@ -50,7 +49,7 @@ class ProgressBar:
                 TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
                 TextColumn("{task.description}", table_column=cut),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("", total=total, left="")
 
     def __enter__(self) -> ProgressBar:
