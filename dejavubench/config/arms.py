@@ -94,7 +94,7 @@ class Arm:
         return self.to_device or self.scenario == "handover"
 
 
-def arms_of(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> list[Arm]:
+def make_arms(experiment: Experiment, unavailable: Mapping[str, Unavailable]) -> list[Arm]:
     """Return the arms of every round, in order.
 
     A single destination at a single level runs alone; otherwise two baselines come first.

@@ -26,10 +26,10 @@ from dejavubench.records.line_file import number_lines, parse_record
 from dejavubench.records.names import name_tokens_file
 from dejavubench.records.reading import find_largest_numbers, read_sessions
 from dejavubench.records.whole_rounds import (
-    arms_of,
     find_requested_round_count,
     join_sessions,
     list_missing_rounds,
+    list_whole_arms,
     list_whole_rounds,
     trim_sessions,
 )
@@ -160,7 +160,11 @@ def _count_rounds_of_points(
         point.id: max(
             find_requested_round_count(sessions, point.id),
             # With --precision a point may have more rounds than were asked for.
-            len(list_whole_rounds(trimmed_sessions, point.id, arms_of(header, point.id, sessions))),
+            len(
+                list_whole_rounds(
+                    trimmed_sessions, point.id, list_whole_arms(header, point.id, sessions)
+                )
+            ),
         )
         for point in header.points
         if not point.skipped and (only_points is None or point.id in only_points)
@@ -193,7 +197,7 @@ def _refuse_wrong_bytes(folder: Path, sessions: Sequence[Run]) -> None:
 def _list_whole_iterations(
     joined_run: Run, sessions: Sequence[Run], point_id: str
 ) -> tuple[Iteration, ...]:
-    arms = arms_of(joined_run.header, point_id, sessions)
+    arms = list_whole_arms(joined_run.header, point_id, sessions)
     rounds = set(list_whole_rounds([joined_run], point_id, arms))
     return tuple(
         iteration

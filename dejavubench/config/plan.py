@@ -12,7 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from dejavubench import units
-from dejavubench.config.arms import Arm, arms_of
+from dejavubench.config.arms import Arm, make_arms
 from dejavubench.config.experiment import OPTIONS, Experiment
 from dejavubench.config.options.machine import THREADS_PER_CORE
 from dejavubench.config.options.model import GivenType
@@ -100,7 +100,7 @@ class Plan:
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
         """The arms of every round, in order."""
-        return tuple(arms_of(self.experiment, self.unavailable))
+        return tuple(make_arms(self.experiment, self.unavailable))
 
     @cached_property
     def running(self) -> tuple[Arm, ...]:

@@ -19,7 +19,7 @@ class SetupSizes(NamedTuple):
     """The three sizes that name the setup of one side, as options give them.
 
     They know no model: with a model's layers and heads,
-    :func:`~dejavubench.planning.setups.setup_of` makes the library's ``Setup`` of them.
+    :func:`~dejavubench.planning.setups.make_setup` makes the library's ``Setup`` of them.
     """
 
     tensor_para_size: int

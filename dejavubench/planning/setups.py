@@ -7,7 +7,7 @@ from dejavubench.dejavulib.exchange import Setup
 from dejavubench.dejavulib.kv_cache import KVGeometry, KVLayout, Region, Span
 
 
-def setup_of(point: Point, sizes: SetupSizes) -> Setup:
+def make_setup(point: Point, sizes: SetupSizes) -> Setup:
     """Return the setup of one side: its sizes, with the layer cuts and KV heads of the model."""
     cuts = point.spec.layer_cuts(sizes.pipeline_para_size)
     return Setup(cuts, point.spec.kv_heads, sizes.tensor_para_size, sizes.ubatch_size)
@@ -15,7 +15,7 @@ def setup_of(point: Point, sizes: SetupSizes) -> Setup:
 
 def list_setups(point: Point) -> tuple[Setup, Setup]:
     """Return the setups of the sources and of the sinks."""
-    return setup_of(point, point.sources), setup_of(point, point.sinks or point.sources)
+    return make_setup(point, point.sources), make_setup(point, point.sinks or point.sources)
 
 
 def make_whole_region(point: Point) -> Region:
@@ -29,7 +29,7 @@ def make_whole_region(point: Point) -> Region:
     )
 
 
-def geometry_of(point: Point, setup: Setup, worker_index: int) -> KVGeometry:
+def make_geometry(point: Point, setup: Setup, worker_index: int) -> KVGeometry:
     """Return a worker's cache of one microbatch."""
     return KVGeometry(
         layers=setup.layers(worker_index).size,

@@ -14,7 +14,7 @@ from math import lcm
 from dejavubench.config.points import Point
 from dejavubench.dejavulib.exchange import Exchange, RegionPair, Setup, exchanges
 from dejavubench.dejavulib.kv_cache import BOTH, KVGeometry, Region, Span
-from dejavubench.planning.setups import geometry_of
+from dejavubench.planning.setups import make_geometry
 from dejavubench.units import format_count_of
 
 MOST_REGION_PAIRS = 100_000
@@ -241,8 +241,8 @@ def count_common_requests(source_size: int, sink_size: int, request_count: int) 
 
 def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> Volume:
     """Return the volume of one region pair, all positions that are written."""
-    source_cache = geometry_of(point, source, pair.source)
-    sink_cache = geometry_of(point, sink, pair.target)
+    source_cache = make_geometry(point, source, pair.source)
+    sink_cache = make_geometry(point, sink, pair.target)
 
     def count_extents(positions: Span) -> int:
         return count_common_extents(

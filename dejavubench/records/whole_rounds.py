@@ -53,7 +53,7 @@ class LargestNumbers:
 # ---- which iterations are whole ----
 
 
-def arms_of(header: RunHeader, point_id: str, sessions: Iterable[Run]) -> list[str]:
+def list_whole_arms(header: RunHeader, point_id: str, sessions: Iterable[Run]) -> list[str]:
     """Return the arms of a point's whole rounds: all that were neither skipped nor failed."""
     arms_given_up = {
         (record.point, record.arm)
@@ -77,7 +77,7 @@ def find_whole_iterations(run: Run, sessions: Iterable[Run]) -> dict[str, list[i
     all_sessions = list(sessions)
     whole_by_point: dict[str, list[int]] = {}
     for point in header.points:
-        arms = arms_of(header, point.id, all_sessions)
+        arms = list_whole_arms(header, point.id, all_sessions)
         # Rank 0 takes part in every iteration, so what it has no record of was not measured.
         measured_iterations = {key[2] for key in counts_by_rank.get(0, ()) if key[0] == point.id}
         whole_by_point[point.id] = [
@@ -216,7 +216,7 @@ def list_missing_rounds(
     for point in header.points:
         if point.skipped or (only_points is not None and point.id not in only_points):
             continue
-        arms = arms_of(header, point.id, sessions)
+        arms = list_whole_arms(header, point.id, sessions)
         largest_of_point = largest_numbers.get(point.id, LargestNumbers())
         round_count = requested_round_count
         if round_count is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.breakdown.least_work import find_weights_itemsize, work_of
+from dejavubench.analysis.breakdown.least_work import compute_work, find_weights_itemsize
 from dejavubench.analysis.facts import raw_loops, source_ranks
 from dejavubench.analysis.figures import captions, fig25, files
 from dejavubench.analysis.figures.drawings import make_drawings
@@ -85,7 +85,7 @@ def test_work_is_counted_from_sizes_as_from_the_specification(model: str, tmp_pa
     mlp = (3 if spec.gated else 2) * spec.ffn_size
     layers = spec.layer_num * spec.hidden * (2 * queries + 2 * keys + mlp)
     head = spec.vocab_size * (spec.embed_size or spec.hidden)
-    work = work_of(run, info)
+    work = compute_work(run, info)
     flop = 2 * 8 * (500 * layers + head) + 2 * 8 * spec.layer_num * queries * 500**2
     assert work.prompt_flop == pytest.approx(flop, rel=1e-3)
     assert work.token_nbytes == pytest.approx(
@@ -141,7 +141,7 @@ def test_the_model_is_held_against_what_the_machine_can_do(tmp_path: Path) -> No
     add_ceiling(tmp_path / "r", "matmul", "GFLOP/s", 1000.0)
     add_ceiling(tmp_path / "r", "memory-read", "GB/s", 100.0)
     run = read_run(tmp_path / "r")
-    row, work = flat_rows(run)[0], work_of(run, point_of())
+    row, work = flat_rows(run)[0], compute_work(run, point_of())
     assert row["prompt_tflop_per_s"] == pytest.approx(work.prompt_flop / row["prompt_ms"] / 1e9)
     assert row["prompt_share_pct"] == pytest.approx(100 * row["prompt_tflop_per_s"])
     assert work.token_nbytes is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
+from dejavubench.analysis.breakdown.ceiling_shares import sum_ceilings
 from dejavubench.analysis.columns import names_of
 from dejavubench.analysis.facts import raw_loops
 from dejavubench.analysis.facts.arm_destinations import hosts_of
@@ -233,11 +233,11 @@ def test_ceilings_of_the_point_go_first_and_ranks_add_up(tmp_path: Path) -> None
         )
 
     append(folder, 1, ceiling_line(5.0) + ceiling_line(7.0))
-    assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
+    assert sum_ceilings(read_run(folder), "mpi-windowed", "p000", None) == (17.0, 2)
     of_point = ceiling_line(3.0, point="p000") + ceiling_line(900.0, unit="MB/s", point="p000")
     append(folder, 1, of_point)
-    assert ceiling_of(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
-    assert ceiling_of(read_run(folder), "pcie", "p000", None) is None
+    assert sum_ceilings(read_run(folder), "mpi-windowed", "p000", None) == (3.0, 1)
+    assert sum_ceilings(read_run(folder), "pcie", "p000", None) is None
 
 
 def test_a_hand_over_stands_beside_the_time_of_its_bytes_and_of_one_step(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from dejavubench.analysis.answers.judgement import (
     Judgement,
     Noise,
     count_more_rounds,
+    find_side,
     is_within_noise,
     judge,
-    side_of,
 )
-from dejavubench.analysis.answers.pairs import pairs_of
-from dejavubench.analysis.answers.run_answers import answers_of
+from dejavubench.analysis.answers.pairs import compare_pairs
+from dejavubench.analysis.answers.run_answers import find_answers
 from dejavubench.analysis.comparison.build import compare
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import parse_selection, read_operand
@@ -66,7 +66,7 @@ def test_a_difference_counts_beyond_noise_and_zero(
 def test_an_interval_lies_on_one_side_of_a_limit_or_holds_it(
     low: float, high: float, limit: float, side: int
 ) -> None:
-    assert side_of(low, high, limit) == side
+    assert find_side(low, high, limit) == side
 
 
 def test_noise_hides_the_same_factor_up_and_down() -> None:
@@ -176,7 +176,7 @@ def test_arms_are_paired_within_their_rounds(tmp_path: Path) -> None:
         write_run(tmp_path / "r", [NONE, AGAIN, arm_of("host"), arm_of("mpi")], None, factors)
     )
     (samples,) = collect(run).values()
-    (pair,) = pairs_of(samples)
+    (pair,) = compare_pairs(samples)
     assert pair.difference.estimate.median == pytest.approx(1.03 / 1.05 - 1, abs=0.002)
     assert pair.difference.judgement is Judgement.FASTER
 
@@ -188,7 +188,7 @@ def test_two_arms_have_the_interval_that_compare_gives_them(tmp_path: Path, roun
     factors = {"mpi@3": 1.01}
     folder = write_run(tmp_path / "r", arms, factors=factors, noise=0.03, rounds=rounds)
     run = read_run(folder)
-    (pair,) = answers_of(run, collect(run), [], []).pairs
+    (pair,) = find_answers(run, collect(run), [], []).pairs
     operands = [
         read_operand(name, parse_selection(f"{folder}:{arm_name}"))
         for name, arm_name in (("A", pair.other_name), ("B", pair.arm_name))

@@ -21,7 +21,7 @@ from dejavubench.analysis.comparison.differences import (
     HARMLESS_OPTIONS,
     RunDifference,
 )
-from dejavubench.analysis.comparison.document import block_of
+from dejavubench.analysis.comparison.document import make_comparison_block
 from dejavubench.analysis.comparison.gate import GateVerdict
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
@@ -305,7 +305,7 @@ def test_runs_in_turns_judge_the_baseline_as_well(tmp_path: Path) -> None:
     assert comparison.rows[0].pairs == 16
     assert comparison.rows[0].samples_a == 96
     # The overhead change stands beside it, so the heading names what is judged.
-    headings = block_of(comparison).columns
+    headings = make_comparison_block(comparison).columns
     assert [headings[3], *headings[-2:]] == [
         "time change %",
         "overhead change %",

@@ -18,7 +18,7 @@ from dejavubench.analysis.answers.limits.evidence import (
     PartKind,
     StreamFacts,
 )
-from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, RULES, limit_of
+from dejavubench.analysis.answers.limits.rules import NOT_KNOWN, RULES, find_limit
 from dejavubench.analysis.breakdown.chunk_bill import Bill, PartTime
 
 STALLED = CostFacts(total_ms=100.0, stalled_ms=90.0, drain_ms=1.0, request_ms=1000.0)
@@ -139,7 +139,7 @@ def test_each_rule_fires_on_its_evidence(number: int) -> None:
     """The first rule that holds is the one of the case, so rules do not hide each other."""
     name, evidence = list(CASES.values())[number]
     assert [rule.holds(evidence) for rule in RULES].index(True) == number
-    limit = limit_of(evidence)
+    limit = find_limit(evidence)
     assert limit.name == name
     assert limit.remedy
     # Two numbers at least say so.
@@ -152,7 +152,7 @@ def test_there_is_a_case_for_every_rule() -> None:
 
 @pytest.mark.parametrize("cost", [STALLED, DRAINED, SLOWER], ids=["stalled", "drained", "slower"])
 def test_no_rule_fires_without_evidence(cost: CostFacts) -> None:
-    limit = limit_of(Evidence(cost))
+    limit = find_limit(Evidence(cost))
     assert (limit.name, limit.remedy) == (NOT_KNOWN, "")
 
 
@@ -180,39 +180,39 @@ def test_a_rule_is_silent_where_a_fact_contradicts_it(case: str) -> None:
     changed = {
         part: replace(getattr(evidence, part), **facts) for part, facts in LACKING[case].items()
     }
-    assert limit_of(replace(evidence, **changed)).name != name
+    assert find_limit(replace(evidence, **changed)).name != name
 
 
 def test_extents_are_told_from_a_probe_and_from_the_packed_arm() -> None:
     probed = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
-    assert "1,000,000 extents at 0.07 µs each, by a probe" in limit_of(probed).evidence_text
+    assert "1,000,000 extents at 0.07 µs each, by a probe" in find_limit(probed).evidence_text
     packed = Evidence(replace(STALLED, packed_ms=20.0), LEVEL_0)
-    assert "the same bytes packed cost 20.00 ms" in limit_of(packed).evidence_text
-    assert {limit_of(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
+    assert "the same bytes packed cost 20.00 ms" in find_limit(packed).evidence_text
+    assert {find_limit(bill).name for bill in (probed, packed)} == {"descriptors/extents"}
     # A probe that explains a tenth of the stall, and a packed arm that costs as much, say nothing.
     cheap_extents = Evidence(replace(STALLED, packed_ms=95.0), replace(LEVEL_0, naive_us=0.01))
-    assert limit_of(cheap_extents).name == NOT_KNOWN
+    assert find_limit(cheap_extents).name == NOT_KNOWN
 
 
 def test_the_time_of_an_extent_is_said_to_be_a_median() -> None:
     """36,864 extents at 345 µs are 12.7 s, and the stall was 23.3 s: a median is no mean."""
-    limit = limit_of(CASES["extents by chunks"][1])
+    limit = find_limit(CASES["extents by chunks"][1])
     assert limit.evidence_text.endswith("1,000 extents at 8 µs each in the median chunk")
 
 
 def test_a_program_on_the_models_core_alone_is_told_by_its_cpu_time() -> None:
     """One of eight cores is busy, but the program took most of the rest as CPU time."""
     machine = MachineFacts(core_count=8, busy_core_count=1.0, other_core_count=0.5, other_ms=80.0)
-    assert limit_of(Evidence(SLOWER, machine=machine)).name == "shared cores"
+    assert find_limit(Evidence(SLOWER, machine=machine)).name == "shared cores"
     idle = replace(machine, other_ms=20.0)
-    assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
+    assert find_limit(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
 
 
 def test_more_cpu_time_beside_streaming_is_named_as_that_of_other_processes() -> None:
     machine = MachineFacts(
         core_count=2, busy_core_count=0.68, other_core_count=1.27, other_ms=298.0
     )
-    assert limit_of(Evidence(SLOWER, machine=machine)).evidence_text.endswith(
+    assert find_limit(Evidence(SLOWER, machine=machine)).evidence_text.endswith(
         "; other processes took 1.27 and this job 0.68 of 2 cores; the other processes, kernel "
         "threads included, took 298.0 ms more CPU time per iteration than without streaming"
     )
@@ -231,7 +231,7 @@ def test_the_parts_of_a_cost_add_up_to_the_total_beside_them(
     total_ms: float, stalled_ms: float, numbers: str
 ) -> None:
     cost = CostFacts(total_ms, stalled_ms, drain_ms=0.0, request_ms=1000.0)
-    limit = limit_of(Evidence(cost))
+    limit = find_limit(Evidence(cost))
     assert limit.name == NOT_KNOWN
     assert limit.evidence_text == numbers.format(slower="the model itself running slower")
 
@@ -240,13 +240,13 @@ def test_a_sink_that_sleeps_between_two_looks_does_not_poll() -> None:
     """An eighth of a core is what waking costs, and 30 ms of CPU explain no 95 ms of cost."""
     for cpu_ms in (0.125 * 1100.0, 30.0):
         idle = replace(POLLED_MACHINE, sink=MovingSide(cpu_ms, needed_ms=0.0))
-        assert limit_of(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
+        assert find_limit(Evidence(SLOWER, machine=idle)).name == NOT_KNOWN
     stalled = Evidence(STALLED, machine=POLLED_MACHINE)
-    assert limit_of(stalled).name == NOT_KNOWN, "polling does not explain a stall"
+    assert find_limit(stalled).name == NOT_KNOWN, "polling does not explain a stall"
 
 
 def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
-    limit = limit_of(Evidence(SLOWER, machine=POLLED_MACHINE))
+    limit = find_limit(Evidence(SLOWER, machine=POLLED_MACHINE))
     assert limit.evidence_text == (
         "of 100.0 ms of cost, 95.0 ms are the model itself running slower (prompt +30.0 %, tokens "
         "+2.00 % of that phase); the sink took 600.0 ms of CPU time per request, of which "
@@ -257,35 +257,37 @@ def test_a_polling_sink_is_told_with_its_cpu_time_and_the_cores() -> None:
 
 def test_an_arm_that_waits_for_its_chunks_is_sent_to_level_3_or_else_to_packing() -> None:
     slow_packed_arm = Evidence(STALLED, replace(LEVEL_0, **CEILING))
-    assert limit_of(slow_packed_arm).remedy.startswith(
+    assert find_limit(slow_packed_arm).remedy.startswith(
         "--level 3, which streams beside the model; "
     )
     extents = Evidence(STALLED, replace(LEVEL_0, naive_us=0.07))
-    assert limit_of(extents).remedy.startswith("--level 1 or above, which packs them")
+    assert find_limit(extents).remedy.startswith("--level 1 or above, which packs them")
 
 
 def test_a_slow_link_comes_before_its_extents() -> None:
     evidence = Evidence(
         replace(STALLED, packed_ms=90.0), replace(LEVEL_0, naive_us=0.07, **CEILING)
     )
-    assert limit_of(evidence).name == "link rate"
+    assert find_limit(evidence).name == "link rate"
 
 
 def test_without_a_ceiling_the_stream_alone_is_no_evidence_of_a_rate() -> None:
     """A stream that each chunk's latency slows down alone must not count as a slow link."""
     stream = replace(LEVEL_1, alone_ms=95.0)
-    assert limit_of(Evidence(STALLED, stream, make_facts(PartKind.SINK, *CONSTANT))).name == "sink"
+    assert (
+        find_limit(Evidence(STALLED, stream, make_facts(PartKind.SINK, *CONSTANT))).name == "sink"
+    )
 
 
 def test_a_drain_behind_a_fast_stream_asks_for_longer_requests() -> None:
     draining = Evidence(DRAINED, StreamFacts(alone_ms=300.0), make_facts(PartKind.WIRE, *RISING))
-    assert limit_of(draining).remedy.startswith("longer requests")
-    assert limit_of(draining).evidence_text.startswith(
+    assert find_limit(draining).remedy.startswith("longer requests")
+    assert find_limit(draining).evidence_text.startswith(
         "of 100.0 ms of cost, 95.0 ms are drain; wire is 80 %"
     )
     behind = replace(draining, stream=StreamFacts(alone_ms=1100.0, nbytes=1e9))
-    assert "the stream alone takes 1100.0 ms" in limit_of(behind).evidence_text
-    assert "longer requests" not in limit_of(behind).remedy
+    assert "the stream alone takes 1100.0 ms" in find_limit(behind).evidence_text
+    assert "longer requests" not in find_limit(behind).remedy
 
 
 def test_a_chunk_time_is_cut_into_a_fixed_and_a_rising_part() -> None:

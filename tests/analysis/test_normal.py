@@ -24,7 +24,7 @@ from dejavubench.analysis.normal.verdicts import (
     RunNoise,
     describe_arm,
     describe_arms,
-    normality_of,
+    judge_normality,
 )
 from dejavubench.analysis.tables.host_columns import HostConditions
 from dejavubench.analysis.tables.normal_part import describe_others
@@ -63,7 +63,7 @@ OWN_ARM = make_arm("mine", 23.0)
 
 
 def place_among(*arms: MeasuredArm) -> RangePlace:
-    return normality_of(OWN_ARM, MachineTable("made up", arms)).place
+    return judge_normality(OWN_ARM, MachineTable("made up", arms)).place
 
 
 def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
@@ -73,7 +73,7 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
     assert place_among(*(make_arm(name, 20) for name in "abc")) is RangePlace.HIGH
     assert place_among(arm_of_a, arm_of_b) is RangePlace.NO_VERDICT
     assert place_among() is RangePlace.NO_VERDICT
-    assert normality_of(
+    assert judge_normality(
         make_arm("x", None), MachineTable("t", [arm_of_a, arm_of_b, arm_of_c])
     ).place is (RangePlace.NO_VERDICT)
 
@@ -94,12 +94,12 @@ def test_three_machines_make_a_range_and_fewer_no_verdict() -> None:
 )
 def test_another_class_the_own_run_and_other_chunks_are_left_out(changes: dict[str, Any]) -> None:
     other_arms = [make_arm(name, 35.0).model_copy(update=changes) for name in "abc"]
-    assert normality_of(OWN_ARM, MachineTable("t", other_arms)).other_machines == []
+    assert judge_normality(OWN_ARM, MachineTable("t", other_arms)).other_machines == []
 
 
 def test_a_machine_counts_once_with_all_of_its_runs() -> None:
     later = make_arm("a", 40.0, date="2026-11-30", run_id="another")
-    normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 31.0), later]))
+    normality = judge_normality(OWN_ARM, MachineTable("t", [make_arm("a", 31.0), later]))
     assert describe_arm(normality) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; one machine measured "
         "31–40 % on a (2026-11-25 to 2026-11-30): no verdict: needs 3 other machines, has 1."
@@ -108,7 +108,7 @@ def test_a_machine_counts_once_with_all_of_its_runs() -> None:
 
 def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
     def verdict_text(*arms: MeasuredArm) -> str:
-        return describe_arm(normality_of(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
+        return describe_arm(judge_normality(OWN_ARM, MachineTable("t", arms))).partition("; ")[2]
 
     assert verdict_text() == "no other machine of this class was measured."
     arm_of_small_chunks, arm_of_large_chunks = (
@@ -130,7 +130,7 @@ def test_machines_with_too_different_chunks_are_counted_not_denied() -> None:
 
 def test_a_verdict_names_machines_and_dates() -> None:
     table = MachineTable("t", [make_arm("a", 38), make_arm("b", 31), make_arm("c", 34)])
-    assert describe_arm(normality_of(OWN_ARM, table)) == (
+    assert describe_arm(judge_normality(OWN_ARM, table)) == (
         "mpi@3, same host: 23 % of mpi-windowed in chunks of 786.0 kB; on 3 machines 31–38 %: low "
         "(31 % on b (2026-11-25), 34 % on c (2026-11-25), 38 % on a (2026-11-25)). The table "
         '"where a chunk\'s time goes" of the long report shows what takes it.'
@@ -139,8 +139,8 @@ def test_a_verdict_names_machines_and_dates() -> None:
 
 def test_the_lowest_of_several_points_speaks_and_the_paper_stands_last() -> None:
     table = MachineTable("t", [])
-    normalities = [normality_of(make_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
-    unknown = normality_of(make_arm("m", None, arm="host@3"), table)
+    normalities = [judge_normality(make_arm("m", share), table) for share in (30.0, 25.0, 28.0)]
+    unknown = judge_normality(make_arm("m", None, arm="host@3"), table)
     lowest_sentence, unknown_sentence, paper_sentence = describe_arms([*normalities, unknown])
     assert lowest_sentence.startswith("mpi@3, same host: 25 % of")
     assert unknown_sentence.startswith("host@3: nothing is compared")
@@ -160,10 +160,10 @@ def test_the_own_machine_is_known_by_its_digest_with_all_of_its_runs() -> None:
         make_arm("a", 33.0, machine_digest="0be"),
     ]
     unknown = [make_arm("b", 34.0), make_arm("c", 35.0, machine_digest="da1")]
-    normality = normality_of(own_arm, MachineTable("t", [*own_texts, *unknown]))
+    normality = judge_normality(own_arm, MachineTable("t", [*own_texts, *unknown]))
     assert [other.machine for other in normality.other_machines] == ["b", "c"]
     # Two digests that nobody recorded are not equal.
-    assert len(normality_of(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
+    assert len(judge_normality(OWN_ARM, MachineTable("t", unknown)).other_machines) == 2
 
 
 def test_a_run_that_streams_nothing_is_not_asked_whether_it_is_normal(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_run_that_left_ceilings_out_gets_the_command_that_measures_them() -> N
     noise = RunNoise(ceilings_command=command)
     unknown_arms = [make_arm("m", None, arm=arm_name) for arm_name in ("host@3", "mpi@3")]
     text, _ = describe_arms(
-        [normality_of(arm, MachineTable("t", []), noise) for arm in unknown_arms]
+        [judge_normality(arm, MachineTable("t", []), noise) for arm in unknown_arms]
     )
     assert text == (
         "host@3, mpi@3: nothing is compared, because no share of a ceiling was measured. The run "
@@ -190,7 +190,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
     records = RESULTS / "epyc-bf16-2core" / "records"
     for arm in arms_of(find([next(records.glob("fig25-*155429Z"))]).runs):
         renamed_arm = arm.model_copy(update={"machine": "vm, AMD EPYC", "run_id": "another"})
-        normality = normality_of(renamed_arm, read_shipped_table())
+        normality = judge_normality(renamed_arm, read_shipped_table())
         assert {other.machine for other in normality.other_machines} == {"epyc-2core", "xeon-2core"}
         assert normality.place is RangePlace.NO_VERDICT
 
@@ -198,7 +198,7 @@ def test_a_run_of_a_shipped_machine_under_another_name_gets_no_verdict() -> None
 def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
     table = MachineTable("t", [make_arm("a", 38), make_arm("b", 31), make_arm("c", 34)])
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
-    normality = normality_of(OWN_ARM, table, busy)
+    normality = judge_normality(OWN_ARM, table, busy)
     assert normality.place is RangePlace.NO_VERDICT
     assert (
         "; on 3 machines 31–38 %: no verdict: the machine was busy: other programs took 1.3 of "
@@ -209,7 +209,7 @@ def test_a_busy_machine_gets_no_verdict_and_the_reason() -> None:
 
 def test_of_too_few_machines_and_a_busy_one_both_reasons_are_named() -> None:
     busy = RunNoise("other programs took 1.3 of 2 cores, in 9 of 10 rounds")
-    normality = normality_of(OWN_ARM, MachineTable("t", [make_arm("a", 38)]), busy)
+    normality = judge_normality(OWN_ARM, MachineTable("t", [make_arm("a", 38)]), busy)
     assert describe_arm(normality).endswith(
         ": no verdict: needs 3 other machines, has 1; the machine was busy: other programs took "
         "1.3 of 2 cores, in 9 of 10 rounds."
@@ -243,7 +243,8 @@ def test_the_own_cost_beside_the_papers_says_whether_it_is_told_from_noise() -> 
         RunNoise(None, Noise(low=-0.0079, high=0.653), False),
     )
     texts = [
-        describe_arms([normality_of(OWN_ARM, MachineTable("t", []), noise)])[-1] for noise in noises
+        describe_arms([judge_normality(OWN_ARM, MachineTable("t", []), noise)])[-1]
+        for noise in noises
     ]
     assert texts[0].endswith(": mpi@3 +5.00 % (no cost shown, noise ±7.40 %).")
     assert texts[1].endswith(": mpi@3 +5.00 % (a cost, noise ±0.52 %).")
@@ -295,7 +296,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
     ]
     places = {}
     for arm in arms:
-        normality = normality_of(arm, read_shipped_table())
+        normality = judge_normality(arm, read_shipped_table())
         machines = {other.machine for other in normality.other_machines}
         assert machines == {"epyc-2core", "epyc-bf16-2core", "xeon-2core"}
         places[arm.arm] = normality.place
@@ -305,7 +306,7 @@ def test_a_run_on_another_cpu_gets_verdicts_of_the_shipped_table() -> None:
         "mpi@3": RangePlace.WITHIN,
     }
     slow = arms[0].model_copy(update={"share_pct": 20.0})
-    text = describe_arm(normality_of(slow, read_shipped_table()))
+    text = describe_arm(judge_normality(slow, read_shipped_table()))
     assert "; on 3 machines 50–70 %: low (50 % on epyc-bf16-2core (2026-11-30), " in text
     assert text.endswith("of the long report shows what takes it.")
 
@@ -332,7 +333,7 @@ def test_a_folder_of_runs_and_a_file_are_tables(tmp_path: Path) -> None:
     own_arm = table_of_runs.arms[0].model_copy(
         update={"share_pct": 1.0, "run_id": "x", "machine": "x"}
     )
-    assert normality_of(own_arm, table_of_runs).place is RangePlace.LOW
+    assert judge_normality(own_arm, table_of_runs).place is RangePlace.LOW
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", "no json", '[{"machine": 1}]'])

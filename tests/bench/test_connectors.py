@@ -205,7 +205,7 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
     transports = {name: SimpleNamespace(probe_nbytes=100 * size) for name, size in nbytes.items()}
     schedule: Any = SimpleNamespace(experiment=None, on_disk=arms, transports=transports)
     two_microbatches = SimpleNamespace(local_streams=lambda: [["stream"], ["stream"]])
-    monkeypatch.setattr(skips, "view_of", lambda *_: two_microbatches)
+    monkeypatch.setattr(skips, "make_worker_view", lambda *_: two_microbatches)
     ranks: Any = SimpleNamespace(topology=None)
     point: Any = SimpleNamespace()
     assert skips.count_stored_nbytes(schedule, point, ranks, connectors) == 2 * (10 + 10 + 1)

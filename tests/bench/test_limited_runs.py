@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
-from dejavubench.analysis.answers.limits.rules import Limit, limit_of
+from dejavubench.analysis.answers.limits.collect_evidence import make_evidence
+from dejavubench.analysis.answers.limits.rules import Limit, find_limit
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import read_host_rounds
@@ -37,9 +37,9 @@ def find_limits(measured: Run, with_conditions: bool = True) -> dict[str, Limit]
     for name, arm in point.arms.items():
         if arm.info.is_streaming:
             mine = [bill for bill in bills_ if bill.arm_name == name]
-            evidence = evidence_of(measured, hosts, point, arm, mine)
+            evidence = make_evidence(measured, hosts, point, arm, mine)
             assert evidence is not None
-            named[name] = limit_of(evidence)
+            named[name] = find_limit(evidence)
     return named
 
 

@@ -22,8 +22,8 @@ from statistics import median, quantiles
 
 import pytest
 
-from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
-from dejavubench.analysis.answers.limits.rules import limit_of
+from dejavubench.analysis.answers.limits.collect_evidence import make_evidence
+from dejavubench.analysis.answers.limits.rules import find_limit
 from dejavubench.analysis.breakdown.chunk_bill import make_bills
 from dejavubench.analysis.breakdown.overhead_parts import compute_overhead_parts
 from dejavubench.analysis.facts.collect_samples import collect
@@ -99,9 +99,9 @@ def find_limits(folder: Path) -> dict[str, str]:
     for name, arm in point.arms.items():
         mine = [bill for bill in bills_ if bill.arm_name == name]
         if arm.info.is_streaming:
-            evidence = evidence_of(run_of_folder, hosts, point, arm, mine)
+            evidence = make_evidence(run_of_folder, hosts, point, arm, mine)
             assert evidence is not None
-            named[name] = limit_of(evidence).name
+            named[name] = find_limit(evidence).name
     return named
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dejavubench.analysis.answers.judgement import Noise
-from dejavubench.analysis.answers.run_answers import RunAnswers, answers_of
+from dejavubench.analysis.answers.run_answers import RunAnswers, find_answers
 from dejavubench.analysis.answers.summary import write_summary
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.numbers.stats import Estimate
@@ -33,7 +33,7 @@ def answer_run(
 ) -> RunAnswers:
     """Answer a synthetic run, which is made with these options of :func:`write_run`."""
     run = read_run(write_run(folder, arms, points, **options))  # type: ignore[arg-type]
-    return answers_of(run, collect(run), [], [])
+    return find_answers(run, collect(run), [], [])
 
 
 def sentences(answers: RunAnswers) -> list[str]:

@@ -15,7 +15,7 @@ from dejavubench.dejavulib.kv_cache import BOTH, Region, Span
 from dejavubench.models.hub.specs import SPECS
 from dejavubench.planning import duration, fit, memory
 from dejavubench.planning.fit import HostResources
-from dejavubench.planning.setups import geometry_of, list_setups, make_whole_region
+from dejavubench.planning.setups import list_setups, make_geometry, make_whole_region
 from dejavubench.planning.staging import plan_sink_staging
 from dejavubench.planning.traffic import MOST_REGION_PAIRS
 from dejavubench.transports.registry import find_transport
@@ -73,7 +73,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
     (point,) = plan.points
     source, sink = list_setups(point)
     slot = 16 << 20
-    geometries = [geometry_of(point, source, worker) for worker in range(source.workers)]
+    geometries = [make_geometry(point, source, worker) for worker in range(source.workers)]
     assert memory.make_worker_geometry(point) == max(
         geometries, key=lambda geometry: geometry.layers
     )
@@ -81,7 +81,7 @@ def test_the_fullest_workers_are_known_without_looking_at_each(
         len(stream_in(source, sink, worker, make_whole_region(point)))
         for worker in range(sink.workers)
     )
-    cache = max(geometry_of(point, sink, worker).nbytes for worker in range(sink.workers))
+    cache = max(make_geometry(point, sink, worker).nbytes for worker in range(sink.workers))
     assert (
         memory.count_arriving_nbytes(point)
         + plan_sink_staging(plan, point, memory.count_arriving_streams(point)).host_nbytes

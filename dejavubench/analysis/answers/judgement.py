@@ -1,6 +1,6 @@
 """Judgement of a difference of two arms: shown, or not told from noise.
 
-Two rules decide, each held by one function. :func:`side_of` asks on which side of a limit an
+Two rules decide, each held by one function. :func:`find_side` asks on which side of a limit an
 interval lies. :func:`is_within_noise` asks whether two identical arms differed by as much.
 ``compare`` decides by the first alone, ANSWER by both: docs/method/answers.md says why.
 """
@@ -91,7 +91,7 @@ class Difference:
         return count_more_rounds(self.estimate, self.noise)
 
 
-def side_of(low: float, high: float, limit: float = 0.0) -> int:
+def find_side(low: float, high: float, limit: float = 0.0) -> int:
     """Return 1 if an interval lies above a limit, −1 if it lies below it, 0 if it holds it.
 
     An interval that begins or ends at the limit holds it.
@@ -124,7 +124,7 @@ def judge(difference: stats.Estimate, noise: Noise | None) -> Judgement:
         return Judgement.NOISE_UNKNOWN
     if is_within_noise(difference.median, noise):
         return Judgement.WITHIN_NOISE
-    side = side_of(difference.low, difference.high)
+    side = find_side(difference.low, difference.high)
     return Judgement.OPEN if side == 0 else Judgement.SLOWER if side > 0 else Judgement.FASTER
 
 
@@ -163,7 +163,7 @@ def _round_up(round_count: float) -> int:
     return math.ceil(round_count / scale) * int(scale)
 
 
-def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
+def estimate_noise(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
     """Return the interval of the noise floor at a point; None if it is unknown."""
     noise_floor = stats.estimate_noise_floor(point.baselines(quantity))
     if noise_floor is None or noise_floor.sample_count < stats.COVERING_ROUND_COUNT:
@@ -171,17 +171,19 @@ def noise_of(point: PointSamples, quantity: Quantity = "total") -> Noise | None:
     return Noise(noise_floor.low, noise_floor.high)
 
 
-def cost_of(
+def estimate_cost(
     point: PointSamples, samples: ArmSamples, quantity: Quantity = "total"
 ) -> Difference | None:
     """Return an arm's overhead; None without a baseline or a common round."""
     overhead = stats.estimate_paired_overhead(
         samples.times.series(quantity), point.baselines(quantity)
     )
-    return None if overhead is None else Difference(overhead, noise_of(point, quantity))
+    return None if overhead is None else Difference(overhead, estimate_noise(point, quantity))
 
 
-def difference_of(point: PointSamples, arm: ArmSamples, other_arm: ArmSamples) -> Difference | None:
+def estimate_difference(
+    point: PointSamples, arm: ArmSamples, other_arm: ArmSamples
+) -> Difference | None:
     """Return the difference of an arm from another one, paired round by round.
 
     Both were measured in the same rounds, so their ratio needs no baseline. It divides one time by
@@ -193,4 +195,4 @@ def difference_of(point: PointSamples, arm: ArmSamples, other_arm: ArmSamples) -
     change = compute_paired_change(make_median_sample(np.log(ratios)))
     iqr = stats.estimate(ratios).iqr
     estimate = stats.Estimate(change.middle, change.low, change.high, iqr, change.sample_count)
-    return Difference(estimate, noise_of(point))
+    return Difference(estimate, estimate_noise(point))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from dejavubench.analysis.answers.judgement import Difference, cost_of, difference_of
+from dejavubench.analysis.answers.judgement import Difference, estimate_cost, estimate_difference
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples
 from dejavubench.dejavulib.levels import DEFAULT_LEVEL, LEVELS
 
@@ -34,7 +34,7 @@ class Pair:
     destination: str | None = None
 
 
-def pairs_of(point: PointSamples) -> list[Pair]:
+def compare_pairs(point: PointSamples) -> list[Pair]:
     """Return the pairs of a point: those of levels, destination by destination, then the others.
 
     Without a baseline arms can be compared as well; the noise is then unknown.
@@ -74,7 +74,7 @@ def _pair_destinations(point: PointSamples, arms: Sequence[ArmSamples]) -> Itera
     arms_and_costs = [
         (arm, cost.estimate.median)
         for arm in arms_at_level
-        if (cost := cost_of(point, arm)) is not None
+        if (cost := estimate_cost(point, arm)) is not None
     ]
     if arms_and_costs:
         cheapest_arm, _ = min(arms_and_costs, key=lambda arm_and_cost: arm_and_cost[1])
@@ -93,6 +93,6 @@ def _make_pair(
     point: PointSamples, arm: ArmSamples, other_arm: ArmSamples, destination: str | None = None
 ) -> Iterator[Pair]:
     """Yield a pair; nothing if the arms have no round in common."""
-    difference = difference_of(point, arm, other_arm)
+    difference = estimate_difference(point, arm, other_arm)
     if difference is not None:
         yield Pair(point.info.id, arm.info.name, other_arm.info.name, difference, destination)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from dejavubench.analysis.answers.judgement import Difference, Judgement, cost_of
-from dejavubench.analysis.answers.limits.collect_evidence import evidence_of
-from dejavubench.analysis.answers.limits.rules import NOT_LOOKED_FOR, Limit, limit_of
-from dejavubench.analysis.answers.pairs import Pair, pairs_of
+from dejavubench.analysis.answers.judgement import Difference, Judgement, estimate_cost
+from dejavubench.analysis.answers.limits.collect_evidence import make_evidence
+from dejavubench.analysis.answers.limits.rules import NOT_LOOKED_FOR, Limit, find_limit
+from dejavubench.analysis.answers.pairs import Pair, compare_pairs
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import Phase
 from dejavubench.analysis.facts.host_rounds import HostRounds, is_busy
@@ -114,7 +114,7 @@ class RunAnswers:
         return list(dict.fromkeys(answer.point_id for answer in self.arms))
 
 
-def answers_of(
+def find_answers(
     run: Run,
     points: Mapping[str, PointSamples],
     hosts: Sequence[HostRounds],
@@ -129,7 +129,7 @@ def answers_of(
                 key = _name_point_and_arm(samples)
                 arm_bills = [bill for bill in bills if (bill.point_id, bill.arm_name) == key]
                 arms.append(_answer_arm(run, hosts, point, samples, arm_bills))
-        pairs.extend(pairs_of(point))
+        pairs.extend(compare_pairs(point))
     round_ms = sum(
         stats.median_of(samples.times.total) or 0.0
         for point in points.values()
@@ -152,8 +152,8 @@ def _answer_arm(
     """Answer about one arm; its limit is looked for only where a cost is shown."""
     answer = ArmAnswer(
         *_name_point_and_arm(samples),
-        cost=cost_of(point, samples),
-        token_cost=cost_of(point, samples, "token"),
+        cost=estimate_cost(point, samples),
+        token_cost=estimate_cost(point, samples, "token"),
         target=run.header.experiment.get("target_overhead"),
         median_totals_ms=_compute_median_totals_ms(point, samples),
         others_text=_describe_others(hosts, samples),
@@ -162,8 +162,8 @@ def _answer_arm(
     if answer.judgement is Judgement.SLOWER:
         phase = "total"
     if phase is not None:
-        evidence = evidence_of(run, hosts, point, samples, bills, phase)
-        return answer if evidence is None else replace(answer, limit=limit_of(evidence))
+        evidence = make_evidence(run, hosts, point, samples, bills, phase)
+        return answer if evidence is None else replace(answer, limit=find_limit(evidence))
     return replace(answer, limit=NO_COST) if answer.judgement in NOT_SHOWN else answer
 
 

@@ -6,7 +6,7 @@ from dejavubench.analysis.facts.source_ranks import list_sources
 from dejavubench.records import Ceiling, Run
 
 
-def ceiling_of(
+def sum_ceilings(
     run: Run, name: str, point_id: str, durability: str | None, unit: str = "GB/s"
 ) -> tuple[float, int] | None:
     """Return a ceiling, summed over the best of each rank that measured it, and their number.
@@ -37,7 +37,7 @@ def share_of_ceiling(
     run: Run, name: str, point_id: str, rate: float, unit: str = "GB/s"
 ) -> float | None:
     """Return ``rate`` in percent of a ceiling; None unless every source measured the ceiling."""
-    ceiling = ceiling_of(run, name, point_id, None, unit)
+    ceiling = sum_ceilings(run, name, point_id, None, unit)
     return (
         100 * rate / ceiling[0]
         if ceiling is not None and ceiling[1] == len(list_sources(run))

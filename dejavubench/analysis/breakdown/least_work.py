@@ -25,7 +25,7 @@ class Work:
     token_nbytes: float | None
 
 
-def work_of(run: Run, point: PointInfo) -> Work:
+def compute_work(run: Run, point: PointInfo) -> Work:
     """Return the work of a run's point."""
     return compute_least_work(point, find_weights_itemsize(run, point))
 

@@ -14,7 +14,7 @@ from dejavubench.analysis.comparison.gate import GateJudgement, GateVerdict
 from dejavubench.analysis.comparison.matching import match_operands
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.operands import Operand
-from dejavubench.analysis.comparison.pairing import Pairing, pairing_of
+from dejavubench.analysis.comparison.pairing import Pairing, choose_pairing
 from dejavubench.analysis.number_texts import format_counts
 from dejavubench.analysis.numbers.round_changes import Change
 from dejavubench.errors import ExitStatus
@@ -71,7 +71,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         NotComparableError: the message names what differs.
     """
     require_comparable([*a.runs, *b.runs])
-    pairing = pairing_of(a, b)
+    pairing = choose_pairing(a, b)
     for operand in (a, b):
         _require_alike(operand)
     settings = differences.find_setting_differences(a.header, b.header)

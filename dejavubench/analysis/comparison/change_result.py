@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from dejavubench.analysis.answers.difference_texts import format_noise
-from dejavubench.analysis.answers.judgement import is_within_noise, noise_of, side_of
+from dejavubench.analysis.answers.judgement import estimate_noise, find_side, is_within_noise
 from dejavubench.analysis.comparison.build import Comparison
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.differences import MACHINE_DIGEST
@@ -72,7 +72,7 @@ def _sort_by_change(comparison: Comparison, judged_rows: Iterable[ComparisonRow]
         elif low is None or high is None or row.gate.reason is not None:
             unchanged_rows.append(row)
         else:
-            side = side_of(low, high)
+            side = find_side(low, high)
             (slower_rows if side > 0 else faster_rows if side < 0 else unchanged_rows).append(row)
     sorted_rows = (
         ("Slower", slower_rows),
@@ -152,9 +152,9 @@ def _describe_noise(comparison: Comparison, row: ComparisonRow) -> str:
     change, low, high = choose_judged_change(row)
     if comparison.pairing is not Pairing.ROUNDS or quantity is None:
         return ""
-    if change is None or low is None or high is None or side_of(low, high) == 0:
+    if change is None or low is None or high is None or find_side(low, high) == 0:
         return ""
-    noise = noise_of(comparison.a.samples[0][row.point_a], quantity)
+    noise = estimate_noise(comparison.a.samples[0][row.point_a], quantity)
     if noise is None or not is_within_noise(change / 100, noise):
         return ""
     return f", within the noise of two identical arms ({format_noise(noise)})"

@@ -11,7 +11,7 @@ import numpy as np
 from dejavubench.analysis.comparison.matching import CellPair
 from dejavubench.analysis.comparison.metric import Metric
 from dejavubench.analysis.comparison.pairing import Pairing
-from dejavubench.analysis.comparison.timings import Timing, baseline_of, timing_of
+from dejavubench.analysis.comparison.timings import Timing, make_baseline_timing, make_timing
 from dejavubench.analysis.facts.samples import PointSamples
 from dejavubench.analysis.numbers.round_changes import (
     Change,
@@ -129,13 +129,13 @@ def _find_cells(
 
 
 def _find_cell(point: PointSamples, arm: ArmInfo | None, metric: Metric) -> _Cell | None:
-    base = baseline_of(point, metric)
+    base = make_baseline_timing(point, metric)
     if arm is None:
         return _Cell(base, None) if base and base.rounds else None
     samples = point.arms.get(arm.name)
     if samples is None or samples.why_failed is not None:
         return None
-    timing = timing_of(samples, metric)
+    timing = make_timing(samples, metric)
     # A baseline that was asked for by its name is an arm like others, but has no overhead.
     own_base = base if samples.info.is_streaming else None
     return _Cell(timing, own_base) if timing and timing.rounds else None

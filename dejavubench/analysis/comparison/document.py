@@ -31,7 +31,7 @@ def format_result_line(comparison: Comparison) -> str:
     return "\n".join([change_result.describe_result(comparison), *comparison.complaints])
 
 
-def block_of(comparison: Comparison, judged_format: str = "{}") -> Block:
+def make_comparison_block(comparison: Comparison, judged_format: str = "{}") -> Block:
     """Return the table; points are named where there are several.
 
     Args:
@@ -121,7 +121,7 @@ def make_lines(comparison: Comparison, width: int) -> list[TextLine]:
     ]
     for operand in (comparison.a, comparison.b):
         text_lines += map(TextLine, wrap(change_sentences.describe_operand(operand), width, "  "))
-    text_lines += [*text_tables.make_lines(block_of(comparison), width), TextLine("")]
+    text_lines += [*text_tables.make_lines(make_comparison_block(comparison), width), TextLine("")]
     if comparison.differences:
         text_lines += [TextLine("A and B also differ in", "italic")]
         for difference in comparison.differences:
@@ -149,7 +149,7 @@ def write(comparison: Comparison, style: str, out: IO[str]) -> None:
 
 def _to_markdown(comparison: Comparison) -> str:
     """Return the result, the table with the judged change in bold, warnings, and folded facts."""
-    block = block_of(comparison, judged_format="**{}**")
+    block = make_comparison_block(comparison, judged_format="**{}**")
     rows = [cells for group in block.groups for cells in group]
     notes = change_sentences.make_notes(comparison)
     facts = [note.text for note in notes if note.severity == "info"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dejavubench.analysis.answers.judgement import side_of
+from dejavubench.analysis.answers.judgement import find_side
 from dejavubench.analysis.comparison.pairing import Pairing
 from dejavubench.analysis.number_texts import format_signed_percent
 from dejavubench.analysis.numbers.round_changes import Change, count_fewest_rounds
@@ -56,7 +56,7 @@ def judge_by_interval(change: Change, limit: float) -> GateJudgement:
             GateVerdict.UNRESOLVED,
             f"{change.sample_count} of at least {fewest_samples} rounds or pairs",
         )
-    if side_of(change.low, change.high, limit) > 0:
+    if find_side(change.low, change.high, limit) > 0:
         return GateJudgement(GateVerdict.REGRESSION)
     # An interval that holds the limit decides nothing, however close its median is.
     return GateJudgement(GateVerdict.PASS if change.high <= limit else GateVerdict.UNRESOLVED)
@@ -93,7 +93,7 @@ def judge_runs_apart(
         )
     if (
         judgement.verdict is GateVerdict.PASS
-        and side_of(time_change.low, time_change.high, limit) > 0
+        and find_side(time_change.low, time_change.high, limit) > 0
     ):
         return GateJudgement(
             GateVerdict.UNRESOLVED,

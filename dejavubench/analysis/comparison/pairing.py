@@ -21,7 +21,7 @@ class Pairing(StrEnum):
     APART = "apart"
 
 
-def pairing_of(a: Operand, b: Operand) -> Pairing:
+def choose_pairing(a: Operand, b: Operand) -> Pairing:
     """Return how A and B were measured.
 
     Raises:

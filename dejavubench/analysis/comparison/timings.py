@@ -116,7 +116,7 @@ def _log_of_draws(
     return log_of
 
 
-def timing_of(samples: ArmSamples, metric: Metric) -> Timing | None:
+def make_timing(samples: ArmSamples, metric: Metric) -> Timing | None:
     """Return the times of an arm; None if the run did not measure them."""
     if metric is Metric.P99:
         return TailTiming((samples.times.steps,)) if samples.times.steps else None
@@ -124,7 +124,7 @@ def timing_of(samples: ArmSamples, metric: Metric) -> Timing | None:
     return SeriesTiming(series) if series else None
 
 
-def baseline_of(point: PointSamples, metric: Metric) -> Timing | None:
+def make_baseline_timing(point: PointSamples, metric: Metric) -> Timing | None:
     """Return the times of a point's baselines together; None without a baseline."""
     if metric is Metric.P99:
         arms = tuple(arm.times.steps for arm in point.baseline_arms() if arm.times.steps)

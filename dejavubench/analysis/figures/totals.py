@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
+from dejavubench.analysis.answers.judgement import estimate_cost, is_told_from_noise
 from dejavubench.analysis.figures.figure import NothingToDrawError
 from dejavubench.analysis.figures.shared_columns import (
     ArmColumns,
@@ -54,7 +54,7 @@ def make_total_rows(run: Run) -> list[TotalRow]:
     """
     rows = []
     for point, arm in list_shown_arms(run):
-        cost = cost_of(point, arm) if arm.info.role == "streaming" else None
+        cost = estimate_cost(point, arm) if arm.info.role == "streaming" else None
         total, low, high = split_estimate(estimate_series(arm.times.total))
         rows.append(
             TotalRow(

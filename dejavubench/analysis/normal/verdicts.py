@@ -149,7 +149,7 @@ class Normality:
         return RangePlace.HIGH if share > most_pct else RangePlace.WITHIN
 
 
-def normality_of(
+def judge_normality(
     arm: MeasuredArm, table: MachineTable, noise: RunNoise = UNKNOWN_NOISE
 ) -> Normality:
     """Return the machines that an arm may be compared with; its own is left out."""

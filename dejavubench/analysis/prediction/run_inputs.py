@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from dejavubench import units
-from dejavubench.analysis.breakdown.least_work import work_of
+from dejavubench.analysis.breakdown.least_work import compute_work
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of
 from dejavubench.analysis.facts.collect_samples import collect
 from dejavubench.analysis.facts.host_rounds import HostRounds, read_host_rounds
@@ -112,7 +112,7 @@ def _make_point(run: Run, point: PointSamples) -> PointInputs | None:
     prompt_ms = stats.compute_geometric_mean(prompt_baselines)
     return PointInputs(
         point.info,
-        work_of(run, point.info),
+        compute_work(run, point.info),
         prompt_ms,
         # A request of one token has no steps.
         stats.compute_geometric_mean(token_baselines)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from dejavubench.analysis.answers.judgement import Difference
 from dejavubench.analysis.answers.pairs import Pair
-from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, answers_of
+from dejavubench.analysis.answers.run_answers import ArmAnswer, RunAnswers, find_answers
 from dejavubench.analysis.answers.sentences import cost_sentence, pair_sentence
 from dejavubench.analysis.answers.summary import write_summary
 from dejavubench.analysis.number_texts import format_3_digits, format_ms, format_nbytes
@@ -250,7 +250,9 @@ def _make_content(run_data: RunData) -> PartContent:
     rows = run_data.reached_rows
     if not rows:
         return PartContent(_explain_missing_rounds(run_data.run, run_data.rows))
-    answers = answers_of(run_data.run, run_data.points, run_data.hosts, run_data.chunk_files.bills)
+    answers = find_answers(
+        run_data.run, run_data.points, run_data.hosts, run_data.chunk_files.bills
+    )
     handover_sentences = _handover_sentences(rows)
     # Arms of a hand-over have no baseline, so a summary of costs could only say so.
     answer_sentences = [] if handover_sentences else write_summary(answers, _label_points(rows))

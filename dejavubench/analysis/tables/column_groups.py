@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dejavubench.analysis.answers.judgement import cost_of, is_told_from_noise
-from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.breakdown.least_work import work_of
+from dejavubench.analysis.answers.judgement import estimate_cost, is_told_from_noise
+from dejavubench.analysis.breakdown.ceiling_shares import share_of_ceiling, sum_ceilings
+from dejavubench.analysis.breakdown.least_work import compute_work
 from dejavubench.analysis.breakdown.tails import (
     compute_percentiles,
     estimate_p99_noise,
@@ -108,12 +108,12 @@ def make_overhead(point: PointSamples, samples: ArmSamples, run: Run) -> Overhea
 
 def judge_noise(point: PointSamples, samples: ArmSamples) -> NoiseJudgement:
     """Return whether the overheads of an arm are told from noise; nothing for a baseline."""
-    cost = cost_of(point, samples) if samples.info.is_streaming else None
+    cost = estimate_cost(point, samples) if samples.info.is_streaming else None
     if cost is None:
         return NoiseJudgement()
     reach = None if cost.reach is None else 100 * cost.reach
     return NoiseJudgement(
-        reach, is_told_from_noise(cost), is_told_from_noise(cost_of(point, samples, "token"))
+        reach, is_told_from_noise(cost), is_told_from_noise(estimate_cost(point, samples, "token"))
     )
 
 
@@ -158,7 +158,7 @@ def make_rates(run: Run, point: PointSamples, samples: ArmSamples) -> StreamRate
     info = info_of(run, samples.info)
     name = info.ceiling if info else None
     durability = samples.info.durability
-    ceiling = ceiling_of(run, name, point.info.id, durability) if name else None
+    ceiling = sum_ceilings(run, name, point.info.id, durability) if name else None
     if ceiling is not None:
         rates.ceiling = name
         rates.ceiling_gb_per_s = ceiling[0]
@@ -178,7 +178,7 @@ def make_speed(run: Run, point: PointSamples, samples: ArmSamples) -> Speed:
     # With a pipeline, prompt_ms is no time of computing alone: stages wait for each other.
     if point.info.pipeline_para_size > 1:
         return speed
-    least_work = work_of(run, point.info)
+    least_work = compute_work(run, point.info)
     point_id = point.info.id
     prompt = median_of(samples.times.prompt)
     token = median_of(samples.times.token)

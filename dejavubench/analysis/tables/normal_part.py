@@ -15,7 +15,7 @@ from dejavubench.analysis.normal.verdicts import (
     RunNoise,
     describe_arm,
     describe_arms,
-    normality_of,
+    judge_normality,
 )
 from dejavubench.analysis.tables.cell_texts import has_alone
 from dejavubench.analysis.tables.process_columns import Row
@@ -164,7 +164,7 @@ def _make_content_maker(table: MachineTable | None) -> Callable[[RunData], PartC
         if table is None or not any(row.is_streaming for row in run_data.rows):
             return PartContent()
         rows_and_normalities = [
-            (row, normality_of(arm, table, _noise_of(row, run_data)))
+            (row, judge_normality(arm, table, _noise_of(row, run_data)))
             for row, arm in list_measured_arms(run_data.run, run_data.rows)
         ]
         texts = describe_arms([normality for _, normality in rows_and_normalities])

@@ -12,7 +12,7 @@ from dejavubench.dejavulib.exchange import Setup, stream_in, stream_out
 from dejavubench.dejavulib.kv_cache import KVGeometry, Region
 from dejavubench.dejavulib.schedule import StreamSchedule
 from dejavubench.parallel.topology import Topology
-from dejavubench.planning.setups import geometry_of, list_setups, make_whole_region, setup_of
+from dejavubench.planning.setups import list_setups, make_geometry, make_setup, make_whole_region
 from dejavubench.planning.staging import choose_slot_nbytes
 
 
@@ -46,12 +46,12 @@ class WorkerView:
     @property
     def setup(self) -> Setup:
         """Setup of this worker's side: PP × TP × batch."""
-        return setup_of(self.point, self.sizes)
+        return make_setup(self.point, self.sizes)
 
     @property
     def geometry(self) -> KVGeometry:
         """Geometry of this worker's cache of one microbatch."""
-        return geometry_of(self.point, self.setup, self.topology.worker_index)
+        return make_geometry(self.point, self.setup, self.topology.worker_index)
 
     def local_streams(self) -> list[list[Stream]]:
         """Return each microbatch's stream of this worker's whole cache to a place of its own."""
@@ -81,7 +81,7 @@ class WorkerView:
         # stream_in mirrors stream_out: both sides derive the same pairs in the same order.
         if self.is_source:
             for outgoing_pair in stream_out(sources, sinks, worker_index, make_whole_region(point)):
-                other_geometry = geometry_of(point, sinks, outgoing_pair.target)
+                other_geometry = make_geometry(point, sinks, outgoing_pair.target)
                 yield (
                     outgoing_pair.source_microbatch,
                     outgoing_pair.source_region,
@@ -90,7 +90,7 @@ class WorkerView:
                 )
         else:
             for incoming_pair in stream_in(sources, sinks, worker_index, make_whole_region(point)):
-                other_geometry = geometry_of(point, sources, incoming_pair.source)
+                other_geometry = make_geometry(point, sources, incoming_pair.source)
                 yield (
                     incoming_pair.target_microbatch,
                     incoming_pair.target_region,
@@ -128,7 +128,7 @@ class WorkerView:
         return layer + layers.start, head + heads.start
 
 
-def view_of(point: Point, topology: Topology, rank: int | None = None) -> WorkerView:
+def make_worker_view(point: Point, topology: Topology, rank: int | None = None) -> WorkerView:
     """Return the part of this rank, or of another one, at a point."""
     # Another rank's part follows from its number alone, so no rank has to be asked.
     own_topology = topology if rank is None else replace(topology, rank=rank)

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.assignment.worker import view_of
+from dejavubench.bench.assignment.worker import make_worker_view
 from dejavubench.bench.startup.ranks import Ranks, agree, agree_on_reasons
 from dejavubench.config.experiment import Experiment
 from dejavubench.config.points import Point
@@ -94,9 +94,13 @@ def make_point_context(experiment: Experiment, point: Point, ranks: Ranks) -> Po
     # The same list on every rank, in the same order: connecting may be collective.
     topology = ranks.topology
     pairs = [
-        (rank, sink) for rank in topology.sources for sink in view_of(point, topology, rank).peers()
+        (rank, sink)
+        for rank in topology.sources
+        for sink in make_worker_view(point, topology, rank).peers()
     ]
-    streams_of_microbatches = view_of(point, topology).local_streams() if ranks.is_source else []
+    streams_of_microbatches = (
+        make_worker_view(point, topology).local_streams() if ranks.is_source else []
+    )
     return PointContext(
         pairs=pairs,
         streams=[stream for microbatch in streams_of_microbatches for stream in microbatch],

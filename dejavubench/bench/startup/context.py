@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mpi4py import MPI
 
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.assignment.worker import WorkerView, view_of
+from dejavubench.bench.assignment.worker import WorkerView, make_worker_view
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler
 from dejavubench.bench.recording.chunk_file import ChunkFile
@@ -95,7 +95,7 @@ class RunContext:
 
     def find_worker_view(self, point: Point, rank: int | None = None) -> WorkerView:
         """Return the part of this rank, or of another one, at a point."""
-        return view_of(point, self.ranks.topology, rank)
+        return make_worker_view(point, self.ranks.topology, rank)
 
     def apply_settings(self, point: Point) -> None:
         """Give this process the threads and cores of a point. Called before its model is loaded."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.assignment.worker import view_of
+from dejavubench.bench.assignment.worker import make_worker_view
 from dejavubench.bench.startup.connectors import Connectors
 from dejavubench.bench.startup.ranks import Ranks, agree_on_reasons
 from dejavubench.config.points import Point
@@ -63,7 +63,7 @@ def count_stored_nbytes(
     runnable: RunnablePlan, point: Point, ranks: Ranks, connectors: Connectors
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
-    streams_of_microbatches = view_of(point, ranks.topology).local_streams()
+    streams_of_microbatches = make_worker_view(point, ranks.topology).local_streams()
     writers = {arm.destination_key: arm.transport.name for arm in runnable.on_disk if arm.transport}
     return sum(
         connectors[name].stored_nbytes(stream)

@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from dejavubench import records, units
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.assignment.worker import view_of
+from dejavubench.bench.assignment.worker import make_worker_view
 from dejavubench.bench.environment.conditions import Conditions
 from dejavubench.bench.environment.sampler import ConditionsSampler, Member, make_sampler
 from dejavubench.bench.startup import skips
@@ -108,7 +108,7 @@ def _open_saved_streams(
     if plan.restart_request is None or not ranks.is_source:
         return []
     (point,) = runnable.points
-    worker_view = view_of(point, ranks.topology)
+    worker_view = make_worker_view(point, ranks.topology)
     return open_saved_streams(plan, plan.restart_request, worker_view, devices.compute_type)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dejavubench.analysis.answers.limits.collect_chunks import collect_chunk_facts
 from dejavubench.analysis.answers.limits.collect_machine import collect_machine_facts
 from dejavubench.analysis.answers.limits.evidence import CostFacts, Evidence, StreamFacts
-from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of
+from dejavubench.analysis.breakdown.ceiling_shares import sum_ceilings
 from dejavubench.analysis.breakdown.chunk_bill import Bill
 from dejavubench.analysis.breakdown.overhead_parts import PartName, Phase, compute_overhead_parts
 from dejavubench.analysis.facts.arm_destinations import hosts_of, info_of, loopback_of
@@ -30,7 +30,7 @@ KERNEL_WAY = "kernel"
 """First word of a recorded way of chunks that a kernel gathers."""
 
 
-def evidence_of(
+def make_evidence(
     run: Run,
     hosts: Sequence[HostRounds],
     point: PointSamples,
@@ -146,7 +146,7 @@ def _find_ceiling_gb_per_s(
     """Return the rate that bounds the streams of all sources together; None if it is unknown."""
     if info is None or not info.ceiling:
         return None
-    rate_and_ranks = ceiling_of(run, info.ceiling, point.info.id, samples.info.durability)
+    rate_and_ranks = sum_ceilings(run, info.ceiling, point.info.id, samples.info.durability)
     # A sum over some of the sources bounds no stream of all of them.
     if rate_and_ranks is None or rate_and_ranks[1] != len(list_sources(run)):
         return None
@@ -162,7 +162,7 @@ def _find_naive_us(
     # The probe waits for each message, as level 0 does. Level 0-batched waits once.
     if level is None or not level.each_complete or not probe_name:
         return None
-    us_and_ranks = ceiling_of(run, probe_name, point.info.id, samples.info.durability, "us")
+    us_and_ranks = sum_ceilings(run, probe_name, point.info.id, samples.info.durability, "us")
     return us_and_ranks[0] / us_and_ranks[1] if us_and_ranks else None
 
 

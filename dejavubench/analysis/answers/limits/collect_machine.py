@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dejavubench.analysis.answers.limits.evidence import MachineFacts, MovingSide
-from dejavubench.analysis.breakdown.ceiling_shares import ceiling_of, share_of_ceiling
-from dejavubench.analysis.breakdown.least_work import work_of
+from dejavubench.analysis.breakdown.ceiling_shares import share_of_ceiling, sum_ceilings
+from dejavubench.analysis.breakdown.least_work import compute_work
 from dejavubench.analysis.facts.host_rounds import HostRound, HostRounds
 from dejavubench.analysis.facts.samples import ArmSamples, PointSamples, RoundValues
 from dejavubench.analysis.facts.source_ranks import list_sinks, list_sources
@@ -24,7 +24,7 @@ def collect_machine_facts(
 ) -> MachineFacts:
     """Return the conditions beside the arm, and beside the baselines of its point."""
     point_id = point.info.id
-    copy_rate_and_ranks = ceiling_of(run, "memory-copy", point_id, None)
+    copy_rate_and_ranks = sum_ceilings(run, "memory-copy", point_id, None)
     host_round = _find_busiest_round(hosts, point_id, samples.info.name)
     baseline_rounds = [
         baseline_round
@@ -119,7 +119,7 @@ def _compute_cpu_wait_pct(host_round: HostRound) -> float | None:
 def _read_pct(run: Run, point: PointSamples) -> float | None:
     """Return the rate at which tokens read the model's memory, in % of the probe's."""
     token_ms = [median_or_zero(arm.times.token) for arm in point.baseline_arms()]
-    least_nbytes = work_of(run, point.info).token_nbytes
+    least_nbytes = compute_work(run, point.info).token_nbytes
     if not token_ms or not token_ms[0] or least_nbytes is None or point.info.pipeline_para_size > 1:
         return None
     return share_of_ceiling(run, "memory-read", point.info.id, least_nbytes / token_ms[0] / 1e6)

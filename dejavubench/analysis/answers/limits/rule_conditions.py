@@ -103,7 +103,9 @@ def arithmetic_suffers(evidence: Evidence) -> bool:
     return prompt_pct > 0 and prompt_pct >= PROMPT_OVER_TOKENS * max(0.0, tokens_pct)
 
 
-def side_polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable[[Evidence], bool]:
+def side_polls(
+    read_side: Callable[[MachineFacts], MovingSide | None],
+) -> Callable[[Evidence], bool]:
     """Return a condition: the model runs slower, as a side takes its cores only to look for bytes.
 
     It took as much CPU time beyond its work as the rest of the cost, or half of that. The cores
@@ -112,7 +114,7 @@ def side_polls(side_of: Callable[[MachineFacts], MovingSide | None]) -> Callable
 
     def holds(evidence: Evidence) -> bool:
         machine = evidence.machine
-        side = side_of(machine)
+        side = read_side(machine)
         if side is None or machine.model_core_count is None or not machine.core_count:
             return False
         if evidence.stream.on_gpu or not evidence.cost.is_mostly_rest:

@@ -215,7 +215,7 @@ RULES: tuple[Rule, ...] = (
 slow link look slow in each part."""
 
 
-def limit_of(evidence: Evidence) -> Limit:
+def find_limit(evidence: Evidence) -> Limit:
     """Return the limit of an arm with a shown cost; it may be not known."""
     for rule in RULES:
         if rule.holds(evidence):
