@@ -85,7 +85,7 @@ class CeilingRounds:
         if self._ceilings is not None:
             self._iterations.mark("ceilings")
             for problem in self._ceilings.run():
-                self._progress_bar.say(f"dejavubench: no {problem}")
+                self._progress_bar.print_line(f"dejavubench: no {problem}")
             sleeping_barrier(self._world, "ceilings")
         self._spent_s += time.monotonic() - began_s
 
@@ -237,7 +237,7 @@ def _make_ceilings(rank_at_point: RankAtPoint, progress_bar: ProgressBar) -> Cei
         model,
         rank_at_point.context.connectors,
         _list_probe_files(rank_at_point),
-        progress_bar.say,
+        progress_bar.print_line,
     )
 
 

@@ -154,7 +154,7 @@ class Iterations:
                     error=reason,
                 )
             )
-        self._progress_bar.say(
+        self._progress_bar.print_line(
             f"dejavubench: {self._point.id} {arm.name} FAILED on rank {rank}: {reason}"
         )
 

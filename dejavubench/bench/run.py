@@ -15,7 +15,7 @@ from dejavubench.bench.point.models import Models, give_memory_back
 from dejavubench.bench.recording.progress_bar import ProgressBar
 from dejavubench.bench.rounds import Rounds
 from dejavubench.bench.scenarios.registry import has_computing_sinks
-from dejavubench.bench.start_message import count_ceiling_rounds, make_progress_bar, say_start
+from dejavubench.bench.start_message import count_ceiling_rounds, make_progress_bar, print_start
 from dejavubench.bench.startup.context import RunContext
 from dejavubench.bench.startup.hooks import MeasureHalfWidth, RunHooks
 from dejavubench.bench.startup.last_record import write_last_record
@@ -87,7 +87,7 @@ def _measure_all(
     runnable = context.runnable
     are_all_verified = True
     with progress_bar:
-        say_start(context, progress_bar)
+        print_start(context, progress_bar)
         models = Models(context, progress_bar)
         for point_index, point in enumerate(runnable.points):
             progress_bar.begin_point(point.id)
@@ -103,7 +103,7 @@ def _measure_all(
             try:
                 rounds.measure(measure_half_width)
             except VerificationError as error:
-                progress_bar.say(f"dejavubench: verification failed: {error}")
+                progress_bar.print_line(f"dejavubench: verification failed: {error}")
                 rounds.close()
                 return False
             are_all_verified = are_all_verified and not rounds.failed_arm_names

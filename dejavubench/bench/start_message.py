@@ -76,16 +76,16 @@ def _estimate_seconds(point: Point, device: str) -> float:
     return prompt_s + (point.output_len - 1) * token_s
 
 
-def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
+def print_start(context: RunContext, progress_bar: ProgressBar) -> None:
     """Print what is measured, where records go, and what a reader of the numbers must know."""
     runnable = context.runnable
-    progress_bar.say(
+    progress_bar.print_line(
         f"{format_count_of(len(runnable.points), 'point')}, "
         f"{format_count_of(len(runnable.arms), 'arm')}, "
         f"{format_count_of(context.ranks.world.size, 'rank')}; records: {context.workspace.folder}"
     )
     if len(runnable.arms) == 1 and len(runnable.points) > 1:
-        progress_bar.say(
+        progress_bar.print_line(
             "text lines of several points are not mixed on stdout: "
             "each has a .log in the run's folder"
         )
@@ -94,10 +94,10 @@ def say_start(context: RunContext, progress_bar: ProgressBar) -> None:
             f"{start.point} {format_count_of(start.rounds, 'round')}"
             for start in runnable.plan.starts.values()
         )
-        progress_bar.say(
+        progress_bar.print_line(
             f"session {context.workspace.session} measures what is missing: {measured_text}"
         )
     for point_id, reason in runnable.skipped.items():
-        progress_bar.say(f"{point_id} SKIPPED: {reason}")
+        progress_bar.print_line(f"{point_id} SKIPPED: {reason}")
     for note in context.conditions.notes():
-        progress_bar.say(f"note: {note}")
+        progress_bar.print_line(f"note: {note}")

@@ -77,7 +77,7 @@ def _measure(arguments: RunArguments) -> NoReturn:
 
     # Rank 0 alone reads the files; its plan, or its error, goes to all.
     plan, watchdog = agree_on_plan(arguments.read_plan, arguments.read_rank_timeout())
-    _say_notes(plan)
+    _print_notes(plan)
     from dejavubench.bench.run import run as run_plan
     from dejavubench.bench.startup.hooks import RunHooks
 
@@ -93,7 +93,7 @@ def _measure(arguments: RunArguments) -> NoReturn:
     sys.exit(share_status(final_report.status) if is_judged else status)
 
 
-def _say_notes(plan: Plan) -> None:
+def _print_notes(plan: Plan) -> None:
     """Print the notes about the checkpoint on rank 0, such as ignored tensors."""
     from mpi4py import MPI
 

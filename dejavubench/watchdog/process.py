@@ -262,14 +262,16 @@ class Watchdog:
             if rank not in first_ranks
         }
         for rank, reason in late_reasons.items():
-            _say(f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {reason}")
+            _write_on_stderr(
+                f"rank {rank} had stopped before, in phase {self._pages[rank].phase}: {reason}"
+            )
         self._write_note(first_ranks, late_reasons)
 
     def _end_job(self, hang_reasons: dict[int, str]) -> None:
         """Print and note who hangs, then kill the ranks here; the launcher kills the others."""
         phases = {rank: self._pages[rank].phase for rank in hang_reasons}
         for rank, reason in hang_reasons.items():
-            _say(
+            _write_on_stderr(
                 f"rank {rank} failed in phase {phases[rank]}: {reason}; "
                 f"--rank-timeout {self._timeout_s:g}s ends the job"
             )
@@ -295,7 +297,7 @@ class Watchdog:
             write_whole(self._note_file, (json.dumps(record) + "\n").encode())
 
 
-def _say(text: str) -> None:
+def _write_on_stderr(text: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be closed
         os.write(2, f"dejavubench: {text}\n".encode())
 
@@ -337,12 +339,10 @@ def main() -> None:
     except ProcessLookupError:  # the job ended before this process had started
         return
     if timeout_s and (unwatched_ranks := sorted(pids.keys() - pages.keys())):
-        ranks_text = (
-            f"rank{'s' * (len(unwatched_ranks) > 1)} {', '.join(map(str, unwatched_ranks))}"
-        )
-        _say(
-            f"{ranks_text} cannot be watched, as no memory can be shared: "
-            "a rank that hangs may not end the job"
+        numbers = ", ".join(map(str, unwatched_ranks))
+        _write_on_stderr(
+            f"rank{'s' * (len(unwatched_ranks) > 1)} {numbers} cannot be watched, as no memory can "
+            "be shared: a rank that hangs may not end the job"
         )
     print(flush=True)
     os.close(1)

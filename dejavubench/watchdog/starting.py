@@ -54,7 +54,7 @@ def start_watchdog(
     )
 
 
-def _say_unwatched(reason: str) -> None:
+def _print_unwatched(reason: str) -> None:
     print(
         f"dejavubench: the ranks are not watched ({reason}): "
         "a rank that hangs will not end the job",
@@ -77,7 +77,7 @@ class WatchdogProcess:
     def __init__(self, ranks: dict[int, RankProcess], timeout_s: float, is_whole_job: bool) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         if not hasattr(os, "pidfd_open"):  # Linux has it
-            _say_unwatched("this system has no pidfd_open")
+            _print_unwatched("this system has no pidfd_open")
             return
         # -I and -S keep site packages out: the process must start fast and need nothing of them.
         rank_arguments = [
@@ -100,7 +100,7 @@ class WatchdogProcess:
                 start_new_session=True,  # the launcher's signals are for the ranks
             )
         except OSError as error:
-            _say_unwatched(f"no process can be started: {error.strerror}")
+            _print_unwatched(f"no process can be started: {error.strerror}")
 
     def note_in(self, file: Path) -> None:
         """Have the first rank that ends or hangs noted in ``file``, as one ``FirstExit`` record."""

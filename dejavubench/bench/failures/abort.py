@@ -73,7 +73,7 @@ def abort(recorder: Recorder, error: BaseException) -> NoReturn:
         recorder.write(RankFailure(phase=phase, error=describe_error(error)))
     except OSError as second_error:  # the disk may be what failed
         reason = describe_error(second_error)
-        say(f"dejavubench: rank {recorder.rank} cannot record its failure: {reason}\n")
+        write_on_stderr(f"dejavubench: rank {recorder.rank} cannot record its failure: {reason}\n")
     abort_all(error, phase)
 
 
@@ -84,7 +84,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     """
     world = MPI.COMM_WORLD
     status = choose_status(error)
-    say(describe_failure(error, world.rank, phase))
+    write_on_stderr(describe_failure(error, world.rank, phase))
     if isinstance(error, OutputError):
         # So that the interpreter does not try to write again as it ends.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -92,7 +92,7 @@ def abort_all(error: BaseException, phase: str) -> NoReturn:
     raise SystemExit(status)  # not reached; for the type checker
 
 
-def say(text: str) -> None:
+def write_on_stderr(text: str) -> None:
     """Write on stderr, if anybody still reads it."""
     # Python has no sys.stderr where it was closed.
     with contextlib.suppress(OSError, AttributeError):

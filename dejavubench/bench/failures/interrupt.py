@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from dejavubench.bench.failures.abort import describe_error, describe_failure, say
+from dejavubench.bench.failures.abort import describe_error, describe_failure, write_on_stderr
 from dejavubench.bench.recording.recorder import Recorder
 from dejavubench.bench.startup.hooks import MakeTables
 from dejavubench.bench.startup.ranks import Ranks
@@ -89,8 +89,10 @@ class Interruption:
                 recorder.write(RankFailure(phase=phase, error=describe_error(error)))
         if self._ranks.rank != 0:
             self._let_rank_0_speak()
-        say(f"{describe_failure(error, self._ranks.rank, phase)}{self._describe_records()}\n")
-        say(f"{self._make_last_lines()}\n")
+        write_on_stderr(
+            f"{describe_failure(error, self._ranks.rank, phase)}{self._describe_records()}\n"
+        )
+        write_on_stderr(f"{self._make_last_lines()}\n")
         abort_job(self._ranks.world, ExitStatus.INTERRUPTED)
         raise SystemExit(ExitStatus.INTERRUPTED)  # not reached; for the type checker
 

@@ -44,7 +44,9 @@ class Models:
         # A decode step has a row per request, a prompt one per request and position.
         requests = self._context.find_worker_view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
-        model.compile(layout, requests, requests * point.input_len, say=self._progress_bar.say)
+        model.compile(
+            layout, requests, requests * point.input_len, say=self._progress_bar.print_line
+        )
         return model
 
 

@@ -71,7 +71,7 @@ class ProgressBar:
         self.time_left.begin_point()
         self.measured_so_far.begin(point_id)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print one line now."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -84,7 +84,7 @@ class ProgressBar:
         if self._bar:
             self._bar.update(self._task, description=text)
         if self._completed_count == 0 or (self._is_quiet() and not self._bar):
-            self.say(text)
+            self.print_line(text)
 
     def advance(self, title: str) -> None:
         """Count one iteration that is done.
@@ -100,7 +100,7 @@ class ProgressBar:
             )
         elif self._is_shown and self._is_quiet():
             of_total = "" if self._total is None else f"/{self._total}"
-            self.say(
+            self.print_line(
                 f"{self._completed_count}{of_total} iterations, {title}; "
                 f"{self.time_left.describe()}"
             )

@@ -28,7 +28,7 @@ from dejavubench.units import format_count_of
 from dejavubench.whole_file import write_whole
 
 
-def _say_nothing(text: str) -> None:
+def _discard(text: str) -> None:
     """Print nothing: for kernels that are made when they are first used."""
 
 
@@ -102,7 +102,7 @@ class Kernel:
         self.__dict__["address"] = address
 
 
-def provide_kernels(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
+def provide_kernels(kernels: Iterable[Kernel], say: Say = _discard) -> None:
     """Load the kernels that are not ready yet, and compile those that no earlier run has left.
 
     Of several processes that need a kernel at once, one compiles it and the others wait for its
@@ -121,7 +121,7 @@ def provide_kernels(kernels: Iterable[Kernel], say: Say = _say_nothing) -> None:
         say(f"compiling {count} for this CPU, a few seconds each{_describe_folder(folder)}")
     for kernel in missing_kernels:
         with lock_kernel(folder, make_file_name(kernel.name), say) as is_alone:
-            if is_alone and _load(kernel, folder, _say_nothing):
+            if is_alone and _load(kernel, folder, _discard):
                 continue  # another process has compiled it meanwhile
             try:
                 with hold_interrupts():
