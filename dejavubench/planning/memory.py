@@ -173,10 +173,10 @@ def count_arriving_streams(point: Point) -> int:
     """Return the streams of the sink that receives most."""
     sources = point.sources
     sinks = point.sinks or point.sources
-    request_spans = count_common_requests(
+    request_span_count = count_common_requests(
         sources.ubatch_size, sinks.ubatch_size, point.request_count
     )
-    return _count_most_sources(point.spec, sources, sinks) * request_spans
+    return _count_most_sources(point.spec, sources, sinks) * request_span_count
 
 
 def _count_most_sources(spec: ModelSpec, sources: SetupSizes, sinks: SetupSizes) -> int:

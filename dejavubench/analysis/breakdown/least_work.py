@@ -41,12 +41,14 @@ def compute_least_work(point: PointInfo, itemsize: int | None) -> Work:
     key_width = (point.kv_head_num or point.head_num) * point.size_per_head
     # 12 h² weights per layer: 4 h² of attention, 8 h² of an MLP that is four times as wide. Records
     # of other families state layer_weights.
-    layer_weights = point.layer_weights or 12 * point.layer_num * query_width**2
+    layer_weight_count = point.layer_weights or 12 * point.layer_num * query_width**2
     # Older records have no head_weights.
     # A head that is tied to the embedding counts, too: it is read for each token.
-    head_weights = point.head_weights or min(
-        point.vocab_size * query_width, point.parameters - layer_weights
+    head_weight_count = point.head_weights or min(
+        point.vocab_size * query_width, point.parameters - layer_weight_count
     )
+    # Each position meets the layers, the last one the head as well.
+    prompt_weight_count = point.input_len * layer_weight_count + head_weight_count
     # QKᵀ and PV: 2 products of P² · h multiply-adds each, halved by causality. The 2 of flop = 2 ·
     # multiply-adds comes below.
     attention = point.layer_num * query_width * point.input_len**2
@@ -55,10 +57,10 @@ def compute_least_work(point: PointInfo, itemsize: int | None) -> Work:
     # Bytes of one position in one request: K and V of all layers.
     cached_nbytes = 2 * point.layer_num * key_width * ITEMSIZE[point.data_type]
     return Work(
-        prompt_flop=2 * batch * (point.input_len * layer_weights + head_weights + attention),
+        prompt_flop=2 * batch * (prompt_weight_count + attention),
         token_nbytes=None
         if itemsize is None
-        else (layer_weights + head_weights) * itemsize
+        else (layer_weight_count + head_weight_count) * itemsize
         + batch * mean_position_count * cached_nbytes,
     )
 

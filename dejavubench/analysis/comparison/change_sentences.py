@@ -212,9 +212,10 @@ def _suggest_measurement(comparison: Comparison) -> list[Note]:
         return []
     if comparison.pairing is Pairing.APART:
         # In turns the baselines are judged, too: each row of the table needs that many pairs.
-        pairs = count_fewest_rounds(compute_joint_confidence(len(comparison.rows)))
+        fewest_pair_count = count_fewest_rounds(compute_joint_confidence(len(comparison.rows)))
         remedy = (
-            f"at least {pairs} runs each that take turns (A B A B); fewer pairs make no interval."
+            f"at least {fewest_pair_count} runs each that take turns (A B A B); fewer pairs make "
+            "no interval."
         )
         # More rounds measure a baseline that changed more exactly, and leave it changed.
         if not any(has_drifted(row) for row in comparison.rows):

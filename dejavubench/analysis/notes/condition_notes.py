@@ -121,9 +121,9 @@ def _describe_others(host: HostRounds) -> str | None:
 
 def _list_cores_of_others(host: HostRounds) -> list[float]:
     return [
-        cores
+        core_count
         for host_round in host.rounds.values()
-        if (cores := host_round.other_core_count) is not None
+        if (core_count := host_round.other_core_count) is not None
     ]
 
 

@@ -81,14 +81,14 @@ class DeviceSteps:
         x: Tensor,
         on_layer: Callable[[int], None] | None,
     ) -> Tensor:
-        positions = x.shape[1]
+        position_count = x.shape[1]
         on_device = x.to(self._model.device, non_blocking=True)
         out = self._model.forward(on_device, cache, 0, on_layer)
         if self._model.is_last_stage:
-            out, check = in_flight.sampler(out, positions)
-            in_flight.checks.append((positions, check))
+            out, check = in_flight.sampler(out, position_count)
+            in_flight.checks.append((position_count, check))
         # Graphs count positions and feed tokens back by themselves: they are told where to begin.
-        in_flight.input.begin(positions, out)
+        in_flight.input.begin(position_count, out)
         return out
 
     def prepare_decode(self, microbatch: int, position: int, tokens: Tensor | None) -> None:

@@ -42,10 +42,13 @@ class Models:
             self._loaded_model = (key, load_model(self._context, point))
         model = self._loaded_model[1]
         # A decode step has a row per request, a prompt one per request and position.
-        requests = self._context.find_worker_view(point).sizes.ubatch_size
+        request_count = self._context.find_worker_view(point).sizes.ubatch_size
         layout = KVLayout(point.kv_layout)
         model.compile(
-            layout, requests, requests * point.input_len, say=self._progress_bar.print_line
+            layout,
+            request_count,
+            request_count * point.input_len,
+            say=self._progress_bar.print_line,
         )
         return model
 

@@ -112,18 +112,18 @@ def find_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     ``x.max(-1)`` gives the same, but goes through the elements one by one: 50,000 logits took 1 ms.
     """
     # The amax over blocks runs in vector registers; only the winning block is searched.
-    blocked_elements = x.shape[-1] // ELEMENTS_PER_BLOCK * ELEMENTS_PER_BLOCK
+    blocked_count = x.shape[-1] // ELEMENTS_PER_BLOCK * ELEMENTS_PER_BLOCK
     blocks = (
         [
-            x[:, :blocked_elements]
-            .view(-1, blocked_elements // ELEMENTS_PER_BLOCK, ELEMENTS_PER_BLOCK)
+            x[:, :blocked_count]
+            .view(-1, blocked_count // ELEMENTS_PER_BLOCK, ELEMENTS_PER_BLOCK)
             .amax(-1)
         ]
-        if blocked_elements
+        if blocked_count
         else []
     )
-    if blocked_elements < x.shape[-1]:
-        blocks.append(x[:, blocked_elements:].amax(-1, keepdim=True))
+    if blocked_count < x.shape[-1]:
+        blocks.append(x[:, blocked_count:].amax(-1, keepdim=True))
     largest_elements, winning_blocks = torch.cat(blocks, dim=-1).max(-1)
     # The place within the first block that has the maximum; a last block may be short.
     indices = torch.arange(ELEMENTS_PER_BLOCK) + winning_blocks.unsqueeze(-1) * ELEMENTS_PER_BLOCK
