@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from mpi4py import MPI
+
+from ..base import WAIT_FOR_PEER_REPORT_S
 
 MOST_EXTENTS_PER_GROUP = 2048
 """Most extents of one operation (an NCCL group), if they are not waited for one by one."""
@@ -107,6 +110,16 @@ class NCCLLink(Protocol):
 
     def close(self) -> None:
         """Release the link; the other side must do the same."""
+
+
+def check_link(link: NCCLLink) -> None:
+    """Raise what :meth:`NCCLLink.check` raises, after :data:`WAIT_FOR_PEER_REPORT_S`."""
+    try:
+        link.check()
+    except Exception:
+        # NCCL fails here, too, once the other rank has failed: that one reports the cause.
+        time.sleep(WAIT_FOR_PEER_REPORT_S)
+        raise
 
 
 class Notifications:

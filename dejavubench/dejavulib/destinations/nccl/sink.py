@@ -21,6 +21,7 @@ from .link import (
     Grant,
     NCCLLink,
     Notifications,
+    check_link,
 )
 
 
@@ -240,7 +241,7 @@ class NCCLSinkEndpoint:
         Raises:
             StreamingError: it is overdue or NCCL has failed; the links are aborted.
         """
-        self._links[stream.peer_rank].check()
+        check_link(self._links[stream.peer_rank])
         if waited_s > self._timeout_s:
             self.abort()
             raise StreamingError(

@@ -24,6 +24,7 @@ from .link import (
     Grant,
     NCCLLink,
     Notifications,
+    check_link,
 )
 
 
@@ -211,7 +212,7 @@ class NCCLDestination(RemoteDestination[_AnnouncedChunk]):
             sink.link.wait_for_mark(announced_chunk.filled_mark)
             sink.link.send(announced_chunk.packed.data_ptr(), announced_chunk.packed.numel())
             announced_chunk.sent_mark = sink.link.mark()
-        sink.link.check()
+        check_link(sink.link)
 
     @staticmethod
     def _is_granted(sink: _SinkView, stream: Stream) -> bool:
