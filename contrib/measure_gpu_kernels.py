@@ -84,9 +84,11 @@ def with_splits(block: int, warps: int, stages: int, blocks_per_processor: int) 
     ) -> PositionSplit:
         return PositionSplit(
             block=block,
-            splits=count_splits(pairs, positions, block, blocks_per_processor * multiprocessors),
-            warps=warps,
-            stages=stages,
+            split_count=count_splits(
+                pairs, positions, block, blocks_per_processor * multiprocessors
+            ),
+            warp_count=warps,
+            stage_count=stages,
         )
 
     return {(attention, "cut_positions"): cut_positions}
@@ -103,7 +105,12 @@ def make_arms(model: GPT) -> list[Arm]:
     if model.spec.gated:
         for ins, stages in ((128, 2), (128, 4), (256, 2)):
             cut = GpuTiling(
-                block_outs=64, block_ins=ins, splits=1, warps=4, stages=stages, ahead=256
+                block_outs=64,
+                block_ins=ins,
+                split_count=1,
+                warp_count=4,
+                stage_count=stages,
+                ahead_columns=256,
             )
             name = f"gated linear: {ins} columns, {stages} stages"
             arms.append(Arm(name, {(linear, "GATED_TILING"): cut}))
@@ -112,7 +119,12 @@ def make_arms(model: GPT) -> list[Arm]:
     for outs, ins in sorted(shapes):
         for columns, splits, stages in ((256, 1, 4), (256, 2, 4), (128, 2, 5), (128, 4, 5)):
             cut = GpuTiling(
-                block_outs=64, block_ins=columns, splits=splits, warps=4, stages=stages, ahead=256
+                block_outs=64,
+                block_ins=columns,
+                split_count=splits,
+                warp_count=4,
+                stage_count=stages,
+                ahead_columns=256,
             )
             name = f"[{outs}, {ins}]: {columns} columns, {splits} splits, {stages} stages"
             arms.append(Arm(name, with_tiling(outs, ins, cut)))

@@ -179,7 +179,7 @@ def _make_score(dtype: torch.dtype, in_vectors: bool) -> CompiledFunction:
     keys_per_line = PART_COUNT if in_vectors else 1
     lanes = min(LANES, FT_VECTOR_BYTES // itemsize) if in_vectors else LANES
     part_dots = make_dots(
-        dtype, PART_COUNT, 1, lanes, prefetched_rows=1 if in_vectors else PART_COUNT
+        dtype, PART_COUNT, 1, lanes, prefetched_row_count=1 if in_vectors else PART_COUNT
     )
     single_dots = make_dots(dtype, 1, 1, lanes)
 

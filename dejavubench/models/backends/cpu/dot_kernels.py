@@ -68,32 +68,33 @@ def multiplies_pairs(dtype: torch.dtype, x_dtype: torch.dtype) -> bool:
 
 def make_dots(
     dtype: torch.dtype,
-    rows: int,
-    columns: int,
+    w_row_count: int,
+    x_row_count: int,
     lanes: int = LANES,
     x_dtype: torch.dtype = torch.float32,
-    prefetched_rows: int | None = None,
+    prefetched_row_count: int | None = None,
 ) -> CompiledFunction:
     """Return ``f(w, w_stride, x, x_stride, n, out, out_stride, out_step, ahead)``, compiled.
 
-    It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for ``rows`` rows of w and ``columns`` rows
-    of x. Elements of w are of ``dtype``, of x of ``x_dtype``, of out fp32. ``w_stride`` is the
-    distance from one row to the next, ``out_step`` that from out[q, r] to out[q, r + 1]. Memory is
-    asked for the line ``ahead`` of each line of w that is read.
+    It adds Σₖ w[r, k] · x[q, k], k < n, to out[q, r] for some rows of w and of x. Elements of w are
+    of ``dtype``, of x of ``x_dtype``, of out fp32. ``w_stride`` is the distance from one row to the
+    next, ``out_step`` that from out[q, r] to out[q, r + 1]. Memory is asked for the line ``ahead``
+    of each line of w that is read.
 
     Args:
         lanes: elements of a vector.
         x_dtype: fp32, or bf16 if :func:`multiplies_pairs`.
-        prefetched_rows: number of w's rows, from the first one on, that are prefetched; None: all.
+        prefetched_row_count: number of w's rows, from the first one on, that are prefetched;
+            None: all.
     """
     in_pairs = x_dtype != torch.float32
     assert not in_pairs or multiplies_pairs(dtype, x_dtype)
     dots_writer = _DotsWriter(
         dtype=dtype,
-        rows=rows,
-        columns=columns,
+        w_row_count=w_row_count,
+        x_row_count=x_row_count,
         x_dtype=x_dtype,
-        prefetched_rows=rows if prefetched_rows is None else prefetched_rows,
+        prefetched_row_count=w_row_count if prefetched_row_count is None else prefetched_row_count,
     )
     line_elements = LINE_NBYTES // dtype.itemsize
     if in_pairs:
@@ -113,10 +114,10 @@ class _DotsWriter:
     """Writes the sums of :func:`make_dots`; ``arguments`` are the nine of ``dot_products``."""
 
     dtype: torch.dtype
-    rows: int
-    columns: int
+    w_row_count: int
+    x_row_count: int
     x_dtype: torch.dtype
-    prefetched_rows: int
+    prefetched_row_count: int
 
     def write_sums(
         self,
@@ -132,15 +133,17 @@ class _DotsWriter:
         lanes = unit // 2 if in_pairs else unit
         # Several totals for each sum: a single one would wait for its last addition. All of them
         # together must fit in registers.
-        totals_per_sum = min(max(1, MOST_TOTALS // (self.rows * self.columns)), width // unit)
+        totals_per_sum = min(
+            max(1, MOST_TOTALS // (self.w_row_count * self.x_row_count)), width // unit
+        )
         totals = {
             (q, r): [emit.make_total(lanes) for _ in range(totals_per_sum)]
-            for q in range(self.columns)
-            for r in range(self.rows)
+            for q in range(self.x_row_count)
+            for r in range(self.w_row_count)
         }
         w, w_stride, _, _, _, out, out_stride, out_step, ahead = arguments
         with emit.loop(begin, stop, width) as k:
-            for r in range(self.prefetched_rows):
+            for r in range(self.prefetched_row_count):
                 emit.prefetch(emit.add_offsets(w, (w_stride, r), (k, self.dtype.itemsize)), ahead)
             # Totals take turns, so that additions that follow one another are independent.
             for unit_index, start in enumerate(range(0, width, unit)):
@@ -179,10 +182,10 @@ class _DotsWriter:
             )
 
         # Rows of w are read once and kept in registers for all of x: memory limits a decode step.
-        w_vectors = [read(w, w_stride, r, self.dtype) for r in range(self.rows)]
-        for q in range(self.columns):
+        w_vectors = [read(w, w_stride, r, self.dtype) for r in range(self.w_row_count)]
+        for q in range(self.x_row_count):
             x_vector = read(x, x_stride, q, self.x_dtype)
-            for r in range(self.rows):
+            for r in range(self.w_row_count):
                 if in_pairs:
                     emit.add_pair_products(totals[q, r], w_vectors[r], x_vector)
                 else:

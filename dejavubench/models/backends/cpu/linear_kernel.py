@@ -206,12 +206,12 @@ def _make_multiplication_in_turns(
     itemsize, x_itemsize = dtype.itemsize, x_dtype.itemsize
     prefetched_rows = weight_rows // 2 if takes_turns else weight_rows
     tile_dots = make_dots(
-        dtype, weight_rows, tile_rows, x_dtype=x_dtype, prefetched_rows=prefetched_rows
+        dtype, weight_rows, tile_rows, x_dtype=x_dtype, prefetched_row_count=prefetched_rows
     )
     single_dots = (
         tile_dots
         if tile_rows == 1
-        else make_dots(dtype, weight_rows, 1, x_dtype=x_dtype, prefetched_rows=prefetched_rows)
+        else make_dots(dtype, weight_rows, 1, x_dtype=x_dtype, prefetched_row_count=prefetched_rows)
     )
 
     @compiled

@@ -338,12 +338,13 @@ def run_attend(
     group = heads // kv_heads
     out = q.new_empty(requests, heads * size)
     partial_sums, arrivals = allocate_workspace(q.device)
-    _attend[(requests * kv_heads, split.splits)](
+    _attend[(requests * kv_heads, split.split_count)](
         q, k, v, cache.k[layer], cache.v[layer], position, slopes, out, partial_sums, arrivals,
         kv_heads, size**-0.5, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         *_Strides.of_cache(cache, "k").as_tuple, *_Strides.of_cache(cache, "v").as_tuple[:3],
-        size, triton.next_power_of_2(size), _vector_size(cache), split.block, split.splits,
-        split.stages, slopes is not None, group, max(LEAST_ROWS, triton.next_power_of_2(group)),
-        num_warps=split.warps, launch_pdl=can_overlap(q.device),
+        size, triton.next_power_of_2(size), _vector_size(cache), split.block, split.split_count,
+        split.stage_count, slopes is not None, group,
+        max(LEAST_ROWS, triton.next_power_of_2(group)),
+        num_warps=split.warp_count, launch_pdl=can_overlap(q.device),
     )  # fmt: skip
     return out

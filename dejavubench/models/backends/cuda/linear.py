@@ -45,11 +45,11 @@ from dejavubench.models.backends.protocol import Activation
 TILE_OUTS = 64
 """Rows of the weight that a block reads: the least that the tensor cores of Hopper take."""
 
-MOST_PARTS = 8
-"""Most parts of a weight's columns; see :func:`choose_tiling`."""
+MOST_SPLITS = 8
+"""Most splits of a weight's columns; see :func:`choose_tiling`."""
 
-LEAST_PART_COLUMNS = 512
-"""Least columns of such a part."""
+LEAST_SPLIT_COLUMNS = 512
+"""Least columns of a split."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,22 @@ class GpuTiling:
 
     block_outs: int
     block_ins: int
-    splits: int
-    """Parts that the columns are cut into."""
-    warps: int
-    stages: int
+    split_count: int
+    """Splits that the columns are cut into."""
+    warp_count: int
+    stage_count: int
     """Pieces of the weight that are under way at once."""
-    ahead: int
+    ahead_columns: int
     """Columns of each row that are asked for before the kernel before has ended."""
 
 
 GATED_TILING = GpuTiling(
-    block_outs=TILE_OUTS, block_ins=128, splits=1, warps=4, stages=4, ahead=256
+    block_outs=TILE_OUTS,
+    block_ins=128,
+    split_count=1,
+    warp_count=4,
+    stage_count=4,
+    ahead_columns=256,
 )
 """Tiling of a gated linear: each block reads as many rows of the gate as of the other half.
 
@@ -87,33 +92,55 @@ def choose_tiling(outs: int, ins: int, multiprocessors: int) -> GpuTiling:
     The numbers were the fastest in whole steps on an H200, of opt-13b and the shapes of
     Llama-3.1-8B and Qwen3-8B. On another GPU measure again: ``contrib/measure_gpu_kernels.py``.
     """
-    tiles = triton.cdiv(outs, TILE_OUTS)
+    tile_count = triton.cdiv(outs, TILE_OUTS)
     # One block for nearly every processor, with wide pieces, beats two with narrow ones.
-    splits = multiprocessors // tiles
-    if ins >= 4096 and splits and tiles * splits >= LEAST_FILLED_SHARE * multiprocessors:
+    split_count = multiprocessors // tile_count
+    if (
+        ins >= 4096
+        and split_count
+        and tile_count * split_count >= LEAST_FILLED_SHARE * multiprocessors
+    ):
         return GpuTiling(
-            block_outs=TILE_OUTS, block_ins=256, splits=splits, warps=4, stages=4, ahead=256
+            block_outs=TILE_OUTS,
+            block_ins=256,
+            split_count=split_count,
+            warp_count=4,
+            stage_count=4,
+            ahead_columns=256,
         )
-    splits = 1
+    split_count = 1
     # Two blocks fit on a processor: tiles that fill most of these places are left whole. Others are
     # cut so that the blocks come near a multiple of the processors. Each then reads as much.
-    if tiles < 1.4 * multiprocessors:
+    if tile_count < 1.4 * multiprocessors:
 
-        def compute_filled_share(splits: int) -> float:
-            blocks = tiles * splits
-            # Each part costs its share of the sum.
-            return blocks / (triton.cdiv(blocks, multiprocessors) * multiprocessors) - 0.06 * splits
+        def compute_filled_share(split_count: int) -> float:
+            block_count = tile_count * split_count
+            # Each split costs its share of the sum.
+            return (
+                block_count / (triton.cdiv(block_count, multiprocessors) * multiprocessors)
+                - 0.06 * split_count
+            )
 
-        splits = max(
-            range(1, max(1, min(MOST_PARTS, ins // LEAST_PART_COLUMNS)) + 1),
+        split_count = max(
+            range(1, max(1, min(MOST_SPLITS, ins // LEAST_SPLIT_COLUMNS)) + 1),
             key=compute_filled_share,
         )
-    if splits == 1 and ins >= 4096:
+    if split_count == 1 and ins >= 4096:
         return GpuTiling(
-            block_outs=TILE_OUTS, block_ins=256, splits=1, warps=4, stages=4, ahead=256
+            block_outs=TILE_OUTS,
+            block_ins=256,
+            split_count=1,
+            warp_count=4,
+            stage_count=4,
+            ahead_columns=256,
         )
     return GpuTiling(
-        block_outs=TILE_OUTS, block_ins=128, splits=splits, warps=4, stages=5, ahead=256
+        block_outs=TILE_OUTS,
+        block_ins=128,
+        split_count=split_count,
+        warp_count=4,
+        stage_count=5,
+        ahead_columns=256,
     )
 
 
@@ -285,14 +312,14 @@ def run_linear(
     outs = weight.shape[0] // 2 if gated else weight.shape[0]
     out = x.new_empty(rows, outs)
     tile_count = triton.cdiv(outs, tiling.block_outs)
-    steps = triton.cdiv(width, tiling.block_ins * tiling.splits)
+    steps = triton.cdiv(width, tiling.block_ins * tiling.split_count)
     partial_sums, arrivals = allocate_workspace(x.device)
-    _linear[(tile_count, tiling.splits)](
+    _linear[(tile_count, tiling.split_count)](
         x, weight, TensorDescriptor.from_tensor(weight, [tiling.block_outs, tiling.block_ins]),
         bias, residual, out, partial_sums, arrivals, rows, x.stride(0),
         0 if residual is None else residual.stride(0), outs, width, steps,
-        activation, gated, width % tiling.block_ins == 0, tiling.splits,
-        tiling.block_outs, tiling.block_ins, MOST_ROWS, tiling.stages, tiling.ahead,
-        num_warps=tiling.warps, launch_pdl=can_overlap(x.device),
+        activation, gated, width % tiling.block_ins == 0, tiling.split_count,
+        tiling.block_outs, tiling.block_ins, MOST_ROWS, tiling.stage_count, tiling.ahead_columns,
+        num_warps=tiling.warp_count, launch_pdl=can_overlap(x.device),
     )  # fmt: skip
     return out

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PositionSplit:
-    """Parts of the positions: ``splits``, a power of two, read ``block`` at once."""
+    """Parts of the positions: ``split_count``, a power of two, read ``block`` at once."""
 
     block: int
-    splits: int
-    warps: int
-    stages: int
+    split_count: int
+    warp_count: int
+    stage_count: int
 
 
 MOST_SPLITS = 32
@@ -41,19 +41,25 @@ def cut_positions(
         grouped_vectors: keys lie in vectors, as in ``ft``, and several queries share a KV head.
     """
     if grouped_vectors:
-        block, blocks_per_processor, stages = 32, 4, 3
+        block, blocks_per_processor, stage_count = 32, 4, 3
     elif head_size <= SMALL_HEAD:
         # A block reads half as much of a pair as with heads of 128, so more of them must read.
-        block, blocks_per_processor, stages = 128, 4, 2
+        block, blocks_per_processor, stage_count = 128, 4, 2
     else:
-        block, blocks_per_processor, stages = 64, 2, 3
-    splits = count_splits(pairs, positions, block, blocks_per_processor * multiprocessors)
-    return PositionSplit(block=block, splits=splits, warps=4, stages=stages)
+        block, blocks_per_processor, stage_count = 64, 2, 3
+    split_count = count_splits(pairs, positions, block, blocks_per_processor * multiprocessors)
+    return PositionSplit(
+        block=block, split_count=split_count, warp_count=4, stage_count=stage_count
+    )
 
 
 def count_splits(pairs: int, positions: int, block: int, most_blocks: int) -> int:
     """Return in how many parts positions are cut: a power of two, with a block in each."""
-    splits = 1
-    while splits < MOST_SPLITS and 2 * pairs * splits <= most_blocks and positions > block * splits:
-        splits *= 2
-    return splits
+    split_count = 1
+    while (
+        split_count < MOST_SPLITS
+        and 2 * pairs * split_count <= most_blocks
+        and positions > block * split_count
+    ):
+        split_count *= 2
+    return split_count
