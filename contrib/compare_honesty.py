@@ -27,7 +27,7 @@ import click
 import numpy as np
 
 from dejavubench.analysis import markdown
-from dejavubench.analysis.comparison.build import Comparison, compare, rows_of
+from dejavubench.analysis.comparison.build import Comparison, compare, make_rows
 from dejavubench.analysis.comparison.change_result import choose_judged_change
 from dejavubench.analysis.comparison.change_rows import ComparisonRow
 from dejavubench.analysis.comparison.changes import RunSamples, compare_arms
@@ -243,7 +243,7 @@ def compare_operands(
         streaming = [arm.info for arm in record.point.arms.values() if arm.info.is_streaming]
         pairs = [CellPair(info, info), *(CellPair(info, info, arm, arm) for arm in streaming)]
     changes = [compare_arms(*operands, pair, Metric.TOTAL, pairing) for pair in pairs]
-    return rows_of([change for change in changes if change], Metric.TOTAL, pairing, 0.0)
+    return make_rows([change for change in changes if change], Metric.TOTAL, pairing, 0.0)
 
 
 def count_outcomes(

@@ -69,7 +69,7 @@ class Iterations:
         """
         if arm.name in self.failures.failed_names:
             return
-        scenario = self._scenarios.part_of(arm)
+        scenario = self._scenarios.find_part(arm)
         self.mark("prepare", arm)
         if not self.try_prepare(arm, lambda pattern: scenario.prepare(arm, pattern)):
             return
@@ -120,7 +120,7 @@ class Iterations:
         """Prepare with the arm's next pattern; False: the arm fails, here or on another rank."""
         with Attempt(arm) as attempt:
             prepare(self._choose_pattern(arm))
-            if self._context.runnable.on_disk:
+            if self._context.runnable.disk_arms:
                 # Empties the disk's queue of all that anybody has written on this host.
                 with liveness.show_state(liveness.PATIENT):
                     os.sync()
@@ -129,7 +129,7 @@ class Iterations:
 
     def agree_on_failure(self, arm: Arm) -> bool:
         """Return whether the arm's streaming failed in this iteration, here or elsewhere."""
-        return self.failures.agree_on_failure(arm, self._scenarios.part_of(arm).find_failure(arm))
+        return self.failures.agree_on_failure(arm, self._scenarios.find_part(arm).find_failure(arm))
 
     def _choose_pattern(self, arm: Arm) -> int:
         """Return a byte that no arm had in its last iterations."""
@@ -142,7 +142,7 @@ class Iterations:
 
     def _note_failure(self, arm: Arm, rank: int, reason: str) -> None:
         """Take the arm out from now on; what was measured of the others stays."""
-        self._scenarios.part_of(arm).close_failed(arm)
+        self._scenarios.find_part(arm).close_failed(arm)
         if self._rank == 0:
             self._recorder.write(
                 records.ArmFailure(

@@ -154,7 +154,7 @@ class Rounds:
         sleeping_barrier(self._context.world, "reference")
         self._worker.write_tokens(tokens)
         refuse_other_tokens(self._context, self._point_id, tokens)
-        for scenario in self._scenarios.all(self._context.arms):
+        for scenario in self._scenarios.list_parts(self._context.arms):
             scenario.expect(undisturbed_clocks, tokens)
 
     def close(self) -> None:

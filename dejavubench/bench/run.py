@@ -50,7 +50,7 @@ def run(
         UsageError: on every rank, before anything has started.
     """
     try:
-        context = start(plan, command, watchdog, has_computing_sinks(plan.running))
+        context = start(plan, command, watchdog, has_computing_sinks(plan.unskipped_arms))
     except UsageError:
         raise
     except BaseException as error:  # noqa: BLE001 - as below

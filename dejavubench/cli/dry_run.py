@@ -207,7 +207,7 @@ def _need_cells(
             plan, source_count, sink_count, len(host.devices) or source_count + sink_count
         )
         texts.append(format_binary_nbytes(max(needs.nbytes_by_device(assigned_devices).values())))
-    is_streaming = any(arm.is_streaming for arm in plan.running)
+    is_streaming = any(arm.is_streaming for arm in plan.unskipped_arms)
     duration_text = "-"
     if rates is not None and point.id in plan.starts:
         duration_text = format_duration(duration.estimate_point_s(plan, point, rates))
@@ -254,7 +254,9 @@ def _describe_flush(plan: Plan) -> str:
     points = [point for point in plan.points if not point.problem]
     most_nbytes = max(
         (
-            point.most_flushed * point.ubatch_size * make_worker_geometry(point).token_nbytes
+            point.most_flushed_token_count
+            * point.ubatch_size
+            * make_worker_geometry(point).token_nbytes
             for point in points
         ),
         default=0,

@@ -46,7 +46,7 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
 
     None if it streams to no disk, or if the kernel does not tell.
     """
-    if not any(arm.on_disk for arm in plan.running):
+    if not any(arm.on_disk for arm in plan.unskipped_arms):
         return None
     return locate_folder(plan.experiment.stream_dir or plan.experiment.log_dir)
 
@@ -54,7 +54,7 @@ def _find_disk(plan: Plan) -> MountedFolder | None:
 def _make_demand(plan: Plan, thread_count: int) -> HostDemand:
     cores = frozenset(os.sched_getaffinity(0))
     quota = read_cpu_quota()
-    is_streaming = any(arm.is_streaming for arm in plan.running)
+    is_streaming = any(arm.is_streaming for arm in plan.unskipped_arms)
     source = RankDemand(thread_count, int(is_streaming), cores, quota)
     sink = RankDemand(thread_count if plan.experiment.handoff else 1, 0, cores, quota)
     return HostDemand.of_ranks([source] * plan.source_count + [sink] * plan.sink_count)

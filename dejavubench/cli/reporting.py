@@ -24,7 +24,7 @@ def make_half_width(plan: Plan) -> Callable[[list[Iteration], set[str]], float |
     from dejavubench.analysis.numbers.stats import collect_totals_by_arm, compute_half_width
     from dejavubench.bench.recording.infos import describe_arm
 
-    arms = [describe_arm(arm) for arm in plan.running]
+    arms = [describe_arm(arm) for arm in plan.unskipped_arms]
 
     def measure_half_width(iterations: list[Iteration], failed_arms: set[str]) -> float | None:
         remaining_arms = [arm for arm in arms if arm.name not in failed_arms]

@@ -97,8 +97,8 @@ def _require_targets(plan: Plan) -> None:
     """
     if plan.experiment.target_overhead is None:
         raise UsageError("--gate needs a target. Add --target-overhead, such as 2%")
-    streaming = [arm for arm in plan.running if arm.is_streaming]
-    if not streaming or len(streaming) == len(plan.running):
+    streaming = [arm for arm in plan.unskipped_arms if arm.is_streaming]
+    if not streaming or len(streaming) == len(plan.unskipped_arms):
         raise UsageError(
             "--gate needs overheads: an arm that streams and baselines beside it. Add "
             + ("--compare" if streaming else "--streaming, such as host")

@@ -103,7 +103,7 @@ class Plan:
         return tuple(make_arms(self.experiment, self.unavailable))
 
     @cached_property
-    def running(self) -> tuple[Arm, ...]:
+    def unskipped_arms(self) -> tuple[Arm, ...]:
         """The arms that are not skipped."""
         return tuple(arm for arm in self.arms if not arm.skipped)
 
@@ -200,7 +200,7 @@ class Plan:
     @property
     def needs_sinks(self) -> bool:
         """Whether some arm streams to other ranks."""
-        return any(arm.is_remote for arm in self.running)
+        return any(arm.is_remote for arm in self.unskipped_arms)
 
     @property
     def rank_counts(self) -> tuple[int, ...]:
@@ -227,7 +227,7 @@ class Plan:
         if size in self.rank_counts:
             return
         experiment = self.experiment
-        remote_mode = next((arm.mode for arm in self.running if arm.is_remote), None)
+        remote_mode = next((arm.mode for arm in self.unskipped_arms if arm.is_remote), None)
         source_text = units.format_count_of(self.source_count, "source")
         sink_text = units.format_count_of(experiment.sinks, "sink")
         if self.source_count > 1:

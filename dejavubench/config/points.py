@@ -132,7 +132,7 @@ class Point:
         )
 
     @property
-    def most_flushed(self) -> int:
+    def most_flushed_token_count(self) -> int:
         """Most tokens of the decode phase that move as one; 0 without decode steps."""
         return max((token_count for token_count, _ in self.flush_groups), default=0)
 

@@ -59,10 +59,10 @@ class SideCudaStream:
 
     @contextmanager
     def _order_behind_ready(self, transfer: Transfer) -> Iterator[torch.cuda.Event | None]:
-        assert transfer.ready is not None
+        assert transfer.ready_event is not None
         with torch.cuda.stream(self._cuda_stream):
             # The device waits for the model's kernels; this thread does not.
-            self._cuda_stream.wait_event(transfer.ready)
+            self._cuda_stream.wait_event(transfer.ready_event)
             marks = transfer.marks
             yield None if marks is None else marks.record("begun", self._cuda_stream)
 
@@ -140,8 +140,8 @@ class DeviceStaging:
         Args:
             packed: pinned buffer of the chunk's bytes.
         """
-        assert transfer.ready is not None
-        self._cuda_stream.wait_event(transfer.ready)
+        assert transfer.ready_event is not None
+        self._cuda_stream.wait_event(transfer.ready_event)
         slot = None
         marks = transfer.marks
         with torch.cuda.stream(self._cuda_stream):

@@ -73,8 +73,8 @@ class CacheManager:
         self._ready_event: torch.cuda.Event | None = None
         self._held = HeldSteps(sum(stream.schedule.position_nbytes for stream in streams))
         self._last_step = max((stream.schedule.steps for stream in streams), default=0)
-        self._steps: dict[int, list[PlannedChunk]] = {}
-        self._layers: dict[int, list[PlannedChunk]] = {}
+        self._chunks_by_step: dict[int, list[PlannedChunk]] = {}
+        self._chunks_by_layer: dict[int, list[PlannedChunk]] = {}
         self.chunks: list[PlannedChunk] = []
         for stream in streams:
             self._plan(stream)
@@ -102,16 +102,18 @@ class CacheManager:
             self.chunks.append(planned_chunk)
             # A layerwise prompt leaves with its layers, everything else at the end of its group.
             if level.layerwise and chunk.step == 0:
-                self._layers.setdefault(chunk.region.layers.start, []).append(planned_chunk)
+                self._chunks_by_layer.setdefault(chunk.region.layers.start, []).append(
+                    planned_chunk
+                )
             else:
-                self._steps.setdefault(chunk.step, []).append(planned_chunk)
+                self._chunks_by_step.setdefault(chunk.step, []).append(planned_chunk)
 
     def _find_extents(self, stream: Stream) -> StepExtents:
         if self._streamer.destination.by_address:
             return ExtentAddresses(self.cache, stream.schedule)
         if self.cache.k.is_cuda:
             return DeviceExtents(
-                self.cache, stream.schedule, self.level.each_complete, self._streamer.bounce
+                self.cache, stream.schedule, self.level.each_complete, self._streamer.bounce_buffer
             )
         return ExtentViews(self.cache, stream.schedule)
 
@@ -122,7 +124,7 @@ class CacheManager:
             if not self.cache.k.is_cuda or self._streamer.destination.by_address:
                 return entry.extent_parts
             return entry.bounced_parts(self.level.each_complete)
-        device = self._streamer.device
+        device = self._streamer.device_staging
         if self._is_ready_on_host or device is None:
             return entry.parts
         return device.parts(entry, step)
@@ -177,7 +179,7 @@ class CacheManager:
         """Stream a layer of the prompt, whose keys and values are in place in the cache."""
         if self.level.layerwise:
             began_ns = chunk_times.now()
-            self._submit(self._layers.get(layer, []), self.prompt, None, began_ns)
+            self._submit(self._chunks_by_layer.get(layer, []), self.prompt, None, began_ns)
             self.prompt.add_stall(began_ns)
 
     def step_ready(self, step: int, tokens: np.ndarray | None = None) -> None:
@@ -199,7 +201,7 @@ class CacheManager:
             )
         began_ns = chunk_times.now()
         phase = self.tokens if step else self.prompt
-        chunks = self._steps.get(step, [])
+        chunks = self._chunks_by_step.get(step, [])
         group_tokens = tokens
         if step:
             self._held.add(tokens)
@@ -295,7 +297,8 @@ def _check_slots(cache: KVCache, streams: list[Stream], streamer: Streamer) -> N
         )
     through_host = cache.k.is_cuda and not destination.device_memory
     if through_host and (
-        streamer.device is None or largest_chunk_nbytes > streamer.device.slot_nbytes
+        streamer.device_staging is None
+        or largest_chunk_nbytes > streamer.device_staging.slot_nbytes
     ):
         raise ValueError(
             f"a cache on a CUDA device needs staging slots of {largest_chunk_nbytes} bytes there"

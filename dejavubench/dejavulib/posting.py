@@ -36,9 +36,9 @@ def post_packed(destination: Destination, transfer: Transfer, packed: torch.Tens
 def post_extents(destination: Destination, transfer: Transfer, step_extents: StepExtents) -> None:
     """Post a chunk extent by extent, straight from the cache."""
     planned_chunk = transfer.planned_chunk
-    if transfer.ready is not None:
+    if transfer.ready_event is not None:
         # Whoever reads single extents does not wait for the event, so this thread does.
-        transfer.ready.synchronize()
+        transfer.ready_event.synchronize()
     _announce(destination, transfer)
     extents = step_extents.of_step(planned_chunk.chunk.step)
     transfer.stamp(GATHERED)

@@ -62,14 +62,14 @@ class RangedStreamer(Streamer):
         ranges: Ranges,
         destination: Destination,
         slots: Sequence[torch.Tensor],
-        device: DeviceStaging | None = None,
-        bounce: BounceBuffer | None = None,
+        device_staging: DeviceStaging | None = None,
+        bounce_buffer: BounceBuffer | None = None,
         holds_failure: bool = False,
         timed: bool = True,
     ) -> None:
         self._ranges = ranges
         self._is_gathering = False  # the range of a gather is open
-        super().__init__(destination, slots, device, bounce, holds_failure, timed)
+        super().__init__(destination, slots, device_staging, bounce_buffer, holds_failure, timed)
 
     def _start(self, transfer: Transfer) -> None:
         gather, _ = self._lanes(transfer)
@@ -118,11 +118,11 @@ class RangedStreamer(Streamer):
     def _parts(self, transfer: Transfer) -> tuple[LatencyPart, ...]:
         entry = self.destination.entry
         planned_chunk = transfer.planned_chunk
-        on_device = transfer.ready is not None
+        on_device = transfer.ready_event is not None
         if not isinstance(planned_chunk.source, Packing):
             if not on_device or self.destination.by_address:
                 return entry.extent_parts
             return entry.bounced_parts(planned_chunk.each_complete)
-        if not on_device or self.device is None:
+        if not on_device or self.device_staging is None:
             return entry.parts
-        return self.device.parts(entry, planned_chunk.chunk.step)
+        return self.device_staging.parts(entry, planned_chunk.chunk.step)

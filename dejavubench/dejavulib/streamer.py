@@ -44,8 +44,8 @@ class Streamer:
         slots: staging; as many chunks can be on their way at once. In device memory if the
             destination takes chunks from there; else in host memory, pinned for a CUDA cache.
             Streamers of which only one at a time has something under way may share slots.
-        device: staging on the device, for a CUDA cache whose chunks go through host memory.
-        bounce: buffer for single extents from a device; without it, the streamer has its own.
+        device_staging: staging on the device, for a CUDA cache whose chunks go through host memory.
+        bounce_buffer: for single extents from a device; without it, the streamer has its own.
         holds_failure: after a StorageError, drop what is submitted and wait for nothing, so that
             the model computes its request to the end. The owner then asks for :attr:`failure`.
         timed: managers note each chunk's times, which costs some microseconds per chunk.
@@ -58,8 +58,8 @@ class Streamer:
         self,
         destination: Destination,
         slots: Sequence[torch.Tensor],
-        device: DeviceStaging | None = None,
-        bounce: BounceBuffer | None = None,
+        device_staging: DeviceStaging | None = None,
+        bounce_buffer: BounceBuffer | None = None,
         holds_failure: bool = False,
         timed: bool = True,
     ) -> None:
@@ -67,8 +67,8 @@ class Streamer:
             raise ValueError(f"{destination.entry.name} needs at least one staging slot")
         self.destination = destination
         self.timed = destination.timed = timed
-        self.device = device
-        self.bounce = bounce or BounceBuffer()
+        self.device_staging = device_staging
+        self.bounce_buffer = bounce_buffer or BounceBuffer()
         self.slot_nbytes = min((slot.numel() for slot in slots), default=0)
         self._slots = list(slots)  # the last one freed is taken first: it is in this core's cache
         self._side_cuda_stream = _make_side_cuda_stream(slots)
@@ -180,8 +180,8 @@ class Streamer:
                 f"the {self.destination.entry.name} helper thread did not stop within "
                 f"{CLOSE_TIMEOUT_S:g} s; {self._describe_missing()}"
             )
-        if self._error is not None and self.device is not None:
-            self.device.give_up()  # other streamers use it, too
+        if self._error is not None and self.device_staging is not None:
+            self.device_staging.give_up()  # other streamers use it, too
         self.destination.close()
 
     # ---- the helper thread ----
@@ -222,7 +222,8 @@ class Streamer:
     def _can_start(self, transfer: Transfer) -> bool:
         if not transfer.planned_chunk.needs_slot:
             return True  # it moves from the cache itself
-        if transfer.ready is not None and self.device is not None and not self.device.has_room:
+        staging = self.device_staging
+        if transfer.ready_event is not None and staging is not None and not staging.has_room:
             return False
         return bool(self._slots) or not self.destination.entry.staged
 
@@ -238,10 +239,10 @@ class Streamer:
         if planned_chunk.direct is not None:
             return _post_direct(transfer, self._side_cuda_stream, self._post)
         packed = self.destination.place(planned_chunk.stream, planned_chunk.chunk)
-        if packed is None:  # the destination has no memory of its own to gather into
+        if packed is None:  # the destination has no memory to gather into
             transfer.slot = self._slots.pop()
             packed = transfer.slot[: planned_chunk.chunk.nbytes]
-        if transfer.ready is None:
+        if transfer.ready_event is None:
             packing.gather(packed)
             transfer.stamp(GATHERED)
             self._post(transfer, packed)
@@ -250,16 +251,16 @@ class Streamer:
             with self._side_cuda_stream.pack_chunk(transfer, packing, packed):
                 self._post(transfer, packed)
         else:
-            assert self.device is not None
-            self.device.begin(transfer, packing, packed)
+            assert self.device_staging is not None
+            self.device_staging.begin(transfer, packing, packed)
 
     def _post(self, transfer: Transfer, packed: torch.Tensor | None) -> None:
         post_packed(self.destination, transfer, packed)
 
     def _collect(self) -> None:
         """Pass on what has come from the device; take the slots of complete chunks back."""
-        if self.device is not None:
-            for transfer, packed in self.device.take_arrived():
+        if self.device_staging is not None:
+            for transfer, packed in self.device_staging.take_arrived():
                 transfer.stamp(SEEN)  # by an event, the copy has finished earlier than this look
                 self._post(transfer, packed)
         # Chunks of a stream complete in order, so only its oldest ones are looked at.
@@ -298,7 +299,7 @@ def _post_direct(
     post: Callable[[Transfer, torch.Tensor | None], None],
 ) -> None:
     """Post a chunk that is not packed: behind the model's work, if it is on a device."""
-    if transfer.ready is None:
+    if transfer.ready_event is None:
         transfer.stamp(GATHERED)
         post(transfer, None)
     else:

@@ -169,7 +169,7 @@ class Transfer:
         stats: counters of the phase that the chunk belongs to.
         tokens: token ids that went into its group of decode steps, if they are known here: [B] of a
             single step, or [B, n].
-        ready: CUDA event after which the chunk's keys and values are in place on the device.
+        ready_event: CUDA event after which the chunk's keys and values are in place on the device.
         slot: the staging slot that it holds until it is complete.
         times: its manager's block of times; None where chunks are not timed.
         stamps, first_stamp: its row of times, if chunks are timed: an array, and where it begins.
@@ -180,7 +180,7 @@ class Transfer:
     byte_progress: ByteProgress
     stats: StreamStats
     tokens: np.ndarray | None = None
-    ready: torch.cuda.Event | None = None
+    ready_event: torch.cuda.Event | None = None
     slot: torch.Tensor | None = None
     times: TimesBlock | None = None
     stamps: array[int] | None = None

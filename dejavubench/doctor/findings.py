@@ -86,10 +86,10 @@ def format_ranks(ranks: Sequence[int], rank_count: int) -> str:
     """
     if len(ranks) == rank_count:
         return "all"
-    rows: list[list[int]] = []  # of consecutive ranks
+    spans: list[list[int]] = []  # of consecutive ranks
     for rank in ranks:
-        if rows and rank == rows[-1][-1] + 1:
-            rows[-1].append(rank)
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
         else:
-            rows.append([rank])
-    return ", ".join(f"{row[0]}-{row[-1]}" if len(row) > 1 else str(row[0]) for row in rows)
+            spans.append([rank])
+    return ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)

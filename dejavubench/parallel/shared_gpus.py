@@ -36,13 +36,13 @@ class LoopbackFacts:
     Attributes:
         loopback_kind: ``multi-rank`` (NCCL ≥ 2.30: peer memory) or ``fake hosts`` (sockets).
         version: version of NCCL, as NCCL's own number.
-        ranks: the groups of ranks that share a GPU.
+        rank_groups: the groups of ranks that share a GPU.
         variables: the environment variables that were set on this rank.
     """
 
     loopback_kind: Literal["multi-rank", "fake hosts"]
     version: int
-    ranks: list[list[int]]
+    rank_groups: list[list[int]]
     variables: dict[str, str]
 
     def to_record(self) -> dict[str, object]:
@@ -50,7 +50,7 @@ class LoopbackFacts:
         return {
             "way": self.loopback_kind,
             "version": self.version,
-            "ranks": self.ranks,
+            "ranks": self.rank_groups,
             "variables": self.variables,
         }
 
@@ -62,10 +62,10 @@ def identify_gpu(device: torch.device) -> PhysicalGpu:
 
 def find_shared_gpus(gpus: Sequence[PhysicalGpu]) -> list[list[int]]:
     """Return the groups of ranks that share a GPU; ``gpus`` are all ranks', in their order."""
-    ranks: dict[PhysicalGpu, list[int]] = defaultdict(list)
+    ranks_by_gpu: dict[PhysicalGpu, list[int]] = defaultdict(list)
     for rank, gpu in enumerate(gpus):
-        ranks[gpu].append(rank)
-    return [group for group in ranks.values() if len(group) > 1]
+        ranks_by_gpu[gpu].append(rank)
+    return [group for group in ranks_by_gpu.values() if len(group) > 1]
 
 
 def prepare_gpus(

@@ -30,10 +30,10 @@ def number_devices(
     With a loopback the sinks share the devices of their sources.
     """
     device_of_rank = tuple(rank % device_count for rank in range(source_count + sink_count))
-    if not any(arm.fills_sink_devices for arm in plan.running):
+    if not any(arm.fills_sink_devices for arm in plan.unskipped_arms):
         return DeviceNumbers(device_of_rank[:source_count])
     # Counting the sinks from device 0 again puts each of them on its own source's device.
-    if any(arm.is_loopback for arm in plan.running):
+    if any(arm.is_loopback for arm in plan.unskipped_arms):
         return DeviceNumbers(
             device_of_rank[:source_count], tuple(rank % device_count for rank in range(sink_count))
         )
@@ -58,7 +58,9 @@ def explain_too_few_devices(
     if plan.experiment.device != "cuda" or ranks_here <= len(devices):
         return None
     counts = f"{format_count_of(ranks_here, 'rank')} and {format_count_of(len(devices), 'GPU')}"
-    arms_between_gpus = [arm for arm in plan.running if arm.to_device and not arm.is_loopback]
+    arms_between_gpus = [
+        arm for arm in plan.unskipped_arms if arm.to_device and not arm.is_loopback
+    ]
     if not arms_between_gpus:
         if not plan.experiment.handoff or plan.experiment.nccl_loopback:
             return None

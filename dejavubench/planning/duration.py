@@ -127,5 +127,5 @@ def estimate_iteration_s(plan: Plan, point: Point, arm: Arm, rates: Rates) -> fl
 
 def estimate_point_s(plan: Plan, point: Point, rates: Rates) -> float:
     """Return the time of all warm-up iterations and rounds; with ``precision`` of the fewest."""
-    round_s = sum(estimate_iteration_s(plan, point, arm, rates) for arm in plan.running)
+    round_s = sum(estimate_iteration_s(plan, point, arm, rates) for arm in plan.unskipped_arms)
     return (plan.experiment.warmup + plan.starts[point.id].rounds) * round_s

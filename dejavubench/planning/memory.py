@@ -91,19 +91,21 @@ def estimate_memory(plan: Plan, point: Point) -> Memory:
     streamed_nbytes = (
         in_flight * point.ubatch_size * point.streamed_position_count * geometry.token_nbytes
     )
-    is_swapping = any(arm.is_swapping for arm in plan.running)
+    is_swapping = any(arm.is_swapping for arm in plan.unskipped_arms)
     # Each microbatch keeps a cache of its own for the undisturbed iteration, also in a swap.
     cache_nbytes = (in_flight + (experiment.resident if is_swapping else 0)) * geometry.nbytes
     weights_nbytes = point.itemsize * count_most_parameters(
         point.spec, point.tensor_para_size, point.pipeline_para_size
     )
-    most_position_count = max(point.input_len, point.most_flushed)
+    most_position_count = max(point.input_len, point.most_flushed_token_count)
     staging = plan_source_staging(
         plan, point, point.ubatch_size * most_position_count * geometry.token_nbytes
     )
     # Arms of one destination reuse its buffer, whatever their level.
     host_modes = {
-        arm.mode for arm in plan.running if arm.transport and arm.transport.entry.in_host_memory
+        arm.mode
+        for arm in plan.unskipped_arms
+        if arm.transport and arm.transport.entry.in_host_memory
     }
     buffers_nbytes = streamed_nbytes * len(host_modes)
     if experiment.device == "cuda":
@@ -164,7 +166,7 @@ def make_worker_geometry(point: Point, sizes: SetupSizes | None = None) -> KVGeo
 
 
 def count_arriving_nbytes(point: Point) -> int:
-    """Return the caches of the sink that holds most layers."""
+    """Return the bytes of the caches of the sink that holds most layers."""
     sinks = point.sinks or point.sources
     return point.request_count // sinks.ubatch_size * make_worker_geometry(point, sinks).nbytes
 

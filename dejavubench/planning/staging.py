@@ -48,7 +48,7 @@ def plan_source_staging(plan: Plan, point: Point, most_nbytes: int) -> Staging:
     on_cuda = plan.experiment.device == "cuda"
     ring_nbytes = point.settings.staging_slots * choose_slot_nbytes(point)
     used_destinations = [
-        (arm, arm.transport.entry) for arm in plan.running if arm.transport is not None
+        (arm, arm.transport.entry) for arm in plan.unskipped_arms if arm.transport is not None
     ]
     on_host = any(entry.uses_host_slots(on_cuda) for _, entry in used_destinations)
     from_gpu = any(entry.uses_device_memory(on_cuda) for _, entry in used_destinations)
@@ -74,7 +74,7 @@ def plan_sink_staging(plan: Plan, point: Point, stream_count: int) -> Staging:
     """
     on_cuda = plan.experiment.device == "cuda"
     remote_entries = [
-        arm.transport.entry for arm in plan.running if arm.transport and arm.is_remote
+        arm.transport.entry for arm in plan.unskipped_arms if arm.transport and arm.is_remote
     ]
     on_host = any(entry.uses_host_slots(on_cuda) for entry in remote_entries)
     on_device = any(entry.uses_device_memory(on_cuda) for entry in remote_entries)

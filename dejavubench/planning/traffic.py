@@ -249,6 +249,7 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
             source_cache, _narrow_to_positions(pair.source_region, positions), sink_cache
         )
 
+    flushed_count = point.most_flushed_token_count
     # Equal at every position, so the first one stands for all.
     token_nbytes = source_cache.region_nbytes(_narrow_to_positions(pair.source_region, Span(0, 1)))
     return Volume(
@@ -258,8 +259,8 @@ def _make_volume(point: Point, source: Setup, sink: Setup, pair: RegionPair) -> 
         total_nbytes=point.written_position_count * token_nbytes,
         prompt_extent_count=count_extents(Span(0, point.input_len)),
         token_extent_count=count_extents(Span(0, 1)),
-        flush_nbytes=point.most_flushed * token_nbytes,
-        flush_extent_count=count_extents(Span(0, point.most_flushed)) if point.most_flushed else 0,
+        flush_nbytes=flushed_count * token_nbytes,
+        flush_extent_count=count_extents(Span(0, flushed_count)) if flushed_count else 0,
     )
 
 

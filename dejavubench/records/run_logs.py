@@ -25,7 +25,7 @@ class RankLog:
     """One rank's records in the order they were written.
 
     Attributes:
-        lines: line number of each record in the file.
+        line_numbers: line number of each record in the file.
         is_torn: whether a crash cut off the last line.
         is_altered: whether the lines differ from those that the End record's digest was made of.
     """
@@ -33,7 +33,7 @@ class RankLog:
     path: Path
     rank: int
     records: tuple[Record, ...] = ()
-    lines: tuple[int, ...] = ()
+    line_numbers: tuple[int, ...] = ()
     is_torn: bool = False
     is_altered: bool = False
     _by_class: dict[type[Line], list[tuple[int, Any]]] = field(
@@ -42,26 +42,27 @@ class RankLog:
 
     def records_of(self, record_class: type[LineT]) -> Iterator[LineT]:
         """Yield the records of one kind, in the order of the file."""
-        return (record for _, record in self._with_lines(record_class))
+        return (record for _, record in self._with_line_numbers(record_class))
 
     def all_with_places(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with its file and line."""
-        for line, record in zip(self.lines, self.records, strict=True):
-            yield f"{self.path.name}:{line}", record
+        for line_number, record in zip(self.line_numbers, self.records, strict=True):
+            yield f"{self.path.name}:{line_number}", record
 
     def with_places(self, record_class: type[LineT]) -> Iterator[tuple[str, LineT]]:
         """Yield each record of one kind with its file and line."""
         return (
-            (f"{self.path.name}:{line}", record) for line, record in self._with_lines(record_class)
+            (f"{self.path.name}:{line_number}", record)
+            for line_number, record in self._with_line_numbers(record_class)
         )
 
-    def _with_lines(self, record_class: type[LineT]) -> list[tuple[int, LineT]]:
-        """Return line and record of each one of a kind."""
+    def _with_line_numbers(self, record_class: type[LineT]) -> list[tuple[int, LineT]]:
+        """Return line number and record of each one of a kind."""
         # A report asks for few kinds many times, so each is searched for once.
         if record_class not in self._by_class:
             self._by_class[record_class] = [
-                (line, record)
-                for line, record in zip(self.lines, self.records, strict=True)
+                (line_number, record)
+                for line_number, record in zip(self.line_numbers, self.records, strict=True)
                 if isinstance(record, record_class)
             ]
         return self._by_class[record_class]

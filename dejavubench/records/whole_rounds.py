@@ -162,8 +162,8 @@ def _trim_session(run: Run, sessions: Sequence[Run]) -> Run:
 
 def _drop_rest(run: Run, log: RankLog) -> RankLog:
     counted_records = [
-        (line, record)
-        for line, record in zip(log.lines, log.records, strict=True)
+        (line_number, record)
+        for line_number, record in zip(log.line_numbers, log.records, strict=True)
         if not isinstance(record, IterationRecord) or run.holds(record.point, record.iteration)
     ]
     return _replace_records(log, counted_records)
@@ -172,21 +172,21 @@ def _drop_rest(run: Run, log: RankLog) -> RankLog:
 def _join_logs(rank: int, trimmed_sessions: Sequence[Run]) -> RankLog:
     logs = [log for run in trimmed_sessions for log in run.ranks if log.rank == rank]
     newest_log = logs[-1]
-    lines_and_records = [
-        (line, record)
+    numbered_records = [
+        (line_number, record)
         for log in logs
-        for line, record in zip(log.lines, log.records, strict=True)
+        for line_number, record in zip(log.line_numbers, log.records, strict=True)
         if log is newest_log or not isinstance(record, RECORDS_OF_LAST_SESSION)
     ]
-    return _replace_records(newest_log, lines_and_records)
+    return _replace_records(newest_log, numbered_records)
 
 
-def _replace_records(log: RankLog, lines_and_records: Sequence[tuple[int, Record]]) -> RankLog:
-    """Return a log with other records, given with their lines."""
+def _replace_records(log: RankLog, numbered_records: Sequence[tuple[int, Record]]) -> RankLog:
+    """Return a log with other records, given with their line numbers."""
     return replace(
         log,
-        lines=tuple(line for line, _ in lines_and_records),
-        records=tuple(record for _, record in lines_and_records),
+        line_numbers=tuple(line_number for line_number, _ in numbered_records),
+        records=tuple(record for _, record in numbered_records),
     )
 
 

@@ -68,7 +68,7 @@ class Heartbeat:
         self.interval_s = HEARTBEAT_S
         self.make_last_words: Callable[[], str | None] | None = None
         self._deadline: tuple[float, str] | None = None
-        self._interrupted_s: float | None = None
+        self._interrupted_at_s: float | None = None
         # Non-blocking: a signal that comes while the pipe is full is dropped, and nobody waits.
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
@@ -87,9 +87,11 @@ class Heartbeat:
         while True:
             self.page.counters[HEARTBEATS] += 1
             # Python writes each signal to the pipe, even while the main thread is inside MPI.
-            interval_s = self.interval_s if self._interrupted_s is None else MAIN_THREAD_TURN_S / 4
+            interval_s = (
+                self.interval_s if self._interrupted_at_s is None else MAIN_THREAD_TURN_S / 4
+            )
             if signals.poll(interval_s * 1e3) and signal.SIGINT in os.read(self._read_fd, 64):
-                self._interrupted_s = self._interrupted_s or time.monotonic()
+                self._interrupted_at_s = self._interrupted_at_s or time.monotonic()
                 time.sleep(0.1)  # the main thread's turn
             self._end_if_due(time.monotonic())
 
@@ -98,14 +100,14 @@ class Heartbeat:
         # Taken away first, so that the words are said once, however long that takes.
         make_last_words = self.make_last_words
         self.make_last_words = None
-        is_due = self._interrupted_s and now_s - self._interrupted_s > MAIN_THREAD_TURN_S
+        is_due = self._interrupted_at_s and now_s - self._interrupted_at_s > MAIN_THREAD_TURN_S
         if make_last_words is not None and is_due:
             last_words = make_last_words()
             if last_words is not None:
                 self._end_interrupted(f"\n{last_words}")
         elif make_last_words is not None:
             self.make_last_words = make_last_words
-        if self._interrupted_s is not None and now_s - self._interrupted_s > GRACE_S:
+        if self._interrupted_at_s is not None and now_s - self._interrupted_at_s > GRACE_S:
             self._end_interrupted("")
         if self._deadline is not None and now_s > self._deadline[0]:
             self._end(self._deadline[1], 1)

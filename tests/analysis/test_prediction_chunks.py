@@ -42,7 +42,7 @@ def rounds_of(ready_ms: list[int], complete_ms: list[int]) -> ChunkRounds:
 def test_a_layer_is_ready_early_by_what_the_first_layer_lacks() -> None:
     """Layers are 12 ms apart and the first is ready after 4: attention and MLP take the other 8."""
     rounds = rounds_of([4, 16, 28], [10, 22, 40])
-    assert rounds.early_layers[1] == pytest.approx(8 / 12)
+    assert rounds.layer_lead_share[1] == pytest.approx(8 / 12)
     assert rounds.tail_ms[1] == 12
     # The prompt's compute ends at 28 + 8 ms.
     assert rounds.prompt_stall_ms[1] == pytest.approx(40 - 36)
@@ -55,12 +55,12 @@ def test_nobody_waits_for_a_layer_that_is_there_before_the_compute_ends() -> Non
 def test_without_layers_of_their_own_the_wait_is_the_tail() -> None:
     """At level 1 all chunks are ready at once, when the prompt ends."""
     rounds = rounds_of([36, 36], [40, 47])
-    assert rounds.early_layers == {}
+    assert rounds.layer_lead_share == {}
     assert rounds.prompt_stall_ms[1] == rounds.tail_ms[1] == 11
 
 
 def test_a_slow_start_hides_how_early_layers_are() -> None:
     """A device begins late: the first layer is ready after more than its share."""
     rounds = rounds_of([9, 12, 15], [10, 14, 20])
-    assert rounds.early_layers[1] == 0
+    assert rounds.layer_lead_share[1] == 0
     assert rounds.prompt_stall_ms[1] == 5

@@ -64,7 +64,7 @@ def requests(draw: st.DrawFn) -> StreamedRequest:
         prompt_rest_ms=draw(times),
         token_rest_ms=draw(st.floats(0.0, 1.0)),
         burst_nbytes=draw(st.sampled_from([0.0, 500.0])),
-        early_layers=draw(st.floats(0.0, 1.0)),
+        layer_lead_share=draw(st.floats(0.0, 1.0)),
     )
 
 
@@ -157,7 +157,7 @@ def total_by_formula(request: StreamedRequest, level: str, rate: float) -> float
         arrived_ms = complete_queue(request, rate, [(prompt_ms, request.prompt_nbytes)])[-1]
         return arrived_ms + steps_in_turn_ms + steps * alone_ms
     queue = [
-        (prompt_ms * (layer - request.early_layers) / layers, request.prompt_nbytes / layers)
+        (prompt_ms * (layer - request.layer_lead_share) / layers, request.prompt_nbytes / layers)
         for layer in range(1, layers + 1)
     ]
     if level == "3" and steps:
@@ -223,7 +223,7 @@ def test_a_link_runs_ahead_of_the_sink_by_what_a_socket_holds() -> None:
 
 def test_a_layer_that_is_ready_before_its_compute_ends_leaves_early() -> None:
     """Each layer has 25 ms of the prompt and takes 10 ms on the link, or 40 at a quarter rate."""
-    early_request = replace(PLAIN, early_layers=0.6)  # 15 ms before the end of its share
+    early_request = replace(PLAIN, layer_lead_share=0.6)  # 15 ms before the end of its share
     steps_ms = 6 * (10 + 4)
     assert PLAIN.predict_ms("2", 100.0) == pytest.approx(100 + 10 + steps_ms)
     # The last layer is there 5 ms before the compute ends, so nobody waits for it.

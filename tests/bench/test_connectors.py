@@ -203,7 +203,7 @@ def test_room_on_the_disk_is_summed_over_what_each_destination_writes(
         for name, size in nbytes.items()
     }
     transports = {name: SimpleNamespace(probe_nbytes=100 * size) for name, size in nbytes.items()}
-    schedule: Any = SimpleNamespace(experiment=None, on_disk=arms, transports=transports)
+    schedule: Any = SimpleNamespace(experiment=None, disk_arms=arms, transports=transports)
     two_microbatches = SimpleNamespace(local_streams=lambda: [["stream"], ["stream"]])
     monkeypatch.setattr(skips, "make_worker_view", lambda *_: two_microbatches)
     ranks: Any = SimpleNamespace(topology=None)

@@ -247,8 +247,8 @@ def test_phases_lie_within_the_iteration_of_their_arm(tmp_path: Path) -> None:
 
 def test_without_nvtx_the_plain_class_is_made(tmp_path: Path) -> None:
     off, on = Experiment(), Experiment(nvtx=True)
-    assert nvtx.choose_ranged_class(off, Recorder, RangedRecorder) is Recorder
-    recorder = nvtx.choose_ranged_class(on, Recorder, RangedRecorder)(
+    assert nvtx.choose_ranged_maker(off, Recorder, RangedRecorder) is Recorder
+    recorder = nvtx.choose_ranged_maker(on, Recorder, RangedRecorder)(
         tmp_path, 0, has_several_points=False, to_stdout=False, session=2
     )
     assert isinstance(recorder, RangedRecorder)

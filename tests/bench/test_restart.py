@@ -82,7 +82,7 @@ def restore(stream: SavedStream) -> tuple[KVCache, int, str | None]:
     cache = KVCache.allocate(stream.schedule.geometry, torch.int16)
     cache.fill(0x77)
     restored_stream = stream.restore(cache)
-    return cache, restored_stream.steps, restored_stream.wrong
+    return cache, restored_stream.steps, restored_stream.fault
 
 
 def assert_first_steps(

@@ -37,18 +37,18 @@ def test_every_scenario_that_arms_can_name_is_registered() -> None:
 
 def test_arms_of_one_scenario_share_its_part_at_a_point() -> None:
     scenarios = scenarios_of(make_sink())
-    assert scenarios.part_of(BASELINE) is scenarios.part_of(STREAMING)
-    assert type(scenarios.part_of(STREAMING)) is PlainSink
-    assert type(scenarios.part_of(SWAPPING)) is PlainSink
-    assert scenarios.all([BASELINE, SWAPPING, STREAMING]) == [
-        scenarios.part_of(BASELINE),
-        scenarios.part_of(SWAPPING),
+    assert scenarios.find_part(BASELINE) is scenarios.find_part(STREAMING)
+    assert type(scenarios.find_part(STREAMING)) is PlainSink
+    assert type(scenarios.find_part(SWAPPING)) is PlainSink
+    assert scenarios.list_parts([BASELINE, SWAPPING, STREAMING]) == [
+        scenarios.find_part(BASELINE),
+        scenarios.find_part(SWAPPING),
     ]
 
 
 def test_a_hand_over_gives_sinks_a_model() -> None:
     handed_over = Arm("mpi@3", "mpi", "3", scenario="handover")
-    assert type(scenarios_of(make_sink()).part_of(handed_over)) is HandoverSink
+    assert type(scenarios_of(make_sink()).find_part(handed_over)) is HandoverSink
     assert registry.has_computing_sinks([handed_over])
     assert not registry.has_computing_sinks([BASELINE, STREAMING, SWAPPING])
 

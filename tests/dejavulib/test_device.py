@@ -178,14 +178,14 @@ def test_each_kind_of_chunk_goes_the_way_that_was_measured(layout: KVLayout) -> 
     )
     source, cache = random_cache(geometry), copy_to_device(random_cache(geometry, seed=1))
     with streaming(FakeDestination(), stream.schedule.slot_nbytes) as streamer:
-        assert streamer.device is not None
-        assert streamer.device.ways == {
+        assert streamer.device_staging is not None
+        assert streamer.device_staging.ways == {
             "prompt": "kernel (not measured)",
             "token": "kernel (not measured)",
         }
-        streamer.device.calibrate(cache, stream.schedule.all_chunks(LEVELS["3"]))
-        assert all("not measured" not in way for way in streamer.device.ways.values())
-        assert ("too short" in streamer.device.ways["token"]) == (layout is KVLayout.FT)
+        streamer.device_staging.calibrate(cache, stream.schedule.all_chunks(LEVELS["3"]))
+        assert all("not measured" not in way for way in streamer.device_staging.ways.values())
+        assert ("too short" in streamer.device_staging.ways["token"]) == (layout is KVLayout.FT)
         manager = CacheManager(cache, [stream], LEVELS["3"], streamer, PATIENCE)
         manager.begin()
         play_model(copy_to_device(source), cache, stream.schedule, BusyModel(manager))

@@ -340,7 +340,7 @@ def test_the_watermark_moves_by_groups_and_what_is_under_it_comes_back(
         cache = KVCache.allocate(schedule.geometry, torch.int16)
         cache.fill(0x77)
         restored = file.restore(cache)
-        assert (file.watermark, restored.steps, restored.wrong) == (watermark, watermark, None)
+        assert (file.watermark, restored.steps, restored.fault) == (watermark, watermark, None)
         restored_tokens = [ids.tolist() for ids in restored.tokens]
         assert restored_tokens == [
             PROMPT.tolist(),
@@ -412,7 +412,7 @@ def test_a_damaged_group_costs_all_its_steps(tmp_path: Path) -> None:
     )
     assert restored.steps == 1
     assert "checksum of step 2, layer 0 does not agree; of 4 steps under the watermark 1 are" in (
-        restored.wrong or ""
+        restored.fault or ""
     )
 
 

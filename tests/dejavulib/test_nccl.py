@@ -120,7 +120,7 @@ def test_an_older_nccl_loops_back_by_fake_hosts() -> None:
     loopback_facts = prepare_rank(
         [FIRST_GPU, FIRST_GPU], rank=1, loopback=True, versions=[23203, 22809]
     )
-    assert (loopback_facts.loopback_kind, loopback_facts.version, loopback_facts.ranks) == (
+    assert (loopback_facts.loopback_kind, loopback_facts.version, loopback_facts.rank_groups) == (
         "fake hosts",
         22809,
         [[0, 1]],

@@ -120,7 +120,7 @@ def stream_first_chunk(
         planned, times = manager.chunks[0], TimesBlock(1)
         progress = ByteProgress(submitted_nbytes=planned.chunk.nbytes)
         ready: Any = SimpleNamespace()
-        transfer = Transfer(planned, progress, StreamStats(), ready=ready)
+        transfer = Transfer(planned, progress, StreamStats(), ready_event=ready)
         transfer.take_times(times, clock())
         streamer.submit([transfer])
         streamer.wait(progress, PATIENCE)

@@ -56,7 +56,7 @@ def _estimate_point_seconds(plan: Plan, point: Point) -> float:
         estimate_iteration_seconds(point)
         + PREPARE_S
         + _estimate_comparison_seconds(plan, arm, point)
-        for arm in plan.running
+        for arm in plan.unskipped_arms
     )
     repeats = plan.experiment.warmup + plan.experiment.rounds
     undisturbed_s = _compute_seconds(point, point.sources, 0, point.output_len)

@@ -92,9 +92,9 @@ class Difference:
 
 
 def find_side(low: float, high: float, limit: float = 0.0) -> int:
-    """Return 1 if an interval lies above a limit, −1 if it lies below it, 0 if it holds it.
+    """Return 1 if an interval lies above a limit, −1 if below, and 0 if the limit lies within it.
 
-    An interval that begins or ends at the limit holds it.
+    An interval that begins or ends at the limit contains it.
     """
     return (low > limit) - (high < limit)
 

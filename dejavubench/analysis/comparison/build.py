@@ -89,7 +89,7 @@ def compare(a: Operand, b: Operand, metric: Metric, limit: float | None = None) 
         raise NotComparableError(
             f"no arm that A and B have in common was measured in {metric} in A and in B"
         )
-    rows = rows_of(changes, metric, pairing, limit or 0.0)
+    rows = make_rows(changes, metric, pairing, limit or 0.0)
     return Comparison(
         a=a,
         b=b,
@@ -149,7 +149,7 @@ def _list_points_with_settings(header: RunHeader) -> list[PointInfo]:
     return [header.with_settings(point) for point in header.points]
 
 
-def rows_of(
+def make_rows(
     changes: Sequence[ArmChanges], metric: Metric, pairing: Pairing, limit: float
 ) -> list[ComparisonRow]:
     """Make rows, whose judged intervals all hold together in 95 % of comparisons."""

@@ -201,11 +201,11 @@ def read_session_rounds(run: Run) -> list[HostRounds]:
     return [
         HostRounds(log, f"session {session.number}, " if is_continued else "")
         for session in run.sessions
-        for log in _logs_of(session)
+        for log in _read_logs(session)
     ]
 
 
-def _logs_of(run: Run) -> list[HostLog]:
+def _read_logs(run: Run) -> list[HostLog]:
     """Read the files of one session, without the windows of iterations that do not count."""
     logs = read_conditions(run.path, run.number, run.damaged_files)
     for log in logs:

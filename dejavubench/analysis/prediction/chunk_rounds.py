@@ -34,8 +34,8 @@ class ChunkRounds:
     Attributes:
         from_device: chunks are copied from a device, by the device.
         tail_ms: time from the prompt's last chunk being ready until all of its chunks are complete.
-        early_layers: how long before the end of its share of the prompt a layer's keys and values
-            were in place, as a part of that share. Empty, unless layers left one by one.
+        layer_lead_share: how long before the end of its share of the prompt a layer's keys and
+            values were in place, as a part of that share. Empty, unless layers left one by one.
         prompt_stall_ms: time from the end of the prompt's compute until its chunks are complete.
         steps_ms: sum over the decode steps of the time from ready to complete.
         alone_ms: median over the steps' chunks of the time that each took once the chunk before it
@@ -47,7 +47,7 @@ class ChunkRounds:
     step: PhaseShape | None
     from_device: bool
     tail_ms: dict[int, float] = field(default_factory=dict)
-    early_layers: dict[int, float] = field(default_factory=dict)
+    layer_lead_share: dict[int, float] = field(default_factory=dict)
     prompt_stall_ms: dict[int, float] = field(default_factory=dict)
     steps_ms: dict[int, float] = field(default_factory=dict)
     alone_ms: dict[int, float] = field(default_factory=dict)
@@ -143,7 +143,7 @@ def add_round(
         # A layer's attention and MLP follow its keys and values. So the first layer's are ready
         # early, and the last layer's before the prompt's compute ends.
         early_ms = max(0.0, layer_ms - layer_ready_ms[0])
-        rounds.early_layers[round_number] = early_ms / layer_ms
+        rounds.layer_lead_share[round_number] = early_ms / layer_ms
         rounds.prompt_stall_ms[round_number] = max(0.0, tail_ms - early_ms)
     if not is_prompt.all():
         chunk_steps = np.array([chunk.step for chunk in chunk_list.chunks])

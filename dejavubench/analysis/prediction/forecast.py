@@ -159,7 +159,7 @@ def predict(
             run, mode, level_name, target, phase_times.prompt_ms
         ),
         token_rest_ms=estimate_step_rest_ms(run, mode, level_name, target),
-        early_layers=_find_early_layers(run, mode, arm),
+        layer_lead_share=_find_layer_lead_share(run, mode, arm),
     )
     if level_name == "0":
         request = _add_messages(request, arm, target)
@@ -176,15 +176,15 @@ def predict(
     )
 
 
-def _find_early_layers(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
+def _find_layer_lead_share(run: RunInputs, mode: str, arm: ArmInputs) -> TimesMs:
     """Return how early layers are ready, from the arm or another one of its point; 0 if unknown.
 
     Only levels that stream layer by layer stamp each layer.
     """
     arms_of_point = [other for other in run.arms if other.point is arm.point and other.mode == mode]
     for candidate_arm in (arm, *arms_of_point):
-        if "early_layers" in candidate_arm.medians:
-            return candidate_arm.medians["early_layers"]
+        if "layer_lead_share" in candidate_arm.medians:
+            return candidate_arm.medians["layer_lead_share"]
     return 0.0
 
 

@@ -124,8 +124,8 @@ class ArmInputs:
         }
         if chunks.step is not None:
             series |= {"steps": chunks.steps_ms, "alone": chunks.alone_ms}
-        if chunks.early_layers:
-            series["early_layers"] = chunks.early_layers
+        if chunks.layer_lead_share:
+            series["layer_lead_share"] = chunks.layer_lead_share
         rounds_by_part = {
             "gather": chunks.gather_ms,
             "post": chunks.post_ms,

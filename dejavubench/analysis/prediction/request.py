@@ -136,8 +136,8 @@ class StreamedRequest:
         costs: what each chunk takes beside its bytes.
         prompt_rest_ms, token_rest_ms: how much longer the model's own work takes in the prompt and
             in each step, because streaming goes on beside it. The same on any link.
-        early_layers: how long before the end of its share of the prompt a layer is ready, as a part
-            of that share. Its attention and MLP follow.
+        layer_lead_share: how long before the end of its share of the prompt a layer is ready, as a
+            part of that share. Its attention and MLP follow.
     """
 
     layer_count: int
@@ -156,7 +156,7 @@ class StreamedRequest:
     costs: ChunkCosts = field(default_factory=ChunkCosts)
     prompt_rest_ms: TimesMs = 0.0
     token_rest_ms: TimesMs = 0.0
-    early_layers: TimesMs = 0.0
+    layer_lead_share: TimesMs = 0.0
 
     @property
     def total_ms(self) -> TimesMs:
@@ -282,7 +282,7 @@ class StreamedRequest:
         """Return when prompt and steps have arrived, each sent as soon as it is ready."""
         stations = self._make_stations(rate_per_ms)
         for layer in range(1, self.layer_count + 1):
-            ready_ms = compute.prompt_ms * (layer - self.early_layers) / self.layer_count
+            ready_ms = compute.prompt_ms * (layer - self.layer_lead_share) / self.layer_count
             arrived_ms = stations.carry(ready_ms, self.prompt_nbytes / self.layer_count)
         # The last layer can be there before the compute that follows it is over.
         arrived_ms = np.maximum(arrived_ms, compute.prompt_ms)

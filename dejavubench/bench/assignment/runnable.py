@@ -31,7 +31,7 @@ class RunnablePlan:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms that run: each of them once in every round."""
-        return self.plan.running
+        return self.plan.unskipped_arms
 
     # Cached although the class is frozen: cached_property writes to the instance's __dict__.
 
@@ -51,7 +51,7 @@ class RunnablePlan:
         return tuple(arm for arm in self.arms if arm.is_streaming)
 
     @cached_property
-    def on_disk(self) -> tuple[Arm, ...]:
+    def disk_arms(self) -> tuple[Arm, ...]:
         """The arms that write files."""
         return tuple(arm for arm in self.arms if arm.on_disk)
 

@@ -76,36 +76,36 @@ class MicrobatchClock:
     compute_ended_s: float = 0.0
     steps_began_s: list[float] = field(default_factory=list)
     drain_began_s: float = 0.0
-    _submitted_s: deque[float] = field(default_factory=deque)
-    _returned_s: float = 0.0
+    _submitted_at_s: deque[float] = field(default_factory=deque)
+    _returned_at_s: float = 0.0
     _tokens_began_s: float = 0.0
 
     def start_step(self) -> None:
         """Start the clock of the next step."""
-        self._submitted_s.append(self.now())
+        self._submitted_at_s.append(self.now())
 
     def stop_step(self) -> None:
         """Stop the clock of the oldest step under way."""
         now_s = self.now()
         # A step that was launched ahead waited behind the step before. That time is not its own.
-        began_s = max(self._submitted_s.popleft(), self._returned_s)
+        began_s = max(self._submitted_at_s.popleft(), self._returned_at_s)
         if len(self.step_ms) == 1:  # the prompt has returned, so this is step 1
             self._tokens_began_s = began_s
         self.steps_began_s.append(began_s)
         self.step_ms.append((now_s - began_s) * 1e3)
         if len(self.step_ms) > 1:
             self.all_token_ms = (now_s - self._tokens_began_s) * 1e3
-        self._returned_s = now_s
+        self._returned_at_s = now_s
 
     @property
     def returned_s(self) -> float:
         """When the newest step returned, by ``now``."""
-        return self._returned_s
+        return self._returned_at_s
 
     @property
     def under_way(self) -> int:
         """Number of steps that were submitted and have not returned."""
-        return len(self._submitted_s)
+        return len(self._submitted_at_s)
 
     @property
     def total_ms(self) -> float:

@@ -38,10 +38,10 @@ class RankAtPoint:
     @classmethod
     def connect(cls, context: RunContext, point: Point) -> RankAtPoint:
         """Connect this rank with the other side, for every destination. Collective."""
-        described_point = make_point_context(context.experiment, point, context.ranks)
+        point_context = make_point_context(context.experiment, point, context.ranks)
         # In one order on all ranks, as connecting may be collective.
         for connector in context.connectors.values():
-            connector.connect(described_point)
+            connector.connect(point_context)
         # A restart compares these entries with its own.
         header_entries = identify_streams(
             context.plan,

@@ -14,7 +14,7 @@ from dejavubench.bench.engine.steps import make_steps
 from dejavubench.bench.point.rank import RankAtPoint
 from dejavubench.bench.point.source_destinations import SourceDestinations
 from dejavubench.bench.point.source_staging import SourceStaging
-from dejavubench.bench.profiling.nvtx import choose_ranged_class
+from dejavubench.bench.profiling.nvtx import choose_ranged_maker
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.config.arms import Arm
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -66,7 +66,7 @@ class Source:
         assert collectives is not None
         steps = make_steps(self.model, caches, self.prompts, plan.sampling, rotating_caches)
         prompt_tokens = [prompt.tokens for prompt in self.prompts]
-        return choose_ranged_class(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
+        return choose_ranged_maker(self.rank_at_point.experiment, BatchMaker, RangedBatchMaker)(
             self.model,
             steps,
             collectives,

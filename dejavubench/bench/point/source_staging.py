@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dejavubench.bench.point.rank import RankAtPoint
-from dejavubench.bench.profiling.nvtx import choose_ranged_class
+from dejavubench.bench.profiling.nvtx import choose_ranged_maker
 from dejavubench.dejavulib.destinations.base import Destination
 from dejavubench.dejavulib.device import BounceBuffer, DeviceStaging
 from dejavubench.dejavulib.kv_cache import KVCache
@@ -22,7 +22,7 @@ class SourceStaging:
         self._slot_nbytes = rank_at_point.worker_view.slot_nbytes
         self._count = rank_at_point.point.settings.staging_slots
         self._is_timed = rank_at_point.experiment.chunk_times
-        self._make_streamer = choose_ranged_class(
+        self._make_streamer = choose_ranged_maker(
             rank_at_point.experiment, Streamer, RangedStreamer
         )
         ((whole_stream, *_), *_) = rank_at_point.worker_view.local_streams()

@@ -38,20 +38,20 @@ class DeviceToHostCopies:
 
     def __init__(self, device: torch.device, model: ProbedModel) -> None:
         slot_nbytes = model.slot_nbytes
-        one_request = replace(model.geometry, layers=1, requests=1)
-        positions = slot_nbytes // one_request.token_nbytes
+        request_geometry = replace(model.geometry, layers=1, requests=1)
+        positions = slot_nbytes // request_geometry.token_nbytes
         # One position more than is moved keeps the heads apart, as in a cache that is not full.
-        one_request = replace(one_request, positions=positions + 1)
+        request_geometry = replace(request_geometry, positions=positions + 1)
         schedule = StreamSchedule(
-            geometry=one_request,
-            region=one_request.whole,
+            geometry=request_geometry,
+            region=request_geometry.whole,
             input_len=positions,
             steps=0,
             slot_nbytes=slot_nbytes,
         )
         (self._chunk,) = schedule.all_chunks(LEVELS[DEFAULT_LEVEL])
         self._moved_stream = Stream(0, schedule)
-        self._cache = KVCache.allocate(one_request, model.dtype, device)
+        self._cache = KVCache.allocate(request_geometry, model.dtype, device)
         self._device = device
         self._packing = Packing(self._cache, self._chunk.region)
         self._nbytes = self._chunk.nbytes
@@ -94,7 +94,7 @@ class DeviceToHostCopies:
             self._moved_stream, self._chunk, self._packing, each_complete=False
         )
         # One transfer stands for all chunks: the bytes are the same, and making it is not timed.
-        transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready=ready_event)
+        transfer = Transfer(planned_chunk, ByteProgress(), StreamStats(), ready_event=ready_event)
         torch.cuda.synchronize(self._device)
         began_s = time.perf_counter()
         begun_count = 0

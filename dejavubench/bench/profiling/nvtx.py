@@ -33,12 +33,12 @@ class NvtxRanges:
         torch.cuda.nvtx.range_pop()
 
 
-def choose_ranged_class(
+def choose_ranged_maker(
     experiment: Experiment,
     make_plain: Callable[ArgumentsT, ResultT],
     make_ranged: Callable[Concatenate[Ranges, ArgumentsT], ResultT],
 ) -> Callable[ArgumentsT, ResultT]:
-    """Return a class for a run, or with --nvtx its ranged kind.
+    """Return the maker of a run's objects: the plain one, or with --nvtx the ranged one.
 
     Args:
         make_plain: such as ``Streamer``.

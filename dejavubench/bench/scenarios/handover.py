@@ -23,7 +23,7 @@ from dejavubench.bench.engine.prompts import make_prompts
 from dejavubench.bench.engine.steps import make_steps
 from dejavubench.bench.point.sink import Sink
 from dejavubench.bench.point.source import Source
-from dejavubench.bench.profiling.nvtx import choose_ranged_class
+from dejavubench.bench.profiling.nvtx import choose_ranged_maker
 from dejavubench.bench.profiling.ranged_maker import RangedBatchMaker
 from dejavubench.bench.recording.microbatches import IterationId
 from dejavubench.bench.scenarios.base import RecordedIteration
@@ -217,7 +217,7 @@ class SinkModel:
         )
         steps = make_steps(model, caches, self._prompts, plan.sampling)
         prompts = [prompt.tokens for prompt in self._prompts]
-        self._maker = choose_ranged_class(plan.experiment, BatchMaker, RangedBatchMaker)(
+        self._maker = choose_ranged_maker(plan.experiment, BatchMaker, RangedBatchMaker)(
             model=model,
             steps=steps,
             collectives=collectives,

@@ -47,16 +47,16 @@ class Scenarios:
         self._make_part = make_part
         self._parts: dict[Scenario, ScenarioPart] = {}
 
-    def part_of(self, arm: Arm) -> ScenarioPart:
-        """Return the scenario that the arm goes through."""
+    def find_part(self, arm: Arm) -> ScenarioPart:
+        """Return this rank's part in the scenario that the arm goes through."""
         name = arm.scenario
         if name not in self._parts:
             self._parts[name] = self._make_part(SCENARIOS[name])
         return self._parts[name]
 
-    def all(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
-        """Return each scenario that some arm goes through, in the same order on every rank."""
-        return list(dict.fromkeys(map(self.part_of, arms)))
+    def list_parts(self, arms: Sequence[Arm]) -> list[ScenarioPart]:
+        """Return the parts of all scenarios that arms go through, in one order on every rank."""
+        return list(dict.fromkeys(map(self.find_part, arms)))
 
     def close(self) -> None:
         """Close each scenario that some arm went through."""

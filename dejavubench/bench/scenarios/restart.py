@@ -49,7 +49,7 @@ class RestoredCaches:
     @property
     def wrong(self) -> list[str]:
         """Why files hold fewer good steps than they say, for each such file."""
-        return [stream.wrong for stream in self.restored if stream.wrong is not None]
+        return [stream.fault for stream in self.restored if stream.fault is not None]
 
     def list_tokens(self, step_count: int) -> list[list[torch.Tensor]]:
         """Return for each microbatch the new tokens [B] of the first ``step_count`` steps.
@@ -85,7 +85,7 @@ def _drop_unknown_steps(restored_stream: RestoredStream, file: SavedStream) -> N
         (step for step, ids in enumerate(restored_stream.tokens) if (ids < 0).any()), None
     )
     if first_unknown is not None:
-        restored_stream.wrong = (
+        restored_stream.fault = (
             f"{file.path}: token ids of step {first_unknown} are not in it; "
             f"{first_unknown} steps are good"
         )

@@ -32,7 +32,7 @@ def _find_reasons(runnable: RunnablePlan, ranks: Ranks, connectors: Connectors) 
     reasons = {
         point_id: reason for point_id, reason in reasons_of_plan.items() if point_id in plan.starts
     }
-    if not runnable.on_disk or not ranks.is_source:
+    if not runnable.disk_arms or not ranks.is_source:
         return reasons
     directory = experiment.stream_dir or experiment.log_dir
     # The folder itself may not be there yet: the nearest one above it is on the same disk.
@@ -64,7 +64,9 @@ def count_stored_nbytes(
 ) -> int:
     """Return the bytes of this source's files of all microbatches, for all arms that write any."""
     streams_of_microbatches = make_worker_view(point, ranks.topology).local_streams()
-    writers = {arm.destination_key: arm.transport.name for arm in runnable.on_disk if arm.transport}
+    writers = {
+        arm.destination_key: arm.transport.name for arm in runnable.disk_arms if arm.transport
+    }
     return sum(
         connectors[name].stored_nbytes(stream)
         for name in writers.values()
@@ -75,5 +77,5 @@ def count_stored_nbytes(
 
 def count_probe_nbytes(runnable: RunnablePlan) -> int:
     """Return the bytes of the files that probes write."""
-    files = {(arm.transport.name, arm.durability) for arm in runnable.on_disk if arm.transport}
+    files = {(arm.transport.name, arm.durability) for arm in runnable.disk_arms if arm.transport}
     return sum(runnable.transports[name].probe_nbytes for name, _ in files)

@@ -126,7 +126,7 @@ def _find_conditions(
     """Exchange what each rank asks of its host's cores. Collective."""
     # A helper thread per destination exists, but arms take turns: one of them is at work.
     helper_count = int(ranks.is_source and bool(runnable.streaming))
-    writes = ranks.is_source and bool(runnable.on_disk)
+    writes = ranks.is_source and bool(runnable.disk_arms)
     stream_dir = workspace.stream_dir if writes else None
     return Conditions(
         world=ranks.world,

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from dejavubench import records
 from dejavubench.bench.assignment.runnable import RunnablePlan
-from dejavubench.bench.profiling.nvtx import choose_ranged_class
+from dejavubench.bench.profiling.nvtx import choose_ranged_maker
 from dejavubench.bench.profiling.ranged_recorder import RangedRecorder
 from dejavubench.bench.recording.chunk_file import ChunkFile
 from dejavubench.bench.recording.recorder import Recorder
@@ -143,7 +143,7 @@ def _open_recorder(folder: Path, runnable: RunnablePlan, rank: int, session: int
     point_count = len(runnable.plan.points)
     is_single_arm = rank == 0 and len(runnable.plan.arms) == point_count == 1
     try:
-        make = choose_ranged_class(runnable.experiment, Recorder, RangedRecorder)
+        make = choose_ranged_maker(runnable.experiment, Recorder, RangedRecorder)
         return make(folder, rank, point_count > 1, to_stdout=is_single_arm, session=session)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None

@@ -26,11 +26,11 @@ class RestoredStream:
     Attributes:
         tokens: token ids that went into each good step from the first one on, int32 [requests, P]
             for the prompt and [requests, 1] for a decode step; −1 if the worker did not know them.
-        wrong: the reason if fewer steps are good than the watermark says; else None.
+        fault: the reason if fewer steps are good than the watermark says; else None.
     """
 
     tokens: list[np.ndarray] = field(default_factory=list)
-    wrong: str | None = None
+    fault: str | None = None
 
     @property
     def steps(self) -> int:
@@ -72,7 +72,7 @@ class SavedStream:
             try:
                 record = self._read_record(step)
             except StreamingError as error:
-                restored_stream.wrong = (
+                restored_stream.fault = (
                     f"{error}; of {self.watermark} steps under the watermark "
                     f"{restored_stream.steps} are good"
                 )

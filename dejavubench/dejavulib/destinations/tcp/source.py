@@ -92,7 +92,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         with self._lock:
             super().begin(stream)
             self._microbatch[stream.id] += 1
-            self._ask(FrameKind.BEGIN, stream, 0)
+            self._send_frame(FrameKind.BEGIN, stream, 0)
             self._await(FrameKind.BEGUN, stream)
 
     # ---- sending ----
@@ -105,7 +105,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         """
         with self._lock:
             self._under_way[stream.key].append(chunk.index)
-            self._ask(FrameKind.CHUNK, stream, chunk.index, packed.numpy().data)
+            self._send_frame(FrameKind.CHUNK, stream, chunk.index, packed.numpy().data)
 
     def flush_extents(
         self, stream: Stream, chunk: Chunk, extents: Sequence[memoryview], each_complete: bool
@@ -124,7 +124,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             self._under_way[stream.key].append(chunk_index)
             for block in self.cut_and_count(extents):
                 for extent in block:
-                    self._ask(kind, stream, chunk_index, extent)
+                    self._send_frame(kind, stream, chunk_index, extent)
                     if each_complete:
                         self._await(FrameKind.TAKEN, stream)
 
@@ -146,7 +146,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
         """
         edges = (edge for span in vars(chunk.region).values() for edge in span)
         with self._lock:
-            self._ask(FrameKind.READ, stream, chunk.index, REGION.pack(*edges))
+            self._send_frame(FrameKind.READ, stream, chunk.index, REGION.pack(*edges))
             self._receive(self._await(FrameKind.CONTENT, stream), packed.numpy().data)
 
     # ---- services of the sink's owner ----
@@ -168,7 +168,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
             WireError: the connection broke, or other bytes came than were announced.
         """
         with self._lock:
-            self._ask(kind, stream, number)
+            self._send_frame(kind, stream, number)
             for buffer in raw_buffers:
                 self.wire.send(buffer)
             answer = self._await(kind, stream)
@@ -184,7 +184,7 @@ class TCPDestination(RemoteDestination[int], ReadableDestination):
 
     # ---- the connection ----
 
-    def _ask(
+    def _send_frame(
         self, kind: int, stream: Stream, number: int, payload: memoryview | bytes = b""
     ) -> None:
         """Send a frame. If the sink has refused, raise its reason and not the broken connection."""
