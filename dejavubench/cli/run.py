@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dejavubench.cli import host_checks, reporting
+from dejavubench.cli import host_checks
 from dejavubench.cli.errors import share_status
 from dejavubench.cli.field_option import GroupedCommand, make_field_options
+from dejavubench.cli.final_report import FinalReport, make_half_width, make_tables
 from dejavubench.cli.params import PATH
 from dejavubench.cli.results import ResultFile
 from dejavubench.cli.run_arguments import RunArguments
@@ -81,12 +82,12 @@ def _measure(arguments: RunArguments) -> NoReturn:
     from dejavubench.bench.run import run as run_plan
     from dejavubench.bench.startup.hooks import RunHooks
 
-    final_report = reporting.FinalReport(arguments.result_file, arguments.gate)
+    final_report = FinalReport(arguments.result_file, arguments.gate)
     if plan.continued_run is not None and not plan.starts:
         end_complete_job(plan.continued_run.folder, final_report.show, watchdog)
         sys.exit(share_status(final_report.status))
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    hooks = RunHooks(reporting.make_half_width(plan), final_report.show, reporting.make_tables)
+    hooks = RunHooks(make_half_width(plan), final_report.show, make_tables)
     status = run_plan(plan, command, hooks, watchdog)
     # Rank 0 alone has read the records. A job that failed keeps its own status.
     is_judged = arguments.gate and status == ExitStatus.OK

@@ -33,7 +33,7 @@ from dejavubench.bench.environment import facts
 from dejavubench.bench.point import models, sink
 from dejavubench.bench.scenarios import plain, streaming
 from dejavubench.bench.startup import first_records, workspace
-from dejavubench.cli import distribute_plan, main, reporting
+from dejavubench.cli import distribute_plan, final_report, main
 from dejavubench.dejavulib import receiver
 from dejavubench.dejavulib.destinations import cuda_ipc, mpi, nccl, nixl, tcp
 from dejavubench.models.gpt import GPT
@@ -210,7 +210,7 @@ def fail_at_the_end() -> None:
         note_strike()
         raise RuntimeError("injected")
 
-    inject(reporting.FinalReport, "show", before=fail)
+    inject(final_report.FinalReport, "show", before=fail)
 
 
 @fault
