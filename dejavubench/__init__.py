@@ -1,3 +1,3 @@
 """DéjàVuLib, KV-cache streaming for generative models, and the suite that measures it."""
 
-__version__ = "0.1.0rc1"
+__version__ = "0.1.0rc2"
